@@ -1,0 +1,42 @@
+"""Runs one benchmark: ``python -m echo_rtc.bench NAME [arguments]``.
+
+Each is a module of this package with ``main(argv) -> exit code``, imported only when asked for, because some load torch
+and some must not. Knows their names and nothing else about them.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+
+from echo_rtc.errors import EchoRtcError
+
+BENCHMARKS = {
+    "parity": "how far the networks' numbers are from a reference",
+    "render": "frames per second and share of the processor of the clip generator",
+    "sync": "difference between sound and picture as a client receives them",
+    "stream": "processor time of the whole server process for one stream",
+    "latency": "delay from the microphone to the echo",
+}
+
+
+def main(argv: list[str]) -> int:
+    """Runs the benchmark that the first argument names; returns the exit code, 2 for an error of the user's."""
+    if argv and argv[0] in ("-h", "--help"):
+        lines = (f"  {name:<8} {about}" for name, about in BENCHMARKS.items())
+        sys.stdout.write("usage: python -m echo_rtc.bench NAME [arguments]\n\n" + "\n".join(lines) + "\n")
+        return 0
+    if not argv or argv[0] not in BENCHMARKS:
+        given = repr(argv[0]) if argv else "missing"
+        sys.stderr.write(f"the benchmark's name is {given}; it must be one of {', '.join(BENCHMARKS)}\n")
+        return 2
+    module = importlib.import_module(f"echo_rtc.bench.{argv[0]}")
+    try:
+        return int(module.main(argv[1:]))
+    except EchoRtcError as error:
+        sys.stderr.write(f"{error}\n")
+        return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,43 @@
+"""Makes the engine that the settings ask for. Starts nothing and loads nothing."""
+
+from __future__ import annotations
+
+from echo_rtc.engine.devices import resolve_devices
+from echo_rtc.engine.local import LocalEngine, LocalOptions
+from echo_rtc.engine.protocol import Engine
+from echo_rtc.engine.testcard import TestCardEngine
+from echo_rtc.engine.worker import CPU_NICENESS, ModelLoader, WorkerSpec
+from echo_rtc.settings import Settings
+
+
+def create_engine(settings: Settings) -> Engine:
+    """The engine of ``settings.engine``, to be started in the loop that will use it."""
+    if settings.engine == "testcard":
+        return TestCardEngine(settings.clip_format)
+    options = LocalOptions(render_timeout_s=settings.render_timeout)
+    return LocalEngine(settings.clip_format, lambda: worker_specs(settings), options)
+
+
+def worker_specs(settings: Settings) -> list[WorkerSpec]:
+    """One worker per device. Blocks while it looks for devices; raises SettingsError if one is not there."""
+    return [
+        WorkerSpec(device, _loader(settings, device), CPU_NICENESS if device == "cpu" else 0)
+        for device in resolve_devices(settings.devices)
+    ]
+
+
+def _loader(settings: Settings, device: str) -> ModelLoader:
+    return ModelLoader(
+        model=dict(settings.model),
+        model_base=settings.model_base,
+        reference_image=settings.reference_image,
+        pose_dir=settings.pose_dir,
+        format=settings.clip_format,
+        device=device,
+        steps=settings.steps,
+        cfg=settings.cfg,
+        audio_margin=settings.audio_margin,
+        audio_model_type=settings.audio_model_type,
+        low_ram=settings.low_ram,
+        use_init_latent=settings.use_init_latent,
+    )

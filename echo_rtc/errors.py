@@ -1,0 +1,39 @@
+"""The few exception classes. Each message is one sentence for a user: the key, the value and the mend.
+
+The edges turn them into what a user sees: ``server.py`` and the command line into an exit code, ``web`` into an HTTP
+status. Nothing below the edges knows of either.
+"""
+
+from __future__ import annotations
+
+
+class EchoRtcError(Exception):
+    """Base of all errors whose message is meant for a user."""
+
+
+class SettingsError(EchoRtcError):
+    """A flag, environment variable or YAML key is unknown or has an impossible value."""
+
+
+class InputError(EchoRtcError):
+    """A file or folder given by a user is missing, unreadable or not what it should be."""
+
+
+class OfferError(EchoRtcError):
+    """A session description that cannot be read."""
+
+
+class UnsupportedMediaError(OfferError):
+    """A readable session description that offers nothing this server can use."""
+
+
+class CapacityError(EchoRtcError):
+    """The server is full; the caller may try again after ``retry_after_s`` seconds."""
+
+    def __init__(self, message: str, retry_after_s: int) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
+
+
+class RenderError(EchoRtcError):
+    """A clip could not be rendered: its worker failed, died or took too long. The stream goes on without it."""

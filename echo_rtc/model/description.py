@@ -1,0 +1,152 @@
+"""Which files a model consists of: the published folder layout and our own, from one mapping of the YAML file.
+
+Knows names and where they are looked for; reads config.json and nothing else. Our own layout is told by an
+"autoencoder" section in config.json: then all networks are safetensors files beside it.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from echo_rtc.errors import InputError, SettingsError
+from echo_rtc.model.config import PUBLISHED
+
+WEIGHT_SUFFIXES = (".safetensors", ".pth", ".bin", ".pt")
+"""Suffixes of weight files, in the order in which another kind of the same name is looked for."""
+
+_PUBLISHED_NAMES: dict[str, str | None] = {
+    "reference_unet": "reference_unet.pth",
+    "denoising_unet": "denoising_unet_acc.pth",
+    "motion_module": "motion_module_acc.pth",
+    "pose_encoder": "pose_encoder.pth",
+    "base_unet": "sd-image-variations-diffusers/unet",
+    "vae": "sd-vae-ft-mse",
+    "audio_encoder": "audio_processor/tiny.pt",
+    "wav2vec2": "wav2vec2-base-960h",
+    "wav2vec2_adapter": None,
+}
+_OWN_NAMES: dict[str, str | None] = {
+    "reference_unet": "reference_unet.safetensors",
+    "denoising_unet": "denoising_unet.safetensors",
+    "motion_module": None,
+    "pose_encoder": "pose_encoder.safetensors",
+    "base_unet": None,
+    "vae": "autoencoder.safetensors",
+    "audio_encoder": "audio_encoder.safetensors",
+    "wav2vec2": "wav2vec2-base-960h",
+    "wav2vec2_adapter": None,
+}
+_OPTIONAL = frozenset({"motion_module", "base_unet", "wav2vec2_adapter"})
+"""Keys that may be null."""
+
+
+@dataclass(frozen=True, slots=True)
+class ModelDescription:
+    """The files of a model, all paths absolute or relative to the working directory.
+
+    ``config`` is the content of config.json: the networks' widths. ``motion_module`` and ``base_unet`` are None where
+    ``denoising_unet`` holds everything. ``vae`` is a diffusers folder in the published layout, a file in our own.
+    """
+
+    weights: Path
+    config: Mapping[str, Any]
+    reference_unet: Path
+    denoising_unet: Path
+    motion_module: Path | None
+    pose_encoder: Path
+    base_unet: Path | None
+    vae: Path
+    audio_encoder: Path
+    wav2vec2: Path
+    wav2vec2_adapter: Path | None
+
+    @classmethod
+    def from_mapping(cls, mapping: Mapping[str, str | None], base: Path) -> ModelDescription:
+        """Reads the YAML file's ``model`` mapping.
+
+        ``weights`` and ``config`` are relative to ``base``, all else to ``weights``. Without ``config``, config.json in
+        or beside the weights folder holds if it describes networks, else the published full-size widths.
+
+        Raises SettingsError for an unknown key or an impossible value, InputError for a missing or unreadable file.
+        """
+        known = ["weights", "config", *_PUBLISHED_NAMES]
+        for key, value in mapping.items():
+            if key not in known:
+                raise SettingsError(f"model.{key} is unknown; known are {', '.join(known)}")
+            if value is None and key not in _OPTIONAL and key != "config":
+                raise SettingsError(f"model.{key} is null; it must be a path")
+            if value is not None and (not isinstance(value, str) or not value):
+                raise SettingsError(f"model.{key} is {value!r}; it must be a path")
+        if not mapping.get("weights"):
+            raise SettingsError("model.weights is missing; it must be the folder that holds the weights")
+        weights = _join(base, str(mapping["weights"]))
+        if not weights.is_dir():
+            raise InputError(f"the weights folder {weights} does not exist{_fetch_all(mapping, weights)}")
+        given = mapping.get("config")
+        config = _read_config(_join(base, given)) if given else _find_config(weights)
+        paths: dict[str, Path | None] = {}
+        for key, name in (_OWN_NAMES if "autoencoder" in config else _PUBLISHED_NAMES).items():
+            if key in mapping:
+                chosen = mapping[key]
+                paths[key] = None if chosen is None else _join(weights, chosen)
+            else:
+                paths[key] = None if name is None else _same_kind(weights / name)
+        return cls(weights=weights, config=config, **paths)  # type: ignore[arg-type]  # required ones are never None
+
+    @property
+    def own_layout(self) -> bool:
+        """Whether the autoencoder is described by config.json, as in our own layout."""
+        return "autoencoder" in self.config
+
+
+def _join(base: Path, path: str) -> Path:
+    return base / Path(path).expanduser()
+
+
+def _same_kind(path: Path) -> Path:
+    """The path itself, or a file of the same name in another format if only that exists."""
+    if path.exists() or path.suffix not in WEIGHT_SUFFIXES:
+        return path
+    others = (path.with_suffix(suffix) for suffix in WEIGHT_SUFFIXES)
+    return next((other for other in others if other.exists()), path)
+
+
+def _fetch_all(mapping: Mapping[str, str | None], weights: Path) -> str:
+    """How to get the whole published folder; nothing where the mapping shows that it is another model."""
+    if mapping.get("motion_module", "") is None:
+        return "; check model.weights in the configuration"
+    return f"; fetch it with: hf download BadToBest/EchoMimicV2 --local-dir {weights}"
+
+
+def _find_config(weights: Path) -> Mapping[str, Any]:
+    """config.json in or beside the weights folder, if it is one of ours; else the published widths."""
+    for path in (weights / "config.json", weights.absolute().parent / "config.json"):
+        if path.is_file():
+            content = _read_json(path)
+            # Model hubs put files of this name into folders for purposes of their own.
+            if "denoising_unet" in content:
+                return content
+    return PUBLISHED
+
+
+def _read_config(path: Path) -> Mapping[str, Any]:
+    content = _read_json(path)
+    if "denoising_unet" not in content:
+        raise InputError(f"model.config {path} describes no networks: it lacks denoising_unet")
+    return content
+
+
+def _read_json(path: Path) -> Mapping[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputError(f"the file {path} cannot be read: {error.strerror or error}") from error
+    except ValueError as error:
+        raise InputError(f"the file {path} is not valid JSON: {error}") from error
+    if not isinstance(content, dict):
+        raise InputError(f"the file {path} holds no JSON object")
+    return content

@@ -1,0 +1,353 @@
+"""From one clip's audio to its frames: conditioning, diffusion, decoding, colour.
+
+What belongs to an avatar (reference bank, pose features) is prepared once; what belongs to a stream arrives with each
+request and leaves with each result, so that any generator can take any clip. Knows nothing of processes, of when a
+clip is due or of where it is shown.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from fractions import Fraction
+from pathlib import Path
+from typing import Protocol
+
+import av
+import numpy as np
+import torch
+from torch import Tensor
+
+from echo_rtc.clips import ClipFormat, F16Array, F32Array, U8Array, YuvFrames
+from echo_rtc.engine.protocol import Avatar, RenderRequest, RenderResult
+from echo_rtc.errors import InputError, RenderError, SettingsError
+from echo_rtc.model.audio import SAMPLE_RATE, Wav2Vec2AudioEncoder, WhisperAudioEncoder, frame_tokens
+from echo_rtc.model.colour import rgb_bytes, yuv_planes
+from echo_rtc.model.description import ModelDescription
+from echo_rtc.model.image import load_reference_image
+from echo_rtc.model.loading import Networks, load_networks
+from echo_rtc.model.pose import Pose, draw_pose, load_pose_sequence
+from echo_rtc.model.sampler import ClipConditions, Sampler, draw_noise, initial_latents
+from echo_rtc.model.unet2d import Bank
+from echo_rtc.model.unet3d import KeysValues
+
+log = logging.getLogger(__name__)
+
+DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+
+_CHUNK = 16
+"""Frames that the pose encoder and the autoencoder take at a time: bounds their memory."""
+
+
+@dataclass(frozen=True, slots=True)
+class GeneratorSettings:
+    """What a generator is told beyond the model's files.
+
+    ``steps`` denoising steps, ``cfg`` guidance scale (at 1 and below there is none), ``audio_margin`` frames of audio
+    context on each side, ``audio_model_type`` "whisper" or "wav2vec2", ``low_ram`` whether poses are drawn for each
+    clip instead of kept, ``device`` as PyTorch names it, ``dtype`` "float32", "float16" or "bfloat16".
+    """
+
+    format: ClipFormat
+    steps: int = 6
+    cfg: float = 2.5
+    audio_margin: int = 2
+    audio_model_type: str = "whisper"
+    low_ram: bool = False
+    device: str = "cpu"
+    dtype: str = "float32"
+
+    def __post_init__(self) -> None:
+        if self.steps < 1:
+            raise SettingsError(f"steps is {self.steps}; it must be at least 1")
+        if self.audio_margin < 0:
+            raise SettingsError(f"audio_margin is {self.audio_margin}; it must not be negative")
+        if self.audio_model_type not in ("whisper", "wav2vec2"):
+            raise SettingsError(f"audio_model_type is {self.audio_model_type!r}; it must be whisper or wav2vec2")
+        if self.dtype not in DTYPES:
+            raise SettingsError(f"dtype is {self.dtype!r}; it must be one of {', '.join(DTYPES)}")
+
+
+class AudioEncoder(Protocol):
+    """Turns mono float32 audio (samples,) at 16 kHz into hidden states (positions, layers, width)."""
+
+    @property
+    def width(self) -> int: ...
+
+    def hidden_states(self, audio: Tensor | F32Array) -> Tensor: ...
+
+
+class PoseTrack:
+    """The pose features of an avatar's endless pose sequence.
+
+    Kept, they are computed at once and stay on the device, (P, C0, h, w); otherwise the poses are drawn and encoded
+    whenever they are asked for.
+    """
+
+    def __init__(self, poses: list[Pose], encode: Callable[[list[Pose]], Tensor], keep: bool) -> None:
+        self._poses, self._encode = poses, encode
+        self._kept: Tensor | None = None
+        if keep:
+            parts = [encode(poses[start : start + _CHUNK]) for start in range(0, len(poses), _CHUNK)]
+            self._kept = torch.cat(parts).contiguous(memory_format=torch.channels_last)
+
+    def __len__(self) -> int:
+        return len(self._poses)
+
+    def features(self, position: int, frames: int) -> Tensor:
+        """The features (1, C0, F, h, w) of ``frames`` frames from number ``position`` on, wrapping around."""
+        numbers = [(position + frame) % len(self._poses) for frame in range(frames)]
+        if self._kept is None:
+            chunks = [numbers[start : start + _CHUNK] for start in range(0, frames, _CHUNK)]
+            features = torch.cat([self._encode([self._poses[number] for number in chunk]) for chunk in chunks])
+        elif numbers[0] + frames <= len(self._poses):
+            features = self._kept[numbers[0] : numbers[0] + frames]  # a view
+        else:
+            features = self._kept[torch.tensor(numbers, device=self._kept.device)]
+        return features.transpose(0, 1)[None]
+
+
+@dataclass(frozen=True, slots=True)
+class _Prepared:
+    """What is computed once per avatar: the reference's keys and values for every block, and the pose features."""
+
+    bank: KeysValues
+    poses: PoseTrack
+
+
+@dataclass
+class Stopwatch:
+    """Milliseconds of each stage of a clip; waits for the device at each stage's end, or they would mean nothing."""
+
+    device: torch.device
+    stages_ms: dict[str, float] = field(default_factory=dict)
+    _last: float = field(default_factory=time.perf_counter)
+
+    def lap(self, stage: str) -> None:
+        """Ends the stage that began with the last lap (or with the stopwatch)."""
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        now = time.perf_counter()
+        self.stages_ms[stage] = self.stages_ms.get(stage, 0.0) + 1000.0 * (now - self._last)
+        self._last = now
+
+
+class ClipGenerator:
+    """EchoMimic-V2 on one device. Not for several threads at once."""
+
+    def __init__(self, networks: Networks, audio_encoder: AudioEncoder, settings: GeneratorSettings) -> None:
+        """Takes loaded networks, all on the settings' device. Raises SettingsError or InputError if they cannot make
+        pictures of the settings' size or read the audio encoder's tokens."""
+        self.settings = settings
+        self.networks = networks
+        self.audio_encoder = audio_encoder
+        self.device = torch.device(settings.device)
+        self._dtype = DTYPES[settings.dtype]
+        self._avatars: dict[str, _Prepared] = {}
+        self._samplers: dict[int, Sampler] = {}
+        scale = networks.autoencoder.scale
+        for name in ("width", "height"):
+            pixels = getattr(settings.format, name)
+            if pixels % scale:
+                raise SettingsError(f"{name} is {pixels}; this model needs a multiple of {scale}")
+        if audio_encoder.width != networks.denoiser.config.audio_width:
+            raise InputError(
+                f"the audio encoder gives tokens of {audio_encoder.width} values, "
+                f"but denoising_unet.cross_attention_dim is {networks.denoiser.config.audio_width}"
+            )
+
+    @classmethod
+    def load(
+        cls, description: ModelDescription, settings: GeneratorSettings, progress: Callable[[str], None]
+    ) -> ClipGenerator:
+        """Reads all networks of a model onto the settings' device. Raises InputError or SettingsError."""
+        device, dtype = _device(settings), DTYPES[settings.dtype]
+        encoder: WhisperAudioEncoder | Wav2Vec2AudioEncoder
+        if settings.audio_model_type == "whisper":
+            progress(f"reading the audio encoder from {description.audio_encoder}")
+            encoder = WhisperAudioEncoder.load(description.audio_encoder, description.config.get("whisper"))
+        else:
+            progress(f"reading wav2vec2 from {description.wav2vec2}")
+            encoder = Wav2Vec2AudioEncoder.load(description.wav2vec2, description.wav2vec2_adapter)
+        # On the CPU it stays exact: it costs little there.
+        encoder.to(device=device, dtype=torch.float32 if device.type == "cpu" else dtype).requires_grad_(False)
+        return cls(load_networks(description, device, dtype, progress), encoder, settings)
+
+    @torch.inference_mode()
+    def prepare_avatar(self, name: str, reference_image: Path, pose_dir: Path) -> None:
+        """Computes what clips of an avatar share. Raises InputError if its image or a pose cannot be read."""
+        size = self.settings.format
+        image = load_reference_image(reference_image, size.width, size.height)
+        poses = load_pose_sequence(pose_dir)
+        bank = self.networks.denoiser.project_bank(self.stored(self.networks.reference(self.encode_image(image))))
+        track = PoseTrack(poses, self._pose_features, keep=not self.settings.low_ram)
+        self._avatars[name] = _Prepared(bank, track)
+
+    def generate(self, request: RenderRequest) -> RenderResult:
+        """Renders one clip as YUV 4:2:0. Raises RenderError if the request cannot be."""
+        watch = Stopwatch(self.device)
+        frames, latents = self._generate_yuv(request, watch)
+        return RenderResult(frames, _last_latent(latents), watch.stages_ms)
+
+    @torch.inference_mode()
+    def generate_rgb(self, request: RenderRequest) -> tuple[U8Array, F16Array]:
+        """Renders one clip: its frames (F, H, W, 3) uint8 RGB and the final latent (C, h, w) of its last frame."""
+        latents = self._denoise(request, Stopwatch(self.device))
+        frames: U8Array = torch.cat([rgb_bytes(part) for part in self._decode(latents)]).cpu().numpy()
+        return frames, _last_latent(latents)
+
+    def idle_loop(self, name: str, chained: bool = True, seed: int = 0) -> Avatar:
+        """Renders the whole pose sequence with silence for its sound: what an avatar shows while nobody speaks.
+
+        ``chained`` starts each clip from the last latent of the one before. The loop closes: its first clip is chained
+        to a clip that ends where the loop does, and is not shown. Where the sequence is no multiple of the clip length,
+        the last clip runs on into the beginning and its surplus is cut off.
+        """
+        length = len(self._avatar(name).poses)
+        count = self.settings.format.clip_frames
+        silence = np.zeros(self._window_samples(count), dtype=np.float32)
+        request = RenderRequest(name, silence, count, pose_position=(-count) % length, seed=seed)
+        if chained:
+            with torch.inference_mode():
+                before = self._denoise(request, Stopwatch(self.device))
+            request = replace(request, init_latent=_last_latent(before))
+        clips: list[YuvFrames] = []
+        latents: list[F16Array] = []
+        for position in range(0, length, count):
+            frames, final = self._generate_yuv(replace(request, pose_position=position), Stopwatch(self.device))
+            kept = min(count, length - position)
+            clips.append(frames[:kept])
+            latents.append(final[0, :, :kept].transpose(0, 1).to("cpu", torch.float16).numpy())
+            if chained:
+                request = replace(request, init_latent=_last_latent(final))
+        y, u, v = (np.concatenate([getattr(clip, plane) for clip in clips]) for plane in ("y", "u", "v"))
+        return Avatar(name, YuvFrames(y, u, v), np.concatenate(latents))
+
+    # The stages, in the order of computation. Public where the parity check compares them.
+
+    def encode_image(self, image: U8Array) -> Tensor:
+        """The reference image's latents: (H, W, 3) uint8 RGB -> (1, C, h, w)."""
+        pixels = torch.from_numpy(image).to(self.device).permute(2, 0, 1)[None]
+        return self.networks.autoencoder.encode((pixels.float() / 127.5 - 1).to(self._dtype))
+
+    def encode_poses(self, drawn: Tensor) -> Tensor:
+        """Pose features: drawn poses (N, 3, H, W) in 0..1 -> (N, C0, h, w)."""
+        features: Tensor = self.networks.pose(drawn.to(self.device, self._dtype))
+        return features
+
+    def stored(self, bank: Mapping[str, Tensor]) -> Bank:
+        """The reference bank as the published code keeps it between the networks: rounded to float16, always."""
+        return {name: value.half().to(self._dtype) for name, value in bank.items()}
+
+    def audio_tokens(self, audio: F32Array, frames: int) -> Tensor:
+        """The tokens (1, F, T, W) of the last ``frames`` frames of audio at the format's sample rate.
+
+        What comes before them is history: it is encoded with them, and its own tokens are dropped.
+        """
+        clip = self.settings.format
+        history = max(0, round(Fraction(len(audio) * clip.fps, clip.sample_rate)) - frames)
+        sound = torch.from_numpy(resample(audio, clip.sample_rate, SAMPLE_RATE)).to(self.device)
+        hidden = self.audio_encoder.hidden_states(sound)
+        return frame_tokens(hidden, frames, clip.fps, self.settings.audio_margin, history)[None].to(self._dtype)
+
+    def sampler(self, steps: int) -> Sampler:
+        """The sampler of so many steps, made once."""
+        if steps not in self._samplers:
+            self._samplers[steps] = Sampler(self.networks.denoiser, steps, self.settings.cfg)
+        return self._samplers[steps]
+
+    def _pose_features(self, poses: list[Pose]) -> Tensor:
+        """(N, C0, h, w) of N poses."""
+        size = self.settings.format
+        drawn = [draw_pose(pose, size.width, size.height) for pose in poses]
+        images = torch.from_numpy(np.stack(drawn)).to(self.device).permute(0, 3, 1, 2)  # (N, 3, H, W)
+        return self.encode_poses(images.to(self._dtype) / 255)
+
+    def _denoise(self, request: RenderRequest, watch: Stopwatch) -> Tensor:
+        """The final latents (1, C, F, h, w) float32 of a clip."""
+        prepared = self._avatar(request.avatar)
+        shape = self._latent_shape(request)
+        tokens = self.audio_tokens(request.audio, request.frames)
+        watch.lap("audio")
+        given = ClipConditions(
+            audio=self.networks.denoiser.project_audio(tokens),
+            bank=prepared.bank,
+            pose=prepared.poses.features(request.pose_position, request.frames),
+        )
+        chained = None if request.init_latent is None else torch.from_numpy(request.init_latent)
+        latents = initial_latents(draw_noise(shape, request.seed), chained).to(self.device)
+        for step in self.sampler(request.steps or self.settings.steps).steps(latents, given):
+            latents = step.latents
+        watch.lap("denoise")
+        return latents
+
+    def _decode(self, latents: Tensor) -> list[Tensor]:
+        """Final latents (1, C, F, h, w) -> images (n, 3, H, W) in about -1..1, in parts of a few frames."""
+        folded = latents[0].transpose(0, 1).to(self._dtype).contiguous(memory_format=torch.channels_last)
+        return [self.networks.autoencoder.decode(part) for part in torch.split(folded, _CHUNK)]
+
+    @torch.inference_mode()
+    def _generate_yuv(self, request: RenderRequest, watch: Stopwatch) -> tuple[YuvFrames, Tensor]:
+        latents = self._denoise(request, watch)
+        images = self._decode(latents)
+        watch.lap("decode")
+        parts = [yuv_planes(part) for part in images]
+        y, u, v = (torch.cat(planes).cpu().numpy() for planes in zip(*parts, strict=True))
+        watch.lap("colour")
+        return YuvFrames(y, u, v), latents
+
+    def _avatar(self, name: str) -> _Prepared:
+        if name not in self._avatars:
+            raise RenderError(f"the avatar {name!r} is not prepared; prepared are {', '.join(self._avatars) or 'none'}")
+        return self._avatars[name]
+
+    def _latent_shape(self, request: RenderRequest) -> tuple[int, ...]:
+        """(1, C, F, h, w). Raises RenderError if the request does not fit the model."""
+        clip, autoencoder = self.settings.format, self.networks.autoencoder
+        if request.frames < 1 or (request.steps is not None and request.steps < 1):
+            raise RenderError(f"a clip of {request.frames} frames in {request.steps} steps cannot be rendered")
+        height, width = clip.height // autoencoder.scale, clip.width // autoencoder.scale
+        one = (autoencoder.latent_channels, height, width)
+        if request.init_latent is not None and request.init_latent.shape != one:
+            raise RenderError(f"the init latent has shape {request.init_latent.shape}; this model needs {one}")
+        return (1, one[0], request.frames, height, width)
+
+    def _window_samples(self, frames: int) -> int:
+        """Samples of the history and ``frames`` frames at the format's sample rate."""
+        clip = self.settings.format
+        return round(clip.history_s * clip.sample_rate) + clip.sample_of_frame(frames, clip.sample_rate)
+
+
+def resample(audio: F32Array, rate: int, target: int) -> F32Array:
+    """Mono float32 audio (samples,) at ``rate`` Hz -> at ``target`` Hz, of the same duration to within a sample."""
+    if rate == target:
+        return audio
+    frame = av.AudioFrame.from_ndarray(audio[None].astype(np.float32), format="flt", layout="mono")
+    frame.sample_rate = rate
+    resampler = av.AudioResampler(format="flt", layout="mono", rate=target)
+    parts = [part.to_ndarray()[0] for part in [*resampler.resample(frame), *resampler.resample(None)]]
+    length = round(Fraction(len(audio) * target, rate))
+    joined = np.concatenate(parts)[:length] if parts else np.zeros(0, dtype=np.float32)
+    return np.pad(joined, (0, length - len(joined))).astype(np.float32, copy=False)
+
+
+def _device(settings: GeneratorSettings) -> torch.device:
+    try:
+        device = torch.device(settings.device)
+        if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+            raise SettingsError(
+                f"the device {settings.device} does not exist; PyTorch sees {torch.cuda.device_count()}"
+            )
+    except RuntimeError as error:
+        raise SettingsError(f"the device {settings.device!r} is unknown; it must be cpu, cuda or cuda:N") from error
+    if device.type == "cpu" and settings.dtype == "float16":
+        raise SettingsError("dtype float16 needs a CUDA device; use float32 on the CPU")
+    return device
+
+
+def _last_latent(latents: Tensor) -> F16Array:
+    """(1, C, F, h, w) -> the last frame's (C, h, w), float16 on the CPU."""
+    last: F16Array = latents[0, :, -1].to("cpu", torch.float16).numpy()
+    return last

@@ -1,0 +1,82 @@
+"""The reference image: any picture a user has, as the RGB array of the size that the model reads.
+
+Knows nothing of the autoencoder that turns it into latents, nor of where the file came from.
+"""
+
+from __future__ import annotations
+
+import struct
+import warnings
+import zlib
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from echo_rtc.clips import U8Array
+from echo_rtc.errors import InputError
+
+MAX_PIXELS = 100_000_000
+"""The largest image that is decoded, width x height."""
+
+NEUTRAL_RGB = (128, 128, 128)
+"""What shows through where an image is transparent."""
+
+# Still pictures only: some of Pillow's other readers start programs (EPS) or fetch nothing a reference could be.
+_FORMATS = ("PNG", "JPEG", "MPO", "WEBP", "AVIF", "BMP", "GIF", "TIFF", "PPM", "TGA")
+
+
+def load_reference_image(path: Path, width: int, height: int) -> U8Array:
+    """Read an image as (height, width, 3) uint8 RGB.
+
+    The first frame of an animation, turned as its EXIF orientation says, transparency over neutral grey, then resized
+    with Lanczos to exactly ``width`` x ``height``. Raises InputError if the file is missing, is no image, is damaged
+    or has more than ``MAX_PIXELS`` pixels (found out from its header, before decoding).
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise InputError(f"the reference image {path} does not exist")
+    Image.init()
+    formats = [name for name in _FORMATS if name in Image.OPEN]
+    try:
+        with warnings.catch_warnings():
+            # Pillow warns below our own limit, which is checked next.
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            with Image.open(path, formats=formats) as image:
+                if image.width * image.height > MAX_PIXELS:
+                    raise Image.DecompressionBombError(f"{image.width} x {image.height}")
+                upright = ImageOps.exif_transpose(image)
+                rgb = _to_rgb(upright, path)
+    except Image.DecompressionBombError as error:
+        raise InputError(
+            f"the reference image {path} has more than {MAX_PIXELS // 1_000_000} megapixels; make it smaller"
+        ) from error
+    except UnidentifiedImageError as error:
+        raise InputError(f"the reference image {path} is not an image that can be read; use PNG or JPEG") from error
+    except (OSError, SyntaxError, ValueError, TypeError, LookupError, EOFError, struct.error, zlib.error) as error:
+        raise InputError(f"the reference image {path} is damaged or cannot be read: {error}") from error
+    return np.array(resize_lanczos(rgb, width, height), dtype=np.uint8)
+
+
+def resize_lanczos(image: Image.Image, width: int, height: int) -> Image.Image:
+    """Resize with Lanczos, columns first and then rows, which is the order of all Pillow before 13.
+
+    Newer ones take the cheaper order, which moves pixels at sharp edges by up to some tens of levels, because the
+    picture between the two passes is rounded and limited to 0..255.
+    """
+    columns = image.resize((width, image.height), Image.Resampling.LANCZOS)
+    return columns.resize((width, height), Image.Resampling.LANCZOS)
+
+
+def _to_rgb(image: Image.Image, path: Path) -> Image.Image:
+    """Decode to 8-bit RGB, transparency over neutral grey, 16-bit greys scaled to 8 bits."""
+    if image.mode == "F":
+        raise InputError(f"the reference image {path} has floating-point pixels; save it as PNG or JPEG")
+    if image.mode.startswith("I"):
+        grey = np.asarray(image, dtype=np.int64).clip(0, 65535)
+        image = Image.fromarray((grey // 257).astype(np.uint8))
+    if not image.has_transparency_data:
+        return image.convert("RGB")
+    opaque = image.convert("RGBA")
+    ground = Image.new("RGBA", opaque.size, (*NEUTRAL_RGB, 255))
+    return Image.alpha_composite(ground, opaque).convert("RGB")

@@ -1,0 +1,333 @@
+"""Weights from files into networks, strictly: every parameter must come from a file, and fit.
+
+Reads PyTorch state dicts (without running code from them) and safetensors; writes our own layout, which is safetensors
+beside one config.json. Knows the order in which the published files overlay each other; knows nothing of clips,
+conditioning or rendering. Whisper's and wav2vec2's files are read in ``audio.py``.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import pickle
+import zipfile
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from echo_rtc.errors import InputError
+from echo_rtc.model.audio import WhisperAudioEncoder
+from echo_rtc.model.autoencoder import AutoencoderConfig, PixelShuffleAutoencoder
+from echo_rtc.model.description import WEIGHT_SUFFIXES, ModelDescription
+from echo_rtc.model.kl_autoencoder import Autoencoder, KLAutoencoder, new_names
+from echo_rtc.model.pose_encoder import PoseEncoder
+from echo_rtc.model.unet2d import ReferenceUNet
+from echo_rtc.model.unet3d import DenoisingUNet
+
+State = dict[str, Tensor]
+
+_NAMED = 4
+"""How many parameters of each kind an error names before it counts the rest."""
+
+_DIFFUSERS_FILES = tuple(f"diffusion_pytorch_model{suffix}" for suffix in (".safetensors", ".bin", ".pth"))
+
+_PICKLE_ERRORS = (
+    zipfile.BadZipFile,
+    pickle.UnpicklingError, RuntimeError, ValueError, EOFError, OSError, KeyError, IndexError, AttributeError,
+    TypeError, MemoryError,
+)  # fmt: skip
+"""What torch.load has been seen to raise on damaged files."""
+
+
+@dataclass(frozen=True, slots=True)
+class Networks:
+    """The networks that make pictures, loaded and on their device. The audio encoder is apart: there are two kinds."""
+
+    reference: ReferenceUNet
+    denoiser: DenoisingUNet
+    pose: PoseEncoder
+    autoencoder: Autoencoder
+
+
+def load_networks(
+    description: ModelDescription, device: torch.device, dtype: torch.dtype, progress: Callable[[str], None]
+) -> Networks:
+    """Loads the networks of a model, in evaluation mode, channels_last, without gradients.
+
+    Raises InputError in one sentence naming the file, and what is missing, unexpected or misshapen in it.
+    """
+    config = description.config
+    with torch.device("meta"):
+        reference = ReferenceUNet(_section(config, "reference_unet"))
+        denoiser = DenoisingUNet(_section(config, "denoising_unet"), _section(config, "denoising_unet_additional"))
+        pose = PoseEncoder(_section(config, "pose_encoder"))
+    files = _Files.of(description)
+
+    def settle(network: nn.Module, state: State, source: Path) -> None:
+        fill(network, state, source, dtype)
+        network.eval().requires_grad_(False).to(device)
+
+    progress(f"reading the reference UNet from {description.reference_unet}")
+    settle(reference, read_state(files.reference_unet), description.reference_unet)
+    progress(f"reading the denoising UNet from {description.denoising_unet}")
+    settle(denoiser, _denoising_state(files, denoiser), description.denoising_unet)
+    progress(f"reading the pose encoder from {description.pose_encoder}")
+    settle(pose, read_state(files.pose_encoder), description.pose_encoder)
+    progress(f"reading the autoencoder from {description.vae}")
+    autoencoder = _load_autoencoder(description, files.autoencoder, settle)
+    networks = Networks(reference, denoiser, pose, autoencoder)
+    _check_together(networks)
+    return networks
+
+
+@dataclass(frozen=True, slots=True)
+class _Files:
+    """The weight files of a model, all there: found out before the first of them, gigabytes maybe, is read."""
+
+    reference_unet: Path
+    denoising_unet: Path
+    pose_encoder: Path
+    autoencoder: Path
+    motion_module: Path | None
+    base_unet: Path | None
+
+    @classmethod
+    def of(cls, description: ModelDescription) -> _Files:
+        """Raises InputError about the first missing one, with the command that fetches it."""
+        whole = _fetch(description, "BadToBest/EchoMimicV2", description.weights)
+        vae = description.vae
+        if not description.own_layout:
+            mend = _fetch(description, "stabilityai/sd-vae-ft-mse", vae)
+            _require(vae / "config.json", mend)
+            vae = _require(_diffusers_file(vae), mend)
+        base = description.base_unet
+        if base is not None:
+            folder = base.parent if base.suffix in WEIGHT_SUFFIXES else base
+            options = f"--include '{folder.name}/*' "
+            mend = _fetch(description, "lambdalabs/sd-image-variations-diffusers", folder.parent, options)
+            base = _require(_diffusers_file(base), mend)
+        return cls(
+            reference_unet=_require(description.reference_unet, whole),
+            denoising_unet=_require(description.denoising_unet, whole),
+            pose_encoder=_require(description.pose_encoder, whole),
+            autoencoder=_require(vae, whole),
+            motion_module=description.motion_module and _require(description.motion_module, whole),
+            base_unet=base,
+        )
+
+
+def _require(path: Path, mend: str) -> Path:
+    if not path.is_file():
+        raise InputError(f"the weight file {path} does not exist; {mend}")
+    return path
+
+
+def read_state(path: Path) -> State:
+    """The state dict in a .safetensors or PyTorch file, on the CPU.
+
+    Raises InputError if the file is missing, damaged, or holds anything but named tensors.
+    """
+    _require(path, "check its path in the configuration")
+    if path.suffix not in WEIGHT_SUFFIXES:
+        raise InputError(f"the weight file {path} must end in one of {', '.join(WEIGHT_SUFFIXES)}")
+    content: object
+    try:
+        if path.suffix == ".safetensors":
+            content = load_file(path)
+        else:
+            content = torch.load(path, map_location="cpu", weights_only=True, mmap=_mappable(path))
+    except SafetensorError as error:
+        raise InputError(f"the weight file {path} is damaged or no safetensors file: {error}") from error
+    except _PICKLE_ERRORS as error:
+        raise InputError(
+            f"the weight file {path} is damaged or holds more than plain tensors; fetch it again"
+        ) from error
+    if not isinstance(content, Mapping) or not content:
+        raise InputError(f"the weight file {path} holds a {type(content).__name__}; named tensors are expected")
+    for name, value in content.items():
+        if not isinstance(name, str) or not isinstance(value, Tensor):
+            raise InputError(
+                f"the weight file {path} holds {name!r}, a {type(value).__name__}; only tensors are expected"
+            )
+    return dict(content)
+
+
+def _mappable(path: Path) -> bool:
+    """Whether the file may be memory-mapped, so that full-size weights are read once, straight into the network: not in
+    the format from before PyTorch 1.6, and not if its archive was compressed (PyTorch would map compressed bytes)."""
+    if not zipfile.is_zipfile(path):
+        return False
+    with zipfile.ZipFile(path) as archive:
+        return all(entry.compress_type == zipfile.ZIP_STORED for entry in archive.infolist())
+
+
+def fill(network: nn.Module, state: Mapping[str, Tensor], source: Path, dtype: torch.dtype) -> None:
+    """Puts a state dict into a network (which may be on the meta device), as ``dtype`` and as copies; convolutions'
+    weights are stored channels_last, as the networks compute.
+
+    Raises InputError unless the state dict holds exactly the network's parameters, each of its shape.
+    """
+    check(network, state, source)
+    own = {
+        name: value.detach().to(
+            dtype=dtype, copy=True, memory_format=torch.channels_last if value.ndim == 4 else torch.preserve_format
+        )
+        for name, value in state.items()
+    }
+    network.load_state_dict(own, assign=True)
+
+
+def check(network: nn.Module, state: Mapping[str, Tensor], source: Path) -> None:
+    """Compares names and shapes. Raises InputError in one sentence: what is missing, unexpected and misshapen."""
+    expected = network.state_dict()
+    complaints = []
+    if missing := [name for name in expected if name not in state]:
+        complaints.append(f"{len(missing)} parameters are missing ({_some(missing)})")
+    if unexpected := [name for name in state if name not in expected]:
+        complaints.append(f"{len(unexpected)} are unexpected ({_some(unexpected)})")
+    misshapen = [
+        f"{name} is {tuple(state[name].shape)} instead of {tuple(value.shape)}"
+        for name, value in expected.items()
+        if name in state and state[name].shape != value.shape
+    ]
+    if misshapen:
+        complaints.append(f"{len(misshapen)} have another shape ({_some(misshapen)})")
+    if complaints:
+        raise InputError(f"{source} does not fit the {type(network).__name__} of the model: {', '.join(complaints)}")
+
+
+def save_safetensors_layout(
+    folder: Path, networks: Networks, audio: WhisperAudioEncoder, config: Mapping[str, Any], dtype: torch.dtype
+) -> None:
+    """Writes a model in our own layout, floating-point parameters as ``dtype``; the folder is made if need be.
+
+    ``config`` is what the networks were built from; its "autoencoder" and "whisper" sections are written from the
+    networks themselves. :class:`ModelDescription` reads the folder back.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    autoencoder = networks.autoencoder
+    modules: dict[str, nn.Module] = {
+        "reference_unet": networks.reference,
+        "denoising_unet": networks.denoiser,
+        "pose_encoder": networks.pose,
+        "autoencoder": autoencoder.vae if isinstance(autoencoder, KLAutoencoder) else _module(autoencoder),
+    }
+    for name, module in modules.items():
+        state = {key: value.detach().to("cpu", dtype).contiguous() for key, value in module.state_dict().items()}
+        save_file(state, folder / f"{name}.safetensors")
+    copy.deepcopy(audio).to(dtype).save_encoder(folder / "audio_encoder.safetensors")
+    written = {name: config[name] for name in _SECTIONS} | {
+        "whisper": {name: getattr(audio.dims, name) for name in audio.dims.__dataclass_fields__},
+        "autoencoder": dict(autoencoder.config),
+    }
+    (folder / "config.json").write_text(json.dumps(written, indent=1) + "\n", encoding="utf-8")
+
+
+_SECTIONS = ("reference_unet", "denoising_unet", "denoising_unet_additional", "pose_encoder")
+
+
+def _section(config: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    if name not in config:
+        raise InputError(f"the model's config.json lacks the section {name}")
+    section: Mapping[str, Any] = config[name]
+    return section
+
+
+def _fetch(description: ModelDescription, repository: str, folder: Path, options: str = "") -> str:
+    """How a missing file is mended: by the command that fetches its repository, or in our own layout by the user."""
+    if description.own_layout:
+        return f"check model.weights in the configuration, which is {description.weights}"
+    return f"fetch it with: hf download {repository} {options}--local-dir {folder}"
+
+
+def _denoising_state(files: _Files, denoiser: DenoisingUNet) -> State:
+    """Base UNet (what fits of it), then motion modules, then the denoising UNet's own file; later ones win."""
+    state: State = {}
+    if files.base_unet is not None:
+        shapes = {name: value.shape for name, value in denoiser.state_dict().items()}
+        base = read_state(files.base_unet)
+        state |= {name: value for name, value in base.items() if shapes.get(name) == value.shape}
+    if files.motion_module is not None:
+        state |= read_state(files.motion_module)
+    return state | read_state(files.denoising_unet)
+
+
+def _diffusers_file(path: Path) -> Path:
+    """The weight file in a diffusers folder, or the path itself if it is a file."""
+    if path.suffix in WEIGHT_SUFFIXES and not path.is_dir():
+        return path
+    candidates = [path / name for name in _DIFFUSERS_FILES]
+    return next((file for file in candidates if file.is_file()), candidates[0])
+
+
+def _load_autoencoder(
+    description: ModelDescription, path: Path, settle: Callable[[nn.Module, State, Path], None]
+) -> Autoencoder:
+    if description.own_layout:
+        config = _section(description.config, "autoencoder")
+        if config.get("_class_name") != "AutoencoderKL":
+            try:
+                with torch.device("meta"):
+                    small = PixelShuffleAutoencoder(AutoencoderConfig.from_mapping(config))
+            except (ValueError, TypeError) as error:
+                raise InputError(f"the autoencoder in config.json cannot be built: {error}") from error
+            settle(small, read_state(path), path)
+            return small
+    else:
+        settings = description.vae / "config.json"
+        try:
+            config = json.loads(settings.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise InputError(f"the file {settings} cannot be read as JSON: {error}") from error
+    try:
+        with torch.device("meta"):
+            published = KLAutoencoder(config)
+    except (ValueError, TypeError, KeyError, AttributeError, IndexError) as error:
+        raise InputError(f"the configuration of the autoencoder {description.vae} cannot be used: {error}") from error
+    settle(published.vae, new_names(read_state(path)), path)
+    return published
+
+
+def _check_together(networks: Networks) -> None:
+    """Whether the networks fit each other. Raises InputError."""
+    reference, denoiser = networks.reference.config, networks.denoiser.config
+    pose, autoencoder = networks.pose.config, networks.autoencoder
+    for name, channels in (("reference_unet", reference.in_channels), ("denoising_unet", denoiser.in_channels)):
+        if channels != autoencoder.latent_channels:
+            raise InputError(
+                f"{name}.in_channels is {channels}, but the autoencoder's latents have {autoencoder.latent_channels}"
+            )
+    if denoiser.out_channels != denoiser.in_channels:
+        raise InputError(
+            f"denoising_unet.out_channels is {denoiser.out_channels}; it must be in_channels, {denoiser.in_channels}"
+        )
+    if pose.out_channels != denoiser.widths[0]:
+        raise InputError(
+            f"pose_encoder.conditioning_embedding_channels is {pose.out_channels}; "
+            f"it must be the first of denoising_unet.block_out_channels, {denoiser.widths[0]}"
+        )
+    if pose.scale != autoencoder.scale:
+        raise InputError(
+            f"pose_encoder.block_out_channels makes features of 1/{pose.scale} of the sides, "
+            f"but the autoencoder's latents are 1/{autoencoder.scale}"
+        )
+    kinds = ("widths", "layers", "down_attention", "up_attention")
+    if any(getattr(reference, kind) != getattr(denoiser, kind) for kind in kinds):
+        raise InputError("reference_unet and denoising_unet differ in widths, layers or block types; they must agree")
+
+
+def _module(autoencoder: Autoencoder) -> nn.Module:
+    if not isinstance(autoencoder, nn.Module):
+        raise TypeError(f"{type(autoencoder).__name__} is no network")
+    return autoencoder
+
+
+def _some(names: Iterable[str]) -> str:
+    listed = list(names)
+    return ", ".join(listed[:_NAMED]) + (", ..." if len(listed) > _NAMED else "")

@@ -1,0 +1,129 @@
+"""The diffusion: where it starts, which steps it takes, and how the conditional and unconditional halves are joined.
+
+The schedule is diffusers' DDIM (Song et al. 2020, "Denoising Diffusion Implicit Models") with v-prediction and zero
+terminal SNR (Lin et al. 2023, "Common Diffusion Noise Schedules and Sample Steps are Flawed"). Knows the denoising UNet
+only as something to call; knows nothing of audio, poses, pixels or clips.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from diffusers import DDIMScheduler
+from torch import Tensor
+
+from echo_rtc.model.unet3d import DenoisingUNet, KeysValues
+
+NOISE_BOUND = 1.5
+"""Initial noise is clamped to this on both sides."""
+
+INIT_LATENT_SHARE = 0.6
+"""How much of the previous clip's final latent goes into the first frame of the noise."""
+
+SHIFT_PER_STEP = 3
+"""Frames by which the window is cyclically shifted further at each step."""
+
+
+def make_scheduler() -> DDIMScheduler:
+    """The published noise schedule: linear betas rescaled to zero terminal SNR, v-prediction, trailing timesteps."""
+    return DDIMScheduler(
+        num_train_timesteps=1000,
+        beta_start=0.00085,
+        beta_end=0.012,
+        beta_schedule="linear",
+        rescale_betas_zero_snr=True,
+        prediction_type="v_prediction",
+        timestep_spacing="trailing",
+        steps_offset=1,
+        clip_sample=False,
+    )
+
+
+def draw_noise(shape: tuple[int, ...], seed: int) -> Tensor:
+    """Gaussian noise, float32, drawn on the CPU so that a seed gives the same noise whatever the device."""
+    return torch.randn(shape, generator=torch.Generator("cpu").manual_seed(seed), dtype=torch.float32)
+
+
+def initial_latents(noise: Tensor, init_latent: Tensor | None) -> Tensor:
+    """Where the diffusion starts: noise (1, C, F, h, w), clamped -> (1, C, F, h, w).
+
+    With ``init_latent`` (C, h, w), the previous clip's final latent of its last frame, frame 0 becomes
+    0.6 * init_latent + 0.4 * noise.
+    """
+    latents = noise.clamp(-NOISE_BOUND, NOISE_BOUND)
+    if init_latent is not None:
+        latents[:, :, 0] = INIT_LATENT_SHARE * init_latent.to(latents) + (1 - INIT_LATENT_SHARE) * latents[:, :, 0]
+    return latents
+
+
+@dataclass(frozen=True, slots=True)
+class ClipConditions:
+    """What a clip is made from, each ready for every step: the audio's and the bank's keys and values, and the pose
+    features (1, C0, F, h, w)."""
+
+    audio: KeysValues
+    bank: KeysValues
+    pose: Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One step taken: the guided prediction of v and the latents after it, both (1, C, F, h, w) float32."""
+
+    guided_prediction: Tensor
+    latents: Tensor
+
+
+class Sampler:
+    """Takes a fixed number of DDIM steps (eta 0) under classifier-free guidance.
+
+    ``cfg`` is the guidance scale: prediction = unconditional + cfg * (conditional - unconditional). At 1 and below only
+    the conditional half is computed.
+    """
+
+    def __init__(self, unet: DenoisingUNet, steps: int, cfg: float) -> None:
+        self._unet, self._cfg = unet, cfg
+        self._scheduler = make_scheduler()
+        self._scheduler.set_timesteps(steps)
+        self._dtype = unet.conv_in.weight.dtype
+
+    @property
+    def timesteps(self) -> list[int]:
+        """The timesteps of the steps, from the noisiest."""
+        return [int(t) for t in self._scheduler.timesteps]
+
+    def steps(self, latents: Tensor, given: ClipConditions) -> Iterator[Step]:
+        """From initial latents (1, C, F, h, w) float32, the steps one by one; the last one's latents are final."""
+        for index, timestep in enumerate(self.timesteps):
+            prediction = self.predict(latents, timestep, given, SHIFT_PER_STEP * index).float()
+            latents = self.advance(prediction, timestep, latents)
+            yield Step(prediction, latents)
+
+    def advance(self, prediction: Tensor, timestep: int, latents: Tensor) -> Tensor:
+        """One DDIM step: from the latents at ``timestep`` and the guided prediction of v to the next latents."""
+        following: Tensor = self._scheduler.step(prediction, timestep, latents, eta=0.0).prev_sample
+        return following
+
+    def predict(self, latents: Tensor, timestep: int, given: ClipConditions, shift: int) -> Tensor:
+        """The guided prediction of v for latents (1, C, F, h, w) whose window is shifted by ``shift`` frames.
+
+        Instead of moving the frames and everything that goes with them, the motion modules' positions are moved, which
+        are all that notices.
+        """
+        conditional = self.half(latents, timestep, given, shift)
+        if self._cfg <= 1:
+            return conditional
+        unconditional = self.half(latents, timestep, None, shift)
+        return unconditional + self._cfg * (conditional - unconditional)
+
+    def half(self, latents: Tensor, timestep: int, given: ClipConditions | None, shift: int) -> Tensor:
+        """One call of the UNet, with all conditions or with none: (1, C, F, h, w) -> v (1, C, F, h, w)."""
+        sample = latents.to(self._dtype)
+        prediction: Tensor
+        if given is None:
+            prediction = self._unet(sample, timestep, None, None, None, shift)
+        else:
+            prediction = self._unet(sample, timestep, given.audio, given.pose, given.bank, shift)
+        return prediction

@@ -1,0 +1,207 @@
+"""One RTCPeerConnection of a stream: answers an offer, wires its tracks to the stream, and says when it is over.
+
+Owns the connection and nothing else. A call publishes and views in one connection; what a peer does is a plan of which
+media section serves what, so that a connection that only publishes or only views is the same code.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Callable
+
+from aiortc import (
+    RTCConfiguration,
+    RTCDataChannel,
+    RTCPeerConnection,
+    RTCRtpCodecCapability,
+    RTCRtpSender,
+    RTCRtpTransceiver,
+    RTCSessionDescription,
+    sdp,
+)
+from aiortc.exceptions import OperationError
+
+from echo_rtc.clips import ClipFormat
+from echo_rtc.errors import OfferError, UnsupportedMediaError
+from echo_rtc.rtc.aiortc_seams import shorten_consent, shorten_microphone_buffer, wire_feedback
+from echo_rtc.rtc.encoder import VideoCodec, codec_preference
+from echo_rtc.rtc.offer import CallPlan, Offer
+from echo_rtc.rtc.stream import Event, Stream
+from echo_rtc.rtc.tracks import Viewer
+
+CONNECT_TIMEOUT_S = 15.0
+"""A peer whose connection is not up this long after the answer is given up."""
+CLOSE_TIMEOUT_S = 5.0
+"""Time that closing a connection may take."""
+GOODBYE_TIMEOUT_S = 0.2
+"""Time that the last event may take to leave before the connection closes under it."""
+MAX_EVENT_CHANNELS = 4
+"""Data channels of a peer that get events; further ones are closed."""
+MAX_CHANNEL_BACKLOG_BYTES = 64 * 1024
+"""What may wait on a data channel; events beyond are left out."""
+
+
+class Peer:
+    """A connection that is being answered, up, or over. Made by :meth:`answer_call`."""
+
+    def __init__(self, stream: Stream, connect_timeout_s: float) -> None:
+        shorten_consent()
+        loop = asyncio.get_running_loop()
+        self._stream = stream
+        # No STUN server: the default one is a stranger's, and unreachable it costs five seconds.
+        self._connection = RTCPeerConnection(RTCConfiguration(iceServers=[]))
+        self._viewer: Viewer | None = None
+        self._channels: dict[RTCDataChannel, Callable[[], None]] = {}
+        self._connect_timer = loop.call_later(connect_timeout_s, self._end, "the connection never came up")
+        self._closing: asyncio.Task[None] | None = None
+        self.answer_sdp = ""
+        self.ended: asyncio.Future[str] = loop.create_future()
+        """Done, with the reason, as soon as the connection is over or given up."""
+        self._connection.on("connectionstatechange", self._on_state)
+        self._connection.on("datachannel", self._on_channel)
+
+    @classmethod
+    async def answer_call(
+        cls, offer: Offer, plan: CallPlan, stream: Stream, format: ClipFormat, connect_timeout_s: float
+    ) -> Peer:
+        """Answers the offer of a call: its microphone drives ``stream``, which comes back as picture and sound.
+
+        Raises UnsupportedMediaError if no codec fits and OfferError if aiortc finds another fault; nothing is left of
+        the connection then.
+        """
+        peer = cls(stream, connect_timeout_s)
+        answering = asyncio.create_task(peer._answer(offer, plan, format), name="answer an offer")
+        try:
+            await asyncio.shield(answering)
+        except BaseException:
+            # aiortc loses sockets if it is cancelled while it opens them, so it is let finish first.
+            await asyncio.gather(answering, return_exceptions=True)
+            await peer.close()
+            raise
+        return peer
+
+    @property
+    def viewer(self) -> Viewer | None:
+        return self._viewer
+
+    async def close(self) -> None:
+        """Closes the connection and waits for it."""
+        self._end("closed by the server")
+        if self._closing is None:
+            self._closing = asyncio.create_task(self._close(), name="close a peer")
+        await asyncio.shield(self._closing)
+
+    async def _answer(self, offer: Offer, plan: CallPlan, format: ClipFormat) -> None:
+        transceivers = self._add_transceivers(offer, plan, format)
+        try:
+            await self._connection.setRemoteDescription(RTCSessionDescription(offer.sdp, "offer"))
+        except OperationError as error:
+            raise UnsupportedMediaError(
+                "a section of the offer has no codec in common with this server; offer Opus, and H264 or VP8"
+            ) from error
+        except Exception as error:  # a boundary: whatever aiortc trips over in a stranger's offer is the offer's fault
+            self._stream.log.warning("an offer that could be read cannot be answered", exc_info=True)
+            raise OfferError("the session description cannot be answered; send that of an RTCPeerConnection") from error
+        shorten_microphone_buffer(transceivers[plan.microphone].receiver)
+        await self._connection.setLocalDescription(await self._connection.createAnswer())
+        self.answer_sdp = self._connection.localDescription.sdp
+        self._wire(transceivers, plan)
+
+    def _add_transceivers(self, offer: Offer, plan: CallPlan, format: ClipFormat) -> dict[int, RTCRtpTransceiver]:
+        """One per section of sound or picture, in the offer's order, which is how aiortc pairs them."""
+        directions = {plan.microphone: "recvonly", plan.picture: "sendonly"}
+        if plan.sound is not None:
+            directions[plan.sound] = "sendrecv" if plan.sound == plan.microphone else "sendonly"
+        transceivers: dict[int, RTCRtpTransceiver] = {}
+        for i, section in enumerate(offer.sections):
+            if section.kind == "application":
+                continue
+            transceiver = self._connection.addTransceiver(section.kind, directions.get(i, "inactive"))
+            if i in directions:
+                transceiver.setCodecPreferences(_preferences(section.kind, format))
+            transceivers[i] = transceiver
+        return transceivers
+
+    def _wire(self, transceivers: dict[int, RTCRtpTransceiver], plan: CallPlan) -> None:
+        """Ties the tracks to the stream; runs before the connection can be up."""
+        answered = sdp.SessionDescription.parse(self.answer_sdp).media[plan.picture].rtp.codecs[0]
+        viewer = self._stream.add_viewer(VideoCodec(answered.name), with_sound=plan.sound is not None)
+        self._viewer = viewer
+        assert viewer.picture is not None
+        picture = transceivers[plan.picture].sender
+        picture.replaceTrack(viewer.picture)
+        wire_feedback(
+            picture,
+            answered,
+            on_key_frame=lambda: self._stream.want_key_frame(viewer),
+            on_bitrate=lambda bitrate: self._stream.estimate(viewer, bitrate),
+        )
+        if plan.sound is not None and viewer.sound is not None:
+            transceivers[plan.sound].sender.replaceTrack(viewer.sound)
+        self._stream.listen(transceivers[plan.microphone].receiver.track)
+
+    def _on_state(self) -> None:
+        state = self._connection.connectionState
+        if state == "connected":
+            self._connect_timer.cancel()
+            self._stream.begin()
+        elif state == "failed":
+            self._end("the connection failed")
+        elif state == "closed":
+            self._end("the connection was closed by the other side or lost")
+
+    def _on_channel(self, channel: RTCDataChannel) -> None:
+        if len(self._channels) >= MAX_EVENT_CHANNELS:
+            channel.close()
+            return
+        self._channels[channel] = self._stream.subscribe(lambda event: self._send(channel, event))
+        channel.on("close", lambda: self._forget(channel))
+
+    def _send(self, channel: RTCDataChannel, event: Event) -> bool:
+        if channel.readyState != "open" or channel.bufferedAmount > MAX_CHANNEL_BACKLOG_BYTES:
+            return False
+        channel.send(json.dumps(event))
+        return True
+
+    def _forget(self, channel: RTCDataChannel) -> None:
+        unsubscribe = self._channels.pop(channel, None)
+        if unsubscribe is not None:
+            unsubscribe()
+
+    def _end(self, reason: str) -> None:
+        self._connect_timer.cancel()
+        if not self.ended.done():
+            self.ended.set_result(reason)
+
+    async def _close(self) -> None:
+        await self._say_goodbye()
+        for channel in tuple(self._channels):
+            self._forget(channel)
+        if self._viewer is not None:
+            self._stream.remove_viewer(self._viewer)
+        try:
+            async with asyncio.timeout(CLOSE_TIMEOUT_S):
+                await self._connection.close()
+        except TimeoutError:
+            self._stream.log.error("a connection did not close within %g s", CLOSE_TIMEOUT_S)
+
+    async def _say_goodbye(self) -> None:
+        """Lets events that were sent just now leave; aiortc's channels buffer and its close does not wait for them."""
+        deadline = asyncio.get_running_loop().time() + GOODBYE_TIMEOUT_S
+        while any(channel.bufferedAmount for channel in self._channels if channel.readyState == "open"):
+            if asyncio.get_running_loop().time() > deadline:
+                return
+            await asyncio.sleep(0.005)
+
+
+def _preferences(kind: str, format: ClipFormat) -> list[RTCRtpCodecCapability]:
+    """What is offered or accepted, best first: Opus alone for sound; H.264 (constrained baseline before baseline) and
+    VP8 for pictures, with retransmission."""
+    capabilities = RTCRtpSender.getCapabilities(kind).codecs
+    if kind == "audio":
+        return [codec for codec in capabilities if codec.name.lower() == "opus"]
+    order = [str(codec) for codec in codec_preference(format)]
+    known = [codec for codec in capabilities if codec.name in order]
+    known.sort(key=lambda codec: (order.index(codec.name), codec.parameters.get("profile-level-id") != "42e01f"))
+    return known + [codec for codec in capabilities if codec.name.lower() == "rtx"]

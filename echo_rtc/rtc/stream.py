@@ -1,0 +1,312 @@
+"""A stream: one avatar driven by one voice, watched by any number of viewers.
+
+Owns everything between the microphone's blocks and the viewers' packets, and every task in between. Who publishes and
+who watches are separate peers to it, or one; connections are their business.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import secrets
+from collections.abc import Callable, Coroutine
+from dataclasses import asdict, dataclass
+from enum import StrEnum
+from typing import Any
+
+from aiortc.mediastreams import MediaStreamTrack
+
+from echo_rtc.clips import S16Array
+from echo_rtc.engine.protocol import Avatar, Engine
+from echo_rtc.media.clipper import Clipper
+from echo_rtc.media.gate import SpeechGate
+from echo_rtc.media.playout import DelayPolicy, FrameKind, Playout
+from echo_rtc.media.timeline import Timeline
+from echo_rtc.rtc.dispatch import Dispatcher, RenderOrder
+from echo_rtc.rtc.encoder import EncoderBank, VideoCodec
+from echo_rtc.rtc.log import StreamLog
+from echo_rtc.rtc.microphone import Microphone, SpeechResampler
+from echo_rtc.rtc.pump import Pump
+from echo_rtc.rtc.tracks import Viewer
+
+logger = logging.getLogger(__name__)
+
+TICK_S = 0.04
+"""How often media time is told to go on by our clock."""
+REPORT_S = 0.2
+"""How often the state is looked at."""
+REPORTS_PER_STATISTICS = 5
+"""Statistics go to the page with every fifth look: once a second."""
+
+Event = dict[str, object]
+EventSink = Callable[[Event], bool]
+"""Takes events for a page, {"type": "state" | "stats" | "end", ...}; says whether it could send it."""
+
+
+class StreamState(StrEnum):
+    """What a page shows: no connection yet; the idle loop; a talking face; held frames in the last second."""
+
+    CONNECTING = "connecting"
+    IDLE = "idle"
+    SPEAKING = "speaking"
+    BEHIND = "behind"
+
+
+@dataclass(frozen=True, slots=True)
+class StreamOptions:
+    """The settings of streams.
+
+    ``vad_threshold``: RMS 0..1, 0 renders everything. ``max_latency_s``: upper bound of the delay.
+    ``use_init_latent``: each clip begins where the one before ended. ``margin_s``: what the delay leaves for everything
+    but clip and rendering; the pump takes frames up to 80 ms before they are due, and the rest is for jitter.
+    """
+
+    vad_threshold: float = 0.015
+    max_latency_s: float = 3.0
+    use_init_latent: bool = True
+    margin_s: float = 0.15
+
+
+class Stream:
+    """Makes a face from a voice. Runs from the first :meth:`begin` to :meth:`close`."""
+
+    def __init__(self, engine: Engine, avatar: Avatar, options: StreamOptions) -> None:
+        self.id = secrets.token_urlsafe(16)
+        self.avatar = avatar.name
+        self.log = StreamLog(logger, self.id)
+        format = engine.format
+        loop = asyncio.get_running_loop()
+        self._clock = loop.time
+        self._format = format
+        self._timeline = Timeline()
+        self._resampler = SpeechResampler(format.sample_rate)
+        self._clipper = Clipper(format)
+        self._gate = SpeechGate(options.vad_threshold, format.sample_rate)
+        policy = DelayPolicy(
+            render_s=engine.expected_render_s,
+            margin_s=options.margin_s,
+            max_latency_s=options.max_latency_s,
+            silence_rms=options.vad_threshold,
+        )
+        self._playout = Playout(format, avatar.idle, policy)
+        self._microphone = Microphone(self._hear, self.log)
+        order = RenderOrder(
+            avatar=avatar,
+            format=format,
+            seed=secrets.randbits(31),
+            chained=options.use_init_latent,
+            expected_s=engine.expected_render_s,
+        )
+        self._dispatcher = Dispatcher(engine, order, self._playout, self.log, self._clock)
+        self._viewers: dict[int, Viewer] = {}
+        self._viewers_so_far = 0
+        self._bank = EncoderBank(format, self.log)
+        self._pump = Pump(format, self._playout, avatar.idle, self._bank, self._viewers.values(), self._clock)
+        self._event_sinks: list[EventSink] = []
+        self._events_dropped = 0
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._opened_at = self._clock()
+        self._begun = False
+        self._state = StreamState.CONNECTING
+        self._closing: asyncio.Task[None] | None = None
+        self.ended: asyncio.Future[str] = loop.create_future()
+        """Done, with the reason, as soon as the stream is to be closed."""
+
+    @property
+    def state(self) -> StreamState:
+        return self._state
+
+    def begin(self) -> None:
+        """Starts media time, if it has not started: a peer is connected."""
+        if self._begun or self.ended.done():
+            return
+        self._begun = True
+        self._tick()
+        self._spawn(self._keep_time(), "keep time")
+        self._spawn(self._dispatcher.run(), "dispatch clips")
+        self._spawn(self._pump.run(), "pump")
+        self._spawn(self._report(), "report")
+
+    def listen(self, track: MediaStreamTrack) -> None:
+        """Takes the voice from ``track`` from now on, until it ends."""
+        self._spawn(self._microphone.run(track), "microphone")
+
+    def add_viewer(self, codec: VideoCodec | None, with_sound: bool) -> Viewer:
+        """A further viewer, whose tracks the caller hands to a connection."""
+        number = self._viewers_so_far
+        self._viewers_so_far += 1
+        viewer = Viewer(number, codec, with_sound, self._choose_codecs, self._bank.want_key_frame)
+        self._viewers[number] = viewer
+        return viewer
+
+    def remove_viewer(self, viewer: Viewer) -> None:
+        """Ends a viewer's tracks; encoders that only it needed go."""
+        viewer.close()
+        if self._viewers.pop(viewer.number, None) is not None:
+            if viewer.codec is not None:
+                self._bank.estimate(viewer.codec, viewer.number, None)
+            self._choose_codecs()
+
+    def want_key_frame(self, viewer: Viewer) -> None:
+        """A viewer's receiver reports a lost picture."""
+        if viewer.codec is not None:
+            self._bank.want_key_frame(viewer.codec)
+
+    def estimate(self, viewer: Viewer, bitrate: int) -> None:
+        """A viewer's receiver can take ``bitrate`` bit/s."""
+        if viewer.codec is not None and viewer.number in self._viewers:
+            self._bank.estimate(viewer.codec, viewer.number, bitrate)
+
+    def subscribe(self, sink: EventSink) -> Callable[[], None]:
+        """Sends the present state and all further events to ``sink``; returns what ends that."""
+        self._event_sinks.append(sink)
+        self._events_dropped += not sink({"type": "state", "state": self._state})
+
+        def unsubscribe() -> None:
+            if sink in self._event_sinks:
+                self._event_sinks.remove(sink)
+
+        return unsubscribe
+
+    async def close(self, reason: str) -> None:
+        """Ends the stream and waits until nothing of it is left. The first reason counts."""
+        if not self.ended.done():
+            self.ended.set_result(reason)
+        if self._closing is None:
+            self._closing = asyncio.create_task(self._close(), name=f"close stream {self.id[:8]}")
+        await asyncio.shield(self._closing)
+
+    def statistics(self) -> dict[str, object]:
+        """Everything countable of this stream, as JSON takes it. Times in the units of their names."""
+        return {
+            "stream": self.id,
+            "avatar": self.avatar,
+            "state": self._state,
+            "age_s": round(self._clock() - self._opened_at, 3),
+            **self._picture_statistics(),
+            "microphone": {
+                "blocks": self._microphone.blocks,
+                "unusable": self._microphone.unusable,
+                **asdict(self._timeline.statistics()),
+            },
+            "playout": asdict(self._playout.statistics()),
+            "clips": {
+                **asdict(self._dispatcher.counters),
+                "waiting": self._dispatcher.pending,
+                "expected_ms": round(self._dispatcher.expected_s * 1000, 1),
+            },
+            "encoder": {**asdict(self._bank.counters), "bitrates": dict(self._bank.bitrates)},
+            "output": asdict(self._pump.counters),
+            "events_dropped": self._events_dropped,
+            "viewers": [
+                {
+                    "codec": viewer.codec,
+                    "live": viewer.live,
+                    "sound_packets": viewer.sound_packets,
+                    "picture_packets": viewer.picture_packets,
+                    "sound_dropped": viewer.sound_dropped,
+                    "picture_dropped": viewer.picture_dropped,
+                }
+                for viewer in self._viewers.values()
+            ],
+        }
+
+    def _picture_statistics(self) -> dict[str, object]:
+        playout = self._playout.statistics()
+        return {
+            "delay_ms": round(playout.delay_s * 1000),
+            "fps": self._pump.recent().frames,
+            "rendered": playout.rendered,
+            "held": playout.held,
+            "dropped": playout.dropped,
+            "idle": playout.idle,
+        }
+
+    def _hear(self, pts: int, pcm: S16Array) -> None:
+        now = self._clock()
+        self._take(self._timeline.block(pts, pcm, now), now)
+
+    def _tick(self) -> None:
+        now = self._clock()
+        self._take(self._timeline.advance(now), now)
+
+    def _take(self, pieces: list[tuple[int, S16Array]], now: float) -> None:
+        """Further media time: to the echo, and cut into clips that are rendered or shown as idle."""
+        self._playout.discipline(self._timeline.arrived(now), now)
+        for start, pcm in pieces:
+            self._playout.push_sound(start, pcm, now)
+            for clip in self._clipper.push(self._resampler.push(pcm)):
+                admitted = self._gate.admit(clip)
+                self._playout.expect(clip, admitted)
+                if admitted:
+                    self._dispatcher.submit(clip)
+                else:
+                    self._dispatcher.idle()
+
+    async def _keep_time(self) -> None:
+        while True:
+            await asyncio.sleep(TICK_S)
+            self._tick()
+
+    async def _report(self) -> None:
+        looks = 0
+        while True:
+            self._set_state(self._judge())
+            if looks % REPORTS_PER_STATISTICS == 0:
+                self._emit({"type": "stats", **self._picture_statistics()})
+            looks += 1
+            await asyncio.sleep(REPORT_S)
+
+    def _judge(self) -> StreamState:
+        recent = self._pump.recent()
+        if recent.held:
+            return StreamState.BEHIND
+        return StreamState.SPEAKING if recent.latest is FrameKind.RENDERED else StreamState.IDLE
+
+    def _set_state(self, state: StreamState) -> None:
+        if state is not self._state:
+            self._state = state
+            self._emit({"type": "state", "state": state})
+
+    def _emit(self, event: Event) -> None:
+        for sink in tuple(self._event_sinks):
+            self._events_dropped += not sink(event)
+
+    def _choose_codecs(self) -> None:
+        self._bank.use(viewer.codec for viewer in self._viewers.values() if viewer.live and viewer.codec is not None)
+
+    def _spawn(self, work: Coroutine[Any, Any, None], name: str) -> None:
+        task = asyncio.create_task(work, name=f"{name} of stream {self.id[:8]}")
+        self._tasks.add(task)
+        task.add_done_callback(self._task_done)
+
+    def _task_done(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if task.cancelled() or task.exception() is None:
+            return
+        self.log.error("%s failed", task.get_name(), exc_info=task.exception())
+        if not self.ended.done():
+            self.ended.set_result("an internal error")
+
+    async def _close(self) -> None:
+        reason = self.ended.result()
+        self._emit({"type": "end", "reason": reason})
+        tasks = tuple(self._tasks)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        for viewer in tuple(self._viewers.values()):
+            self.remove_viewer(viewer)
+        await self._bank.close()
+        picture = self._picture_statistics()
+        self.log.info(
+            "ended: %s; %.1f s, %d frames rendered, %d idle, %d held, %d dropped, %d clips lost, delay %d ms",
+            reason,
+            self._clock() - self._opened_at,
+            picture["rendered"],
+            picture["idle"],
+            picture["held"],
+            picture["dropped"],
+            self._dispatcher.counters.lost,
+            picture["delay_ms"],
+        )

@@ -1,0 +1,617 @@
+"""Every setting once: its name, type, default, unit, limits and meaning, and how a value is found for it.
+
+A value comes from the first of: a flag (``--clip-frames``), the environment (``ECHO_RTC_CLIP_FRAMES``), the YAML file
+named by ``--config`` (``clip_frames``), the default below. Whatever is unknown or impossible is told in one sentence,
+as a SettingsError, before anything is loaded. This file opens the YAML file and nothing else: whether an image, a
+folder or a device exists is found out by whoever opens it, and the ``model`` mapping is read by the model room.
+"""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import math
+import os
+import re
+import stat
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from functools import cache
+from pathlib import Path
+from typing import Any, Literal, NoReturn
+
+import yaml
+
+from echo_rtc.clips import ClipFormat
+from echo_rtc.errors import SettingsError
+
+ENVIRONMENT_PREFIX = "ECHO_RTC_"
+MAX_CONFIG_BYTES = 64 * 1024
+MAX_CONFIG_DEPTH = 4
+"""Levels of nesting: the file's mapping, ``model`` inside it, and room for one more."""
+MIN_CLIP_S = 0.1
+MAX_CLIP_S = 4.0
+"""A clip is rendered whole, so it is also the least delay there can be."""
+
+_REPOSITORY = Path(__file__).resolve().parents[1]
+_EMBEDDED = _REPOSITORY / "echo_rtc" / "assets" / "embedded"
+_SHOWN_CHARACTERS = 60
+_TRUE = frozenset({"true", "yes", "on", "1"})
+_FALSE = frozenset({"false", "no", "off", "0"})
+_NULLS = frozenset({"", "~", "null", "Null", "NULL"})
+_TITLES = {
+    "server": "server",
+    "avatar": "avatar",
+    "model": "model",
+    "clips": "clips and picture",
+    "streams": "streams",
+    "logs": "logs",
+}
+
+Scalar = bool | int | float | str | Path
+
+
+@dataclass(frozen=True, slots=True)
+class Option:
+    """What is known of one setting apart from its name and default.
+
+    ``low`` and ``high`` are inclusive. A text is one of ``choices``, or matches ``form``, which ``words`` describe.
+    """
+
+    group: str
+    help: str
+    unit: str = ""
+    low: float = -math.inf
+    high: float = math.inf
+    even: bool = False
+    choices: tuple[str, ...] = ()
+    form: str = ".*"
+    words: str = ""
+
+    def admits(self, value: Scalar) -> bool:
+        """Whether a value of the right type lies within the limits."""
+        if isinstance(value, bool | Path):
+            return True
+        if isinstance(value, str):
+            return value in self.choices if self.choices else re.fullmatch(self.form, value) is not None
+        return self.low <= value <= self.high and not (self.even and value % 2)
+
+
+@dataclass(frozen=True, slots=True)
+class FlagRow:
+    """One row of the README's table: ``--flag``, the default as text, the unit (or ""), the meaning."""
+
+    flag: str
+    default: str
+    unit: str
+    meaning: str
+
+
+def _about(group: str, meaning: str, **limits: Any) -> dict[str, Option]:
+    """The metadata of a setting's dataclass field."""
+    return {"option": Option(group, meaning, **limits)}
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """All settings of a server or an offline rendering, checked at birth (SettingsError).
+
+    ``model`` is the YAML file's mapping of that name, unread; its paths are relative to :attr:`model_base`.
+    """
+
+    host: str = field(
+        default="127.0.0.1",
+        metadata=_about(
+            "server",
+            "Address to listen on. The default admits this machine only; 0.0.0.0 admits everyone who can reach it, "
+            "and browsers then want HTTPS in front before they give out a microphone.",
+            form=r"[^\s/]+",
+            words="an address or a host name",
+        ),
+    )
+    port: int = field(
+        default=8080, metadata=_about("server", "HTTP server port; 0 takes any free one.", low=0, high=65_535)
+    )
+    config: Path = field(
+        default=_REPOSITORY / "configs" / "embedded.yaml",
+        metadata=_about("server", "YAML file with settings of these same names and the description of the model."),
+    )
+    engine: Literal["local", "testcard"] = field(
+        default="local",
+        metadata=_about(
+            "server",
+            "Who renders: local = the model, in one process per device of this machine; testcard = a test picture "
+            "without any model.",
+            choices=("local", "testcard"),
+        ),
+    )
+    devices: str = field(
+        default="auto",
+        metadata=_about(
+            "server",
+            "Devices of the local engine, one worker process each: auto (every CUDA device, else the CPU), cpu, "
+            "cuda, or a list such as cuda:0,cuda:1.",
+            form=r"auto|(cpu|cuda(:\d{1,3})?)(,(cpu|cuda:\d{1,3}))*",
+            words="auto, cpu, cuda or a list of different devices such as cuda:0,cuda:1",
+        ),
+    )
+    reference_image: Path = field(
+        default=_EMBEDDED / "reference.png",
+        metadata=_about("avatar", "Reference face image: the person who will speak."),
+    )
+    pose_dir: Path = field(
+        default=_EMBEDDED / "poses", metadata=_about("avatar", "Directory of .npy pose files, 0.npy onwards.")
+    )
+    low_ram: bool = field(
+        default=False,
+        metadata=_about("avatar", "Draw each pose when it is needed instead of keeping the pose sequence in memory."),
+    )
+    audio_model_type: Literal["whisper", "wav2vec2"] = field(
+        default="whisper",
+        metadata=_about("model", "Audio model that turns sound into mouth shapes.", choices=("whisper", "wav2vec2")),
+    )
+    audio_margin: int = field(
+        default=2,
+        metadata=_about(
+            "model",
+            "Frames of audio context on each side of a frame. More follows the lips better and costs time; "
+            "6 is recommended for the published weights.",
+            unit="frames",
+            low=0,
+            high=24,
+        ),
+    )
+    use_init_latent: bool = field(
+        default=True,
+        metadata=_about(
+            "model", "Start each clip from the last latent of the one before, so that clips join smoothly."
+        ),
+    )
+    steps: int = field(default=6, metadata=_about("model", "Denoising steps of a clip.", unit="steps", low=1, high=100))
+    cfg: float = field(
+        default=2.5,
+        metadata=_about(
+            "model",
+            "Classifier-free guidance scale; 1 or less turns guidance off and halves the work.",
+            low=0,
+            high=20,
+        ),
+    )
+    width: int = field(
+        default=512, metadata=_about("clips", "Output width.", unit="pixels", low=32, high=2048, even=True)
+    )
+    height: int = field(
+        default=512, metadata=_about("clips", "Output height.", unit="pixels", low=32, high=2048, even=True)
+    )
+    fps: int = field(default=24, metadata=_about("clips", "Output video frame rate.", unit="frames/s", low=1, high=60))
+    clip_frames: int = field(
+        default=12,
+        metadata=_about(
+            "clips",
+            "Frames rendered at a time. Fewer shorten the delay, more join better.",
+            unit="frames",
+            low=1,
+            high=96,
+        ),
+    )
+    sample_rate: int = field(
+        default=16_000,
+        metadata=_about(
+            "clips",
+            "Sample rate of the audio that goes to the workers, which resample it to what the audio model needs.",
+            unit="Hz",
+            low=8_000,
+            high=48_000,
+        ),
+    )
+    vad_threshold: float = field(
+        default=0.015,
+        metadata=_about(
+            "clips",
+            "Loudness (RMS, full scale = 1) below which a clip counts as silence and is not rendered; 0.0 renders "
+            "everything.",
+            unit="RMS",
+            low=0,
+            high=1,
+        ),
+    )
+    max_latency: float = field(
+        default=3.0,
+        metadata=_about(
+            "streams",
+            "Most that sound and picture may lag behind the microphone; a slower renderer shows held frames.",
+            unit="s",
+            low=0.2,
+            high=30,
+        ),
+    )
+    max_streams: int = field(
+        default=0,
+        metadata=_about(
+            "streams",
+            "Most streams at once; 0 admits as many as the measured speed holds in real time.",
+            unit="streams",
+            low=0,
+            high=1_000,
+        ),
+    )
+    render_timeout: float = field(
+        default=30.0,
+        metadata=_about(
+            "streams", "Time after which a clip is given up and its worker replaced.", unit="s", low=1, high=3_600
+        ),
+    )
+    log_dir: Path = field(
+        default=Path("logs"), metadata=_about("logs", "Directory of the log files run_<timestamp>.log.")
+    )
+    log_level: Literal["debug", "info", "warning", "error"] = field(
+        default="info",
+        metadata=_about("logs", "Least severity that is logged.", choices=("debug", "info", "warning", "error")),
+    )
+    model: Mapping[str, str | None] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for name in _options():
+            _check(name, getattr(self, name), name)
+        clip_s = self.clip_frames / self.fps
+        if not MIN_CLIP_S <= clip_s <= MAX_CLIP_S:
+            raise SettingsError(
+                f"clip_frames is {self.clip_frames} at {self.fps} frames/s, so a clip would last {clip_s:.3g} s; "
+                f"choose clip_frames and fps so that it lasts {MIN_CLIP_S:g} to {MAX_CLIP_S:g} s"
+            )
+        if self.max_latency <= clip_s:
+            raise SettingsError(
+                f"max_latency is {self.max_latency:g} s, but a clip of {self.clip_frames} frames alone lasts "
+                f"{clip_s:.3g} s; raise max_latency or lower clip_frames"
+            )
+        names = self.devices.split(",")
+        if len(set(names)) < len(names):
+            raise SettingsError(f"devices is {_shown(self.devices)}; name each device once, it has one worker process")
+
+    @property
+    def clip_format(self) -> ClipFormat:
+        """What the clips of every stream have in common."""
+        return ClipFormat(
+            fps=self.fps,
+            clip_frames=self.clip_frames,
+            width=self.width,
+            height=self.height,
+            sample_rate=self.sample_rate,
+        )
+
+    @property
+    def model_base(self) -> Path:
+        """The folder that relative paths in ``model`` start from."""
+        return self.config.parent
+
+
+class SettingsParser(argparse.ArgumentParser):
+    """An argparse parser that has every setting as a flag and tells a wrong one by SettingsError.
+
+    A command may add arguments of its own, and leave out settings (``without``) that mean nothing to it.
+    """
+
+    def __init__(self, prog: str, description: str, without: Collection[str] = ()) -> None:
+        super().__init__(
+            prog=prog,
+            description=description,
+            epilog=(
+                "Each setting may also be given as an environment variable (--clip-frames: "
+                f"{ENVIRONMENT_PREFIX}CLIP_FRAMES) or as a key of the YAML file (clip_frames). A flag wins over the "
+                "environment, the environment over the file, the file over the default."
+            ),
+            allow_abbrev=False,
+        )
+        for group, title in _TITLES.items():
+            section = self.add_argument_group(title)
+            for name, option in _options().items():
+                if option.group == group and name not in without:
+                    self._add(section, name, option)
+
+    @staticmethod
+    def _add(section: argparse._ArgumentGroup, name: str, option: Option) -> None:
+        default = _default_text(name)
+        text = f"{option.help} [{default}{' ' + option.unit if option.unit else ''}]".replace("%", "%%")
+        if isinstance(_default(name), bool):
+            section.add_argument(
+                _flag(name), action=argparse.BooleanOptionalAction, default=argparse.SUPPRESS, help=text
+            )
+        else:
+            metavar = "|".join(option.choices) or _METAVARS[type(_default(name))]
+            section.add_argument(_flag(name), metavar=metavar, default=argparse.SUPPRESS, help=text)
+
+    def arguments(self, argv: Sequence[str]) -> argparse.Namespace:
+        """Parses ``argv`` (without the program's name). Settings that were not given are absent from the result."""
+        for word in argv:
+            flag, equals, value = word.partition("=")
+            if equals and isinstance(self._option_string_actions.get(flag), argparse.BooleanOptionalAction):
+                yes = flag.replace("--no-", "--", 1)
+                self.error(f"{flag} is given {_shown(value)} but takes no value; write {yes} or --no-{yes[2:]}")
+        namespace, rest = self.parse_known_args(list(argv))
+        if not rest:
+            return namespace
+        key = rest[0].partition("=")[0]
+        if not key.startswith("-"):
+            self.error(f"{_shown(key)} is not expected here; every setting is a flag, and --help lists them")
+        self.error(f"{_bare(key)} is not a flag; {_suggestion(key, self._option_string_actions, '--help lists them')}")
+
+    def error(self, message: str) -> NoReturn:
+        """Raises SettingsError instead of argparse's usage text and exit."""
+        message = message.removeprefix("argument ")
+        flag, colon, complaint = message.partition(": ")
+        name = flag.removeprefix("--").replace("-", "_")
+        if colon and complaint == "expected one argument" and name in _options():
+            message = f"{flag} is given without a value; it must be {_expected(name)}"
+        raise SettingsError(message)
+
+
+def load_settings(argv: Sequence[str], environ: Mapping[str, str]) -> Settings:
+    """The settings of the server from flags (without the program's name), environment, YAML file and defaults.
+
+    Raises SettingsError; ``--help`` prints and raises SystemExit(0).
+    """
+    parser = SettingsParser(
+        "server.py", "Serves talking avatars over WebRTC: a voice goes in, its talking face comes out, live."
+    )
+    return settings_from(parser.arguments(argv), environ)
+
+
+def settings_from(arguments: argparse.Namespace, environ: Mapping[str, str]) -> Settings:
+    """The settings from what a :class:`SettingsParser` has parsed, the environment, the YAML file and the defaults.
+
+    Attributes of ``arguments`` that are no settings are left alone. Raises SettingsError.
+    """
+    options = _options()
+    given = {name: (_flag(name), value) for name, value in vars(arguments).items() if name in options}
+    surroundings = _environment(environ)
+    values: dict[str, Scalar] = {}
+    for source in (surroundings, given):
+        for name, (label, raw) in source.items():
+            values[name] = raw if isinstance(raw, bool) else _parse(name, label, raw, Path.cwd())
+    config = values.get("config", _default("config"))
+    assert isinstance(config, Path)
+    content = read_config(config)
+    model = _model(content.pop("model", {}), config)
+    for name, (label, raw) in _from_file(content, config).items():
+        value = _parse(name, label, raw, config.parent)
+        values.setdefault(name, value)
+    merged: dict[str, Any] = {**values, "config": config, "model": model}
+    settings = Settings(**merged)
+    if settings.engine == "local" and not model:
+        raise SettingsError(
+            f"model is missing in {config}; the local engine needs it to find the weights, --engine testcard does not"
+        )
+    return settings
+
+
+def flag_table() -> list[FlagRow]:
+    """Every setting as a row of the README's table, in the order of ``--help``."""
+    ordered = [(name, option) for group in _TITLES for name, option in _options().items() if option.group == group]
+    return [FlagRow(_flag(name), _default_text(name), option.unit, option.help) for name, option in ordered]
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """The mapping in a YAML file, every scalar as text, plain nulls as None. Raises SettingsError.
+
+    Scalars stay text so that a file, a flag and the environment are read by the same rules, and YAML 1.1's surprises
+    (``1e-3`` is text, ``12:30`` is 750) never show. Tags, anchors and repeated keys are refused.
+    """
+    text = _config_text(path)
+    try:
+        _check_events(text, path)
+        node = yaml.compose(text, Loader=yaml.SafeLoader)
+    except yaml.YAMLError as error:
+        raise SettingsError(f"config {path} is not YAML: {_yaml_complaint(error)}") from error
+    if node is None:
+        return {}
+    if not isinstance(node, yaml.MappingNode):
+        raise SettingsError(f"config {path} is not a mapping; write one 'key: value' per line")
+    result = _plain(node, path)
+    assert isinstance(result, dict)
+    return result
+
+
+def _config_text(path: Path) -> str:
+    try:
+        mode = path.stat().st_mode
+        if not stat.S_ISREG(mode):
+            kind = "a folder" if stat.S_ISDIR(mode) else "not a regular file"
+            raise SettingsError(f"config {path} is {kind}; name a YAML file, such as configs/embedded.yaml")
+        with path.open("rb") as file:
+            content = file.read(MAX_CONFIG_BYTES + 1)
+    except FileNotFoundError:
+        raise SettingsError(f"config {path} does not exist; name a YAML file, such as configs/embedded.yaml") from None
+    except OSError as error:
+        raise SettingsError(
+            f"config {path} cannot be read ({error.strerror}); make it readable or name another"
+        ) from error
+    if len(content) > MAX_CONFIG_BYTES:
+        raise SettingsError(f"config {path} is larger than {MAX_CONFIG_BYTES // 1024} KiB; name a file of settings")
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise SettingsError(f"config {path} is not UTF-8 text (byte {error.start}); save it as UTF-8") from error
+
+
+def _check_events(text: str, path: Path) -> None:
+    """Refuses tags, anchors and deep nesting before any tree is built, so that building it is cheap and safe."""
+    depth = 0
+    for event in yaml.parse(text, Loader=yaml.SafeLoader):
+        line = event.start_mark.line + 1 if event.start_mark else 0
+        if isinstance(event, yaml.AliasEvent) or getattr(event, "anchor", None) is not None:
+            raise SettingsError(f"line {line} of config {path} has an anchor or alias; write the value out")
+        tag = getattr(event, "tag", None)
+        if tag is not None:
+            raise SettingsError(
+                f"line {line} of config {path} has the tag {_shown(tag)}; write the value without a tag"
+            )
+        if isinstance(event, yaml.CollectionStartEvent):
+            depth += 1
+        elif isinstance(event, yaml.CollectionEndEvent):
+            depth -= 1
+        if depth > MAX_CONFIG_DEPTH:
+            raise SettingsError(f"line {line} of config {path} is nested too deeply; settings are 'key: value' lines")
+
+
+def _plain(node: yaml.Node, path: Path) -> dict[str, Any] | list[Any] | str | None:
+    if isinstance(node, yaml.ScalarNode):
+        return None if node.style is None and node.value in _NULLS else str(node.value)
+    if isinstance(node, yaml.SequenceNode):
+        return [_plain(item, path) for item in node.value]
+    result: dict[str, Any] = {}
+    for key_node, value_node in node.value:
+        line = key_node.start_mark.line + 1
+        if not isinstance(key_node, yaml.ScalarNode):
+            raise SettingsError(f"line {line} of config {path} has a key that is not a word; write 'key: value'")
+        key = key_node.value.replace("-", "_")
+        if key in result:
+            raise SettingsError(f"{_bare(key)} is given twice in config {path} (line {line}); keep one of the two")
+        result[key] = _plain(value_node, path)
+    return result
+
+
+def _yaml_complaint(error: yaml.YAMLError) -> str:
+    if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark is not None:
+        return f"line {error.problem_mark.line + 1}, {error.problem or 'it cannot be read'}"
+    return " ".join(str(error).split())
+
+
+def _from_file(content: Mapping[str, Any], path: Path) -> dict[str, tuple[str, str]]:
+    result: dict[str, tuple[str, str]] = {}
+    for name, raw in content.items():
+        if name == "config":
+            raise SettingsError(f"config is given inside config {path}; a file cannot name another, so leave it out")
+        if name not in _options():
+            mend = _suggestion(name, [*_options(), "model"], "--help lists the settings")
+            raise SettingsError(f"{_bare(name)} in {path} is not a setting; {mend}")
+        label = f"{name} in {path}"
+        if raw is None:
+            raise SettingsError(f"{label} has no value; it must be {_expected(name)}, or leave the key out")
+        if not isinstance(raw, str):
+            raise SettingsError(
+                f"{label} is a {'list' if isinstance(raw, list) else 'mapping'}; it must be {_expected(name)}"
+            )
+        result[name] = (label, raw)
+    return result
+
+
+def _model(raw: object, path: Path) -> dict[str, str | None]:
+    if not isinstance(raw, dict):
+        raise SettingsError(f"model in {path} is {_shown(raw)}; it must be a mapping that names the weights")
+    for key, value in raw.items():
+        if value is not None and not isinstance(value, str):
+            raise SettingsError(f"model.{_bare(key)} in {path} is {_shown(value)}; it must be one path or null")
+    return dict(raw)
+
+
+def _environment(environ: Mapping[str, str]) -> dict[str, tuple[str, str]]:
+    known = {ENVIRONMENT_PREFIX + name.upper(): name for name in _options()}
+    result: dict[str, tuple[str, str]] = {}
+    for key in sorted(environ):
+        if not key.startswith(ENVIRONMENT_PREFIX):
+            continue
+        if key not in known:
+            mend = _suggestion(key, known, "unset it, --help lists the settings")
+            raise SettingsError(f"the environment variable {_bare(key)} is not a setting; {mend}")
+        result[known[key]] = (key, environ[key])
+    return result
+
+
+def _parse(name: str, label: str, raw: str, base: Path) -> Scalar:
+    """The value of setting ``name`` from text; ``label`` is the key as the user wrote it, ``base`` starts paths."""
+    value = _convert(raw.strip(), type(_default(name)), base)
+    if value is None:
+        raise SettingsError(f"{label} is {_shown(raw)}; it must be {_expected(name)}")
+    _check(name, value, label)
+    return value
+
+
+def _convert(text: str, kind: type, base: Path) -> Scalar | None:
+    """``text`` as a ``kind``, or None if it is no such thing."""
+    if not text or "\0" in text:
+        return None
+    if kind is bool:
+        return True if text.lower() in _TRUE else False if text.lower() in _FALSE else None
+    if kind is int:
+        return int(text) if re.fullmatch(r"[+-]?[0-9]{1,18}", text) else None
+    if kind is float:
+        return float(text) if re.fullmatch(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]{1,3})?", text) else None
+    if kind is str:
+        return text
+    try:
+        return Path(os.path.abspath(base / Path(text).expanduser()))
+    except RuntimeError:  # ~name of a user who does not exist
+        return None
+
+
+def _check(name: str, value: Scalar, label: str) -> None:
+    """Raises SettingsError if ``value`` is of another type than the setting's, or outside its limits."""
+    option, kind = _options()[name], type(_default(name))
+    fits = isinstance(value, (int, float) if kind is float else kind) and isinstance(value, bool) == (kind is bool)
+    if fits and option.admits(value):
+        return
+    mend = ""
+    if isinstance(value, str) and (close := difflib.get_close_matches(value, option.choices, n=1)):
+        mend = f"; did you mean {close[0]}?"
+    raise SettingsError(f"{label} is {_shown(value)}; it must be {_expected(name)}{mend}")
+
+
+def _expected(name: str) -> str:
+    """What a value of this setting must be, in words."""
+    option, default = _options()[name], _default(name)
+    if option.choices:
+        return f"{', '.join(option.choices[:-1])} or {option.choices[-1]}"
+    if option.words:
+        return option.words
+    if isinstance(default, bool):
+        return "true or false"
+    if isinstance(default, Path):
+        return "a path"
+    number = "a number" if isinstance(default, float) else "an even number" if option.even else "a whole number"
+    return f"{number} from {option.low:g} to {option.high:g}"
+
+
+def _suggestion(key: str, known: Iterable[str], otherwise: str) -> str:
+    close = difflib.get_close_matches(key, list(known), n=1)
+    return f"did you mean {close[0]}?" if close else otherwise
+
+
+def _shown(value: object) -> str:
+    """A value for a message: quoted where it is text, and never long."""
+    text = repr(str(value)) if isinstance(value, str | Path) else str(value)
+    return text if len(text) <= _SHOWN_CHARACTERS else text[: _SHOWN_CHARACTERS - 3] + "..."
+
+
+def _bare(key: object) -> str:
+    """A key for a message: unquoted where it is an ordinary word."""
+    text = str(key)
+    return text if re.fullmatch(r"[\w.-]{1,60}", text) else _shown(text)
+
+
+def _flag(name: str) -> str:
+    return "--" + name.replace("_", "-")
+
+
+@cache
+def _options() -> dict[str, Option]:
+    return {item.name: item.metadata["option"] for item in fields(Settings) if "option" in item.metadata}
+
+
+@cache
+def _defaults() -> dict[str, Any]:
+    return {item.name: item.default for item in fields(Settings) if "option" in item.metadata}
+
+
+def _default(name: str) -> Scalar:
+    default: Scalar = _defaults()[name]
+    return default
+
+
+def _default_text(name: str) -> str:
+    default = _default(name)
+    if isinstance(default, Path) and default.is_relative_to(_REPOSITORY):
+        return str(default.relative_to(_REPOSITORY))
+    return str(default)
+
+
+_METAVARS: dict[type, str] = {int: "N", float: "X", str: "TEXT", type(Path()): "PATH"}

@@ -1,0 +1,86 @@
+"""The embedded model's widths and the constants that its training and its rendering share."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from echo_rtc.model.autoencoder import AutoencoderConfig, PixelShuffleAutoencoder
+
+FPS = 24
+CLIP_FRAMES = 12
+HISTORY_FRAMES = 48
+SAMPLE_RATE = 16_000
+MARGIN = 2
+HISTORY_SAMPLES = HISTORY_FRAMES * SAMPLE_RATE // FPS
+WINDOW_SAMPLES = (HISTORY_FRAMES + CLIP_FRAMES) * SAMPLE_RATE // FPS
+
+_WIDTHS = [64, 128]
+_UNET: dict[str, Any] = {
+    "sample_size": 16,
+    "in_channels": 32,
+    "out_channels": 32,
+    "center_input_sample": False,
+    "flip_sin_to_cos": True,
+    "freq_shift": 0,
+    "block_out_channels": _WIDTHS,
+    "layers_per_block": 1,
+    "downsample_padding": 1,
+    "mid_block_scale_factor": 1,
+    "act_fn": "silu",
+    "norm_num_groups": 16,
+    "norm_eps": 1e-5,
+    "attention_head_dim": 4,
+}
+
+NETWORKS: dict[str, Any] = {
+    "reference_unet": {
+        **_UNET,
+        "cross_attention_dim": 96,
+        "down_block_types": ["CrossAttnDownBlock2D", "CrossAttnDownBlock2D"],
+        "up_block_types": ["CrossAttnUpBlock2D", "CrossAttnUpBlock2D"],
+    },
+    "denoising_unet": {
+        **_UNET,
+        "cross_attention_dim": 96,
+        "down_block_types": ["CrossAttnDownBlock3D", "CrossAttnDownBlock3D"],
+        "mid_block_type": "UNetMidBlock3DCrossAttn",
+        "up_block_types": ["CrossAttnUpBlock3D", "CrossAttnUpBlock3D"],
+    },
+    "denoising_unet_additional": {
+        "use_inflated_groupnorm": True,
+        "unet_use_cross_frame_attention": False,
+        "unet_use_temporal_attention": False,
+        "use_motion_module": True,
+        "motion_module_resolutions": [1, 2],
+        "motion_module_mid_block": True,
+        "motion_module_decoder_only": False,
+        "motion_module_type": "Vanilla",
+        "motion_module_kwargs": {
+            "num_attention_heads": 4,
+            "num_transformer_block": 1,
+            "attention_block_types": ["Temporal_Self", "Temporal_Self"],
+            "temporal_position_encoding": True,
+            "temporal_position_encoding_max_len": 32,
+            "temporal_attention_dim_div": 1,
+        },
+    },
+    "pose_encoder": {
+        "conditioning_embedding_channels": _WIDTHS[0],
+        "conditioning_channels": 3,
+        "block_out_channels": [16, 32, 48, 64, 96],
+    },
+    "whisper": {
+        "n_mels": 80,
+        "n_audio_ctx": 150,
+        "n_audio_state": 96,
+        "n_audio_head": 4,
+        "n_audio_layer": 3,
+        "n_vocab": 0,
+        "n_text_ctx": 0,
+        "n_text_state": 0,
+        "n_text_head": 0,
+        "n_text_layer": 0,
+    },
+    "autoencoder": PixelShuffleAutoencoder(AutoencoderConfig()).config,
+}
+"""The content of the embedded model's config.json."""

@@ -1,0 +1,114 @@
+"""The HTTP edge as one aiohttp application: its routes, its limits and the headers on every answer.
+
+Knows the streams and the engine by narrow protocols only, and nothing of WebRTC.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from aiohttp import web
+
+from echo_rtc.web.health import Health
+from echo_rtc.web.pages import Pages
+from echo_rtc.web.problems import problem_middleware
+from echo_rtc.web.signalling import MAX_OFFER_BYTES, Signalling, Streams
+
+SECURITY_HEADERS = {
+    "Content-Security-Policy": "; ".join(
+        (
+            "default-src 'none'",
+            "script-src 'self'",
+            "style-src 'self'",
+            "img-src 'self' data:",
+            "font-src 'self'",
+            "media-src 'self' blob:",
+            "connect-src 'self'",
+            "manifest-src 'self'",
+            "worker-src 'self'",
+            "base-uri 'none'",
+            "form-action 'none'",
+            "frame-ancestors 'self'",
+        )
+    ),
+    "Permissions-Policy": "microphone=(self), camera=(), geolocation=(), display-capture=()",
+    "Referrer-Policy": "no-referrer",
+    "X-Content-Type-Options": "nosniff",
+    "Cross-Origin-Opener-Policy": "same-origin",
+    "Cross-Origin-Resource-Policy": "same-origin",
+    "Server": "echo_rtc",
+}
+
+LINGER_S = 2.0
+"""After a refusal, how long the rest of a request's body is read and thrown away, so that the answer gets through."""
+FINISH_S = 1.0
+"""At the end, how long requests that are being answered may still take."""
+
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+
+@dataclass(frozen=True, slots=True)
+class RouteRow:
+    """One row of the README's table of routes."""
+
+    method: str
+    path: str
+    meaning: str
+
+
+@dataclass(frozen=True, slots=True)
+class Handlers:
+    """The objects whose methods answer requests."""
+
+    pages: Pages
+    signalling: Signalling
+    health: Health
+
+
+_ROUTES: tuple[tuple[RouteRow, Callable[[Handlers], Handler]], ...] = (
+    (RouteRow("GET", "/", "The page."), lambda h: h.pages.page),
+    (RouteRow("GET", "/static/{path:.+}", "The page's files."), lambda h: h.pages.file),
+    (
+        RouteRow(
+            "POST", "/offer", "Opens a call: JSON with sdp, type and avatar in; sdp, type and stream (its id) out."
+        ),
+        lambda h: h.signalling.offer,
+    ),
+    (RouteRow("GET", "/streams/{id}", "A stream's counters, as JSON."), lambda h: h.signalling.statistics),
+    (RouteRow("DELETE", "/streams/{id}", "Ends a stream."), lambda h: h.signalling.close),
+    (RouteRow("GET", "/config", "Picture size, frame rate, avatars and engine, as JSON."), lambda h: h.health.config),
+    (RouteRow("GET", "/healthz", "200 as long as the server lives."), lambda h: h.health.healthz),
+    (
+        RouteRow("GET", "/readyz", "200 if a call could be opened, else 503 with Retry-After."),
+        lambda h: h.health.readyz,
+    ),
+)
+
+
+def routes() -> list[RouteRow]:
+    """Every route, in the order of the README's table."""
+    return [row for row, _ in _ROUTES]
+
+
+def create_app(streams: Streams, health: Health, static: Path) -> web.Application:
+    """The application. ``static`` is the page's folder; raises InputError if it has no index.html."""
+    handlers = Handlers(Pages.in_folder(static), Signalling(streams, health), health)
+    app = web.Application(middlewares=[problem_middleware], client_max_size=MAX_OFFER_BYTES)
+    for row, choose in _ROUTES:
+        app.router.add_route(row.method, row.path, choose(handlers))
+        if row.method == "GET":
+            app.router.add_route("HEAD", row.path, choose(handlers))
+    app.on_response_prepare.append(_add_security_headers)
+    return app
+
+
+def create_runner(app: web.Application) -> web.AppRunner:
+    """What serves the application on sites; its ``cleanup`` takes at most about FINISH_S."""
+    return web.AppRunner(app, handle_signals=False, lingering_time=LINGER_S, shutdown_timeout=FINISH_S)
+
+
+async def _add_security_headers(_: web.Request, response: web.StreamResponse) -> None:
+    for name, value in SECURITY_HEADERS.items():
+        response.headers[name] = value

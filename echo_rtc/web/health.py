@@ -1,0 +1,100 @@
+"""Whether the server lives, is ready, and what it shows: /healthz, /readyz, /config.
+
+Holds the server's phase, which the composition root moves on and the other handlers ask for. Knows of an engine only
+what it shows to the outside.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Protocol
+
+from aiohttp import web
+
+from echo_rtc.clips import ClipFormat
+from echo_rtc.web.problems import Problem, ProblemType
+
+STARTING_RETRY_S = 5
+"""When to ask again while the server starts, or while its workers are being replaced."""
+STOPPING_RETRY_S = 30
+"""When to ask again after the server was told to stop: long enough for a restart."""
+
+
+class EngineView(Protocol):
+    """What the HTTP edge sees of an engine."""
+
+    @property
+    def format(self) -> ClipFormat: ...
+
+    @property
+    def avatars(self) -> Mapping[str, object]: ...
+
+    @property
+    def ready(self) -> bool: ...
+
+
+class Phase(StrEnum):
+    STARTING = "starting"
+    READY = "ready"
+    STOPPING = "stopping"
+
+
+@dataclass(slots=True)
+class Lifecycle:
+    """Where the server stands; only the composition root changes it. ``progress`` is the last line of the start-up."""
+
+    phase: Phase = Phase.STARTING
+    progress: str = "the workers are being started"
+
+
+@dataclass(frozen=True, slots=True)
+class Health:
+    """Answers for the engine, the phase and the settings that a page needs. ``engine_name`` is ``--engine``."""
+
+    engine: EngineView
+    lifecycle: Lifecycle
+    engine_name: str
+
+    def require_ready(self) -> None:
+        """Raises the 503 that fits, unless a stream could be opened now."""
+        match self.lifecycle.phase:
+            case Phase.STARTING:
+                detail = f"The server is still starting ({self.lifecycle.progress}); try again in a moment."
+                raise _unavailable(detail, ProblemType.STARTING, STARTING_RETRY_S)
+            case Phase.STOPPING:
+                detail = "The server is stopping and takes no new streams."
+                raise _unavailable(detail, ProblemType.STOPPING, STOPPING_RETRY_S)
+        if not self.engine.ready:
+            detail = "No worker can render at the moment; one is being started."
+            raise _unavailable(detail, ProblemType.STARTING, STARTING_RETRY_S)
+
+    async def healthz(self, _: web.Request) -> web.StreamResponse:
+        return _json({"status": "alive"})
+
+    async def readyz(self, _: web.Request) -> web.StreamResponse:
+        self.require_ready()
+        return _json({"status": "ready"})
+
+    async def config(self, _: web.Request) -> web.StreamResponse:
+        """What the page shows before a call. ``avatars`` is empty until the engine has started."""
+        format = self.engine.format
+        return _json(
+            {
+                "engine": self.engine_name,
+                "status": str(self.lifecycle.phase),
+                "width": format.width,
+                "height": format.height,
+                "fps": format.fps,
+                "avatars": list(self.engine.avatars),
+            }
+        )
+
+
+def _json(body: dict[str, object]) -> web.Response:
+    return web.json_response(body, headers={"Cache-Control": "no-store"})
+
+
+def _unavailable(detail: str, kind: ProblemType, retry_s: int) -> Problem:
+    return Problem(503, detail, kind, {"Retry-After": str(retry_s)})

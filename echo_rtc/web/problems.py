@@ -1,0 +1,119 @@
+"""Errors as HTTP says them: ``application/problem+json`` (RFC 9457) with type, title, status and detail.
+
+The only place where the classes of ``echo_rtc.errors`` and the router's refusals become statuses. Knows no route.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Awaitable, Callable, Mapping
+from enum import StrEnum
+from http import HTTPStatus
+
+from aiohttp import web
+
+from echo_rtc.errors import CapacityError, EchoRtcError, OfferError, UnsupportedMediaError
+
+CONTENT_TYPE = "application/problem+json"
+
+logger = logging.getLogger(__name__)
+
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+
+class ProblemType(StrEnum):
+    """What a client may want to tell apart beyond the status. ``about:blank``: the status says it all."""
+
+    GENERIC = "about:blank"
+    BAD_OFFER = "urn:echo-rtc:problem:bad-offer"
+    UNSUPPORTED_MEDIA = "urn:echo-rtc:problem:unsupported-media"
+    UNKNOWN_AVATAR = "urn:echo-rtc:problem:unknown-avatar"
+    UNKNOWN_STREAM = "urn:echo-rtc:problem:unknown-stream"
+    FULL = "urn:echo-rtc:problem:full"
+    STARTING = "urn:echo-rtc:problem:starting"
+    STOPPING = "urn:echo-rtc:problem:stopping"
+
+
+_TITLES = {
+    ProblemType.BAD_OFFER: "The offer cannot be read",
+    ProblemType.UNSUPPORTED_MEDIA: "The offer has nothing this server can use",
+    ProblemType.UNKNOWN_AVATAR: "There is no such avatar",
+    ProblemType.UNKNOWN_STREAM: "There is no such stream",
+    ProblemType.FULL: "The server is full",
+    ProblemType.STARTING: "The server is starting",
+    ProblemType.STOPPING: "The server is stopping",
+}
+
+
+class Problem(Exception):
+    """A refusal with its status. ``detail`` is one sentence for whoever sent the request."""
+
+    def __init__(
+        self,
+        status: int,
+        detail: str,
+        kind: ProblemType = ProblemType.GENERIC,
+        headers: Mapping[str, str] | None = None,
+    ) -> None:
+        super().__init__(detail)
+        self.status = status
+        self.detail = detail
+        self.kind = kind
+        self.headers = dict(headers or {})
+
+    def response(self) -> web.Response:
+        body = {
+            "type": str(self.kind),
+            "title": _TITLES.get(self.kind) or HTTPStatus(self.status).phrase,
+            "status": self.status,
+            "detail": self.detail,
+        }
+        # A refusal is about this moment: nobody may keep it.
+        headers = {"Cache-Control": "no-store", **self.headers}
+        return web.json_response(body, status=self.status, headers=headers, content_type=CONTENT_TYPE)
+
+
+@web.middleware
+async def problem_middleware(request: web.Request, handler: Handler) -> web.StreamResponse:
+    """Answers every error of the handlers and of the router with a problem body; unexpected ones are logged."""
+    try:
+        return await handler(request)
+    except Problem as problem:
+        return problem.response()
+    except web.HTTPException as refusal:
+        if refusal.status < HTTPStatus.BAD_REQUEST:
+            raise
+        return _from_aiohttp(request, refusal).response()
+    except EchoRtcError as error:
+        return _from_error(error).response()
+    except Exception:  # the boundary: a client gets no traceback, the log does
+        logger.exception("%s %s failed", request.method, request.path)
+        return Problem(500, "Something went wrong inside the server; its log says what.").response()
+
+
+def _from_error(error: EchoRtcError) -> Problem:
+    text = str(error)
+    detail = f"{text[:1].upper()}{text[1:].rstrip('.')}."
+    if isinstance(error, CapacityError):
+        return Problem(503, detail, ProblemType.FULL, {"Retry-After": str(error.retry_after_s)})
+    if isinstance(error, UnsupportedMediaError):
+        return Problem(422, detail, ProblemType.UNSUPPORTED_MEDIA)
+    if isinstance(error, OfferError):
+        return Problem(400, detail, ProblemType.BAD_OFFER)
+    logger.error("%s: %s", type(error).__name__, text)
+    return Problem(500, detail)
+
+
+def _from_aiohttp(request: web.Request, refusal: web.HTTPException) -> Problem:
+    """The router's and the body reader's own refusals; headers that carry meaning (Allow) are kept."""
+    headers = {name: refusal.headers[name] for name in ("Allow", "Retry-After") if name in refusal.headers}
+    match refusal.status:
+        case 404:
+            detail = f"There is nothing at {request.path}."
+        case 405:
+            detail = (
+                f"{request.path} does not know the method {request.method}; it knows {headers.get('Allow', 'none')}."
+            )
+        case _:
+            detail = f"{refusal.reason}."
+    return Problem(refusal.status, detail, headers=headers)

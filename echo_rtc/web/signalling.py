@@ -1,0 +1,151 @@
+"""Calls over HTTP: POST /offer opens one, GET and DELETE /streams/{id} watch and end it.
+
+Everything about a request is checked here before the streams hear of it; what an SDP means is theirs to judge.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+from aiohttp import web
+
+from echo_rtc.web.health import Health
+from echo_rtc.web.problems import Problem, ProblemType
+
+MAX_OFFER_BYTES = 64 * 1024
+"""A browser's offer has 5 to 10 KB."""
+BODY_TIMEOUT_S = 10.0
+"""Time a client has to send a request's body."""
+
+
+class Streams(Protocol):
+    """What the HTTP edge asks of the streams."""
+
+    async def open_call(self, offer_sdp: str, avatar: str) -> tuple[str, str]:
+        """(stream id, answer SDP). Raises OfferError, UnsupportedMediaError, CapacityError."""
+        ...
+
+    async def close_stream(self, stream_id: str, reason: str) -> bool:
+        """Whether there was such a stream."""
+        ...
+
+    def statistics(self, stream_id: str) -> Mapping[str, object] | None:
+        """None where there is no such stream."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Offer:
+    """The body of POST /offer, checked. ``avatar`` is None where the client leaves the choice to the server."""
+
+    sdp: str
+    avatar: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Signalling:
+    """The handlers of calls."""
+
+    streams: Streams
+    health: Health
+
+    async def offer(self, request: web.Request) -> web.StreamResponse:
+        """200 with the answer; 400, 408, 413, 415, 422 or 503 as a problem."""
+        if request.content_type != "application/json":
+            raise Problem(
+                415,
+                f"The content type is {request.headers.get('Content-Type', 'missing')[:80]!r}; send application/json.",
+                headers={"Accept-Post": "application/json"},
+            )
+        offer = parse_offer(await _read_body(request))
+        self.health.require_ready()
+        stream_id, answer = await self.streams.open_call(offer.sdp, self._avatar(offer.avatar))
+        return web.json_response(
+            {"sdp": answer, "type": "answer", "stream": stream_id}, headers={"Cache-Control": "no-store"}
+        )
+
+    async def statistics(self, request: web.Request) -> web.StreamResponse:
+        """200 with the stream's counters; 404 as a problem."""
+        found = self.streams.statistics(request.match_info["id"])
+        if found is None:
+            raise _unknown_stream()
+        return web.json_response(found, headers={"Cache-Control": "no-store"})
+
+    async def close(self, request: web.Request) -> web.StreamResponse:
+        """204 once the stream is closed; 404 as a problem."""
+        if not await self.streams.close_stream(request.match_info["id"], "closed by the client"):
+            raise _unknown_stream()
+        return web.Response(status=204)
+
+    def _avatar(self, name: str | None) -> str:
+        known = list(self.health.engine.avatars)
+        if name is None:
+            return known[0]
+        if name not in known:
+            raise Problem(
+                422,
+                f"There is no avatar {name[:80]!r}; choose one of {', '.join(known)}.",
+                ProblemType.UNKNOWN_AVATAR,
+            )
+        return name
+
+
+def parse_offer(body: bytes) -> Offer:
+    """Reads ``{"sdp": ..., "type": "offer", "avatar": ...?}``. Raises Problem 400 with what is wrong."""
+    try:
+        content = json.loads(body.decode("utf-8"))
+    except UnicodeDecodeError:
+        raise _bad_offer("The body is not UTF-8 text; send JSON in UTF-8.") from None
+    except (ValueError, RecursionError):
+        raise _bad_offer('The body is not JSON; send {"sdp": "...", "type": "offer"}.') from None
+    if not isinstance(content, dict):
+        raise _bad_offer('The body is not a JSON object; send {"sdp": "...", "type": "offer"}.')
+    if content.get("type") != "offer":
+        raise _bad_offer(f"type is {_shown(content, 'type')}; it must be 'offer'.")
+    sdp = content.get("sdp")
+    if not isinstance(sdp, str) or not sdp.strip():
+        raise _bad_offer(f"sdp is {_shown(content, 'sdp')}; it must be the session description as text.")
+    if re.search("[\ud800-\udfff]", sdp):
+        raise _bad_offer("sdp has half of a surrogate pair, which is no text; send it as the browser made it.")
+    avatar = content.get("avatar")
+    if avatar is not None and not isinstance(avatar, str):
+        raise _bad_offer(f"avatar is {_shown(content, 'avatar')}; it must be an avatar's name, or left out.")
+    return Offer(sdp, avatar)
+
+
+async def _read_body(request: web.Request) -> bytes:
+    if request.content_length is not None and request.content_length > MAX_OFFER_BYTES:
+        raise _too_large()
+    try:
+        async with asyncio.timeout(BODY_TIMEOUT_S):
+            return await request.read()
+    except TimeoutError:
+        raise Problem(
+            408, f"The body took longer than {BODY_TIMEOUT_S:g} s; send it at once.", headers={"Connection": "close"}
+        ) from None
+    except web.HTTPRequestEntityTooLarge:
+        raise _too_large() from None
+    except (web.RequestPayloadError, ConnectionError):  # the latter: hung up, and nobody will read the answer
+        raise _bad_offer("The body is cut off or badly encoded; send it again.") from None
+
+
+def _shown(content: dict[str, object], key: str) -> str:
+    text = repr(content[key]) if key in content else "missing"
+    return text if len(text) <= 80 else text[:77] + "..."
+
+
+def _bad_offer(detail: str) -> Problem:
+    return Problem(400, detail, ProblemType.BAD_OFFER)
+
+
+def _too_large() -> Problem:
+    return Problem(413, f"The body is larger than {MAX_OFFER_BYTES // 1024} KiB, which no offer needs.")
+
+
+def _unknown_stream() -> Problem:
+    return Problem(404, "There is no such stream; it may have ended.", ProblemType.UNKNOWN_STREAM)

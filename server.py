@@ -1,0 +1,191 @@
+"""Serves talking avatars: ``python server.py``, then open http://localhost:8080.
+
+The composition root: flags, settings, logging, engine, streams, HTTP, and their end in the opposite order. It knows
+every room by its front door and nothing of what happens inside.
+
+Exit codes: 0 after SIGINT or SIGTERM, 2 for a setting that cannot be, 1 for anything else that keeps it from running;
+both with one sentence on the console.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import logging
+import os
+import signal
+import socket
+import sys
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from pathlib import Path
+
+from aiohttp import web
+
+from echo_rtc.engine.factory import create_engine
+from echo_rtc.engine.protocol import Engine
+from echo_rtc.errors import EchoRtcError, SettingsError
+from echo_rtc.logs import logging_to
+from echo_rtc.model.description import ModelDescription
+from echo_rtc.rtc.manager import ManagerOptions, StreamManager
+from echo_rtc.rtc.stream import StreamOptions
+from echo_rtc.settings import Settings, load_settings
+from echo_rtc.web.app import create_app, create_runner
+from echo_rtc.web.health import Health, Lifecycle, Phase
+
+STATIC = Path(__file__).resolve().parent / "static"
+CLOSE_STREAMS_S = 2.5
+CLOSE_ENGINE_S = 5.0
+"""Together with the second that requests may still take, these keep the whole end below 10 s."""
+
+logger = logging.getLogger("echo_rtc.server")
+
+
+class ListenError(EchoRtcError):
+    """The address or the port cannot be listened on."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the server until it is told to stop; returns the exit code."""
+    try:
+        settings = load_settings(sys.argv[1:] if argv is None else argv, os.environ)
+    except SettingsError as error:
+        sys.stderr.write(f"server.py: {error}\n")
+        return 2
+    with logging_to(settings.log_level, settings.log_dir) as log_file:
+        if log_file is not None:
+            logger.info("logging to %s", log_file)
+        try:
+            asyncio.run(serve(settings))
+        except SettingsError as error:
+            logger.error("%s", error)
+            return 2
+        except EchoRtcError as error:
+            logger.error("%s", error)
+            return 1
+        except Exception:  # the outermost boundary: the log keeps what happened
+            logger.critical("the server has to stop", exc_info=True)
+            return 1
+    return 0
+
+
+async def serve(settings: Settings) -> None:
+    """A server's life, from binding its port to its end by SIGINT or SIGTERM.
+
+    Raises SettingsError or InputError before anything is loaded, ListenError if the port cannot be had, and what the
+    engine raises if it does not start. Whatever was begun is ended.
+    """
+    lifecycle = Lifecycle()
+    async with AsyncExitStack() as life:
+        stop = life.enter_context(_stop_signal())
+        if settings.engine == "local":
+            # A misspelt key or a missing folder need not wait for the minute that a worker takes to find it.
+            ModelDescription.from_mapping(settings.model, settings.model_base)
+        engine = create_engine(settings)
+        life.push_async_callback(_within, CLOSE_ENGINE_S, engine.close, "the engine")
+        streams = StreamManager(engine, _stream_settings(settings))
+        life.push_async_callback(_within, CLOSE_STREAMS_S, streams.close, "the streams")
+        app = create_app(streams, Health(engine, lifecycle, settings.engine), STATIC)
+        # The port comes before the engine: one that is taken is told at once, and the page can say "starting".
+        url = await life.enter_async_context(_listening(app, settings.host, settings.port))
+        logger.info("listening on %s; the %s engine is starting", url, settings.engine)
+        if await _started(engine, lifecycle, stop):
+            lifecycle.phase = Phase.READY
+            logger.info("echo_rtc is ready: %s", url)
+            await stop.wait()
+        lifecycle.phase = Phase.STOPPING
+        logger.info("stopping: streams end, workers are closed")
+    logger.info("stopped")
+
+
+@contextmanager
+def _stop_signal() -> Iterator[asyncio.Event]:
+    """While inside, SIGINT and SIGTERM set the event. A second one changes nothing: the end is bounded anyway."""
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    for number in numbers:
+        loop.add_signal_handler(number, stop.set)
+    try:
+        yield stop
+    finally:
+        for number in numbers:
+            loop.remove_signal_handler(number)
+
+
+def _stream_settings(settings: Settings) -> ManagerOptions:
+    """The streams' part of the settings."""
+    stream = StreamOptions(
+        vad_threshold=settings.vad_threshold,
+        max_latency_s=settings.max_latency,
+        use_init_latent=settings.use_init_latent,
+    )
+    return ManagerOptions(stream=stream, max_streams=settings.max_streams)
+
+
+async def _started(engine: Engine, lifecycle: Lifecycle, stop: asyncio.Event) -> bool:
+    """Starts the engine; False if the server was told to stop meanwhile. Raises what the engine raises."""
+
+    def progress(line: str) -> None:
+        lifecycle.progress = line
+        logger.info("%s", line)
+
+    start = asyncio.create_task(engine.start(progress), name="engine start")
+    stopped = asyncio.create_task(stop.wait(), name="stop signal")
+    try:
+        await asyncio.wait({start, stopped}, return_when=asyncio.FIRST_COMPLETED)
+        if not start.done():
+            return False
+        start.result()
+        return True
+    finally:
+        for task in (start, stopped):
+            task.cancel()
+        await asyncio.wait({start, stopped}, timeout=CLOSE_ENGINE_S)
+
+
+@asynccontextmanager
+async def _listening(app: web.Application, host: str, port: int) -> AsyncIterator[str]:
+    """The application served while inside; yields its URL. Raises ListenError."""
+    runner = create_runner(app)
+    await runner.setup()
+    try:
+        try:
+            await web.TCPSite(runner, host, port).start()
+        except OSError as error:
+            raise ListenError(_why_not(error, host, port)) from error
+        yield _url(host, runner.addresses[0][1])
+    finally:
+        await runner.cleanup()
+
+
+def _why_not(error: OSError, host: str, port: int) -> str:
+    if isinstance(error, socket.gaierror) or error.errno == errno.EADDRNOTAVAIL:
+        return f"host {host} is not an address of this machine; try --host 127.0.0.1 or --host 0.0.0.0"
+    if error.errno == errno.EADDRINUSE:
+        return f"port {port} on {host} is in use; stop the program that has it, or choose another with --port"
+    if error.errno == errno.EACCES:
+        return f"port {port} needs more rights than this user has; choose one from 1024 up with --port"
+    return f"{host} port {port} cannot be listened on ({error.strerror}); choose others with --host and --port"
+
+
+def _url(host: str, port: int) -> str:
+    """What to type into a browser of this machine. Microphones are given out on localhost, not on bare addresses."""
+    if host in {"127.0.0.1", "::1", "0.0.0.0", "::"}:
+        host = "localhost"
+    return f"http://{f'[{host}]' if ':' in host else host}:{port}"
+
+
+async def _within(limit_s: float, close: Callable[[], Awaitable[None]], what: str) -> None:
+    """Closes a part, but waits no longer than ``limit_s`` for it."""
+    task = asyncio.ensure_future(close())
+    done, _ = await asyncio.wait({task}, timeout=limit_s)
+    if not done:
+        logger.error("closing %s takes longer than %g s; going on without it", what, limit_s)
+        task.cancel()
+    elif (error := task.exception()) is not None:
+        logger.error("closing %s failed", what, exc_info=error)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,232 @@
+"""Whether everybody can use the page: names, roles, contrast, focus, motion and room, each computed in the browser."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import pytest
+from playwright.async_api import expect
+
+from tests.browser.conftest import PageFactory, RunningServer
+from tests.browser.visit import Visit
+
+pytestmark = pytest.mark.asyncio(loop_scope="session")
+
+Scheme = Literal["light", "dark"]
+
+TEXT_CONTRAST = 4.5
+EDGE_CONTRAST = 3.0
+"""WCAG 2.2, 1.4.3 and 1.4.11, level AA."""
+TARGET_PX = 24.0
+"""WCAG 2.2, 2.5.8."""
+
+SIZES = ((320, 568), (360, 740), (740, 360), (768, 1024), (1440, 900))
+
+INTERACTIVE = {"button", "radio", "combobox", "slider", "link", "DisclosureTriangle", "meter"}
+
+
+async def nodes(visit: Visit) -> list[dict[str, Any]]:
+    """What assistive technology is given: nodes with role and name."""
+    session = await visit.page.context.new_cdp_session(visit.page)
+    tree = await session.send("Accessibility.getFullAXTree")
+    return [
+        {"role": node.get("role", {}).get("value", ""), "name": node.get("name", {}).get("value", "")}
+        for node in tree["nodes"]
+        if not node.get("ignored")
+    ]
+
+
+async def faint(visit: Visit) -> list[str]:
+    """The texts and edges whose contrast is too low, in light or in dark."""
+    least = {"text": TEXT_CONTRAST, "edge": EDGE_CONTRAST}
+    schemes: tuple[Scheme, ...] = ("light", "dark")
+    faint = []
+    for scheme in schemes:
+        await visit.page.emulate_media(color_scheme=scheme, reduced_motion="reduce")
+        found = await visit.page.evaluate(CONTRASTS)
+        assert len(found) > 20
+        faint += [
+            f"{scheme}: {item['what']} {item['ratio']:.2f}" for item in found if item["ratio"] < least[item["kind"]]
+        ]
+    return faint
+
+
+async def cramped(visit: Visit) -> list[str]:
+    """What lacks room, in windows from a small phone's to a desk's."""
+    cramped = []
+    for width, height in SIZES:
+        await visit.page.set_viewport_size({"width": width, "height": height})
+        cramped += [f"{width} x {height}: {what}" for what in await visit.page.evaluate(CRAMPED, TARGET_PX)]
+    return cramped
+
+
+async def test_everything_can_be_read_and_has_room(card: RunningServer, page: PageFactory) -> None:
+    visit = await page(card.url, viewport={"width": 1440, "height": 900}, microphone="refused")
+    await visit.sees("Give your voice a face")
+    assert await faint(visit) == []
+    assert await cramped(visit) == []
+    await visit.page.get_by_role("button", name="Start the call").click()
+    await visit.sees("The microphone was refused")
+    assert await faint(visit) == []
+    assert await cramped(visit) == []
+    await visit.start("Use the sample voice")
+    await visit.page.get_by_role("button", name="Sound off").click()
+    assert await faint(visit) == []
+    assert await cramped(visit) == []
+
+
+async def test_everything_has_a_name(card: RunningServer, page: PageFactory) -> None:
+    visit = await page(card.url)
+    await visit.sees("Give your voice a face")
+    for phase in ("before", "within"):
+        found = await nodes(visit)
+        roles = {node["role"] for node in found}
+        assert roles >= INTERACTIVE, phase
+        assert roles >= {"banner", "main", "complementary", "status", "alert", "heading"}
+        assert [node for node in found if node["role"] in INTERACTIVE and not node["name"]] == []
+        if phase == "before":
+            await visit.start()
+            await expect(visit.page.get_by_role("status")).to_have_text("Connected. The avatar speaks with your voice.")
+
+
+async def test_the_focus_is_always_seen(card: RunningServer, page: PageFactory) -> None:
+    visit = await page(card.url, viewport={"width": 1440, "height": 900})
+    await visit.sees("Give your voice a face")
+    seen = []
+    for _ in range(20):
+        await visit.page.keyboard.press("Tab")
+        name, outline = await visit.page.evaluate(FOCUSED)
+        if name == "BODY" or name in seen:
+            break
+        assert outline, name
+        seen.append(name)
+    assert len(seen) >= 9
+
+
+async def test_nothing_moves_for_those_who_want_rest(card: RunningServer, page: PageFactory) -> None:
+    visit = await page(card.url, script="navigator.mediaDevices.getUserMedia = () => new Promise(() => {});")
+    await visit.page.get_by_role("button", name="Start the call").click()
+    await visit.sees("May this page hear you?")
+    moving = "document.getAnimations().length"
+    assert await visit.page.evaluate(moving) > 0
+    await visit.page.emulate_media(reduced_motion="reduce")
+    assert await visit.page.evaluate(moving) == 0
+
+
+async def test_dark_and_light_are_a_choice_that_is_remembered(card: RunningServer, page: PageFactory) -> None:
+    visit = await page(card.url, color_scheme="light")
+    button = visit.page.get_by_role("button", name="Dark colours")
+    ground = "getComputedStyle(document.body).backgroundColor"
+    await expect(button).to_have_attribute("aria-pressed", "false")
+    light = await visit.page.evaluate(ground)
+    await button.click()
+    await expect(button).to_have_attribute("aria-pressed", "true")
+    dark = await visit.page.evaluate(ground)
+    assert dark != light
+    await visit.page.reload()
+    assert await visit.page.evaluate(ground) == dark
+    await button.click()
+    assert await visit.page.evaluate(ground) == light
+    await visit.page.emulate_media(color_scheme="dark")
+    assert await visit.page.evaluate(ground) == light  # the visitor's word counts more than the system's
+
+
+# Every visible text against what lies behind it, and the edges of controls against what is beside them. Over a picture
+# anything may be behind, so the worst is taken: white behind light text on a dark, translucent chip.
+CONTRASTS = """
+() => {
+  const pen = new OffscreenCanvas(1, 1).getContext("2d", { willReadFrequently: true });
+  const rgba = (colour) => {
+    pen.clearRect(0, 0, 1, 1);
+    pen.fillStyle = colour;
+    pen.fillRect(0, 0, 1, 1);
+    const [r, g, b, a] = pen.getImageData(0, 0, 1, 1).data;
+    return [r, g, b, a / 255];
+  };
+  const over = ([r, g, b, a], [R, G, B]) => [r * a + R * (1 - a), g * a + G * (1 - a), b * a + B * (1 - a), 1];
+  const behind = (element) => {
+    if (element === null) {
+      return [255, 255, 255, 1];
+    }
+    const own = rgba(getComputedStyle(element).backgroundColor);
+    if (own[3] === 1) {
+      return own;
+    }
+    const overPicture = element.matches("#stage > .chip, #stage > .banner");
+    return over(own, overPicture ? [255, 255, 255] : behind(element.parentElement));
+  };
+  const luminance = ([r, g, b]) => {
+    const [x, y, z] = [r, g, b].map((v) => (v / 255 <= 0.04045 ? v / 255 / 12.92 : ((v / 255 + 0.055) / 1.055) ** 2.4));
+    return 0.2126 * x + 0.7152 * y + 0.0722 * z;
+  };
+  const ratio = (one, other) => {
+    const [low, high] = [luminance(one), luminance(other)].sort((a, b) => a - b);
+    return (high + 0.05) / (low + 0.05);
+  };
+  const found = [];
+  const walker = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
+  while (walker.nextNode()) {
+    const element = walker.currentNode.parentElement;
+    const text = walker.currentNode.data.trim();
+    if (text !== "" && element.checkVisibility() && !element.closest(".unseen, .skip, noscript, option")) {
+      const back = behind(element);
+      found.push({ kind: "text", what: text, ratio: ratio(over(rgba(getComputedStyle(element).color), back), back) });
+    }
+  }
+  for (const element of document.querySelectorAll("select, .action, .choice input:checked + span")) {
+    if (element.checkVisibility()) {
+      const back = behind(element.parentElement);
+      const style = getComputedStyle(element);
+      const edge = Math.max(
+        ...[style.borderTopColor, style.backgroundColor].map((colour) => ratio(over(rgba(colour), back), back)),
+      );
+      found.push({ kind: "edge", what: element.textContent.trim(), ratio: edge });
+    }
+  }
+  return found;
+}
+"""
+
+FOCUSED = """
+() => {
+  const element = document.activeElement;
+  const shown = element.type === "radio" ? element.nextElementSibling : element;
+  const { outlineStyle, outlineWidth } = getComputedStyle(shown);
+  const name = `${element.tagName} ${element.id} ${element.value ?? ""} ${element.textContent.trim().slice(0, 20)}`;
+  return [element === document.body ? "BODY" : name, outlineStyle !== "none" && parseFloat(outlineWidth) >= 2];
+}
+"""
+
+# What is wider than the window or cut off, and what is too small for a finger.
+CRAMPED = """
+(least) => {
+  const found = [];
+  const page = document.scrollingElement;
+  if (page.scrollWidth > innerWidth) {
+    found.push(`the page is ${page.scrollWidth} wide`);
+  }
+  for (const element of document.querySelectorAll("#notice *, .card *, .dock *, header *")) {
+    const box = element.getBoundingClientRect();
+    if (!element.checkVisibility() || element.closest("svg, .unseen, .about, .emblem") || box.width === 0) {
+      continue;
+    }
+    const what = `${element.tagName} ${element.id} ${element.textContent.trim().slice(0, 30)}`;
+    if (box.left < -0.5 || box.right > innerWidth + 0.5) {
+      found.push(`${what} reaches from ${box.left} to ${box.right}`);
+    }
+    if (element.scrollWidth > element.clientWidth + 1 && element.clientWidth > 0 && element.tagName !== "SELECT") {
+      found.push(`${what} is cut off`);
+    }
+    if (element.matches("button, select, summary, input[type=range]") && Math.min(box.width, box.height) < least) {
+      found.push(`${what} is ${box.width} by ${box.height}`);
+    }
+  }
+  const stage = document.querySelector("#stage").getBoundingClientRect();
+  const shown = document.querySelector("#notice").checkVisibility();
+  const notice = document.querySelector("#notice").getBoundingClientRect();
+  if (shown && (notice.top < stage.top || notice.bottom > stage.bottom)) {
+    found.push(`the notice (${notice.top} to ${notice.bottom}) leaves the stage (${stage.top} to ${stage.bottom})`);
+  }
+  return found;
+}
+"""

@@ -1,0 +1,201 @@
+"""Calls as people make them, in Chromium against a real server with the test card: the picture is read back, the sound
+that returns is measured, and the server is asked whether it agrees."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from playwright.async_api import expect
+
+from tests.browser.conftest import PageFactory, RunningServer
+from tests.browser.visit import NOTHING, TIMES
+
+pytestmark = pytest.mark.asyncio(loop_scope="session")
+
+HEARD = 0.02
+"""RMS of speech that has come back."""
+SILENT = 0.0005
+
+
+async def test_the_page_opens_with_what_the_server_shows(card: RunningServer, page: PageFactory) -> None:
+    visit = await page(card.url)
+    await visit.sees("Give your voice a face")
+    await visit.state("Ready")
+    await expect(visit.page).to_have_title("Test card · echo_rtc")
+    await expect(visit.page.locator("#about")).to_have_text(f"Test card · 256 {TIMES} 256, 24 frames a second")
+    await expect(visit.page.get_by_role("button", name="Start the call")).to_be_visible()
+    await expect(visit.page.get_by_role("button", name="Try the sample voice")).to_be_visible()
+    await expect(visit.page.get_by_role("button", name="End the call")).to_be_hidden()
+    await expect(visit.page.get_by_role("combobox", name="Avatar")).to_be_hidden()
+
+
+async def test_the_stage_has_the_shape_of_the_picture(card: RunningServer, page: PageFactory) -> None:
+    visit = await page(card.url, viewport={"width": 1440, "height": 900})
+    await visit.page.route("**/config", lambda route: route.fulfill(json=WIDE))
+    await visit.page.reload()
+    await expect(visit.page.locator("#about")).to_have_text(f"640 {TIMES} 360, 25 frames a second")
+    box = await visit.page.locator("#stage").bounding_box()
+    assert box is not None
+    assert box["width"] / box["height"] == pytest.approx(640 / 360, rel=0.01)
+
+
+async def test_a_call_with_a_microphone(card: RunningServer, page: PageFactory) -> None:
+    visit = await page(card.url)
+    await visit.start()
+    await visit.state("Speaking")
+    first = await visit.rendered_card()
+    await visit.listen()
+    await visit.hears(above=HEARD)
+    second = await visit.rendered_card()
+    assert second.frame > first.frame
+    assert second.mark == first.mark
+    [stream] = visit.streams
+    status, statistics = await card.get(f"/streams/{stream}")
+    assert status == 200
+    assert statistics["output"]
+    await visit.end()
+    await card.freed(stream)
+    await visit.sees("Give your voice a face")
+    await visit.state("Ready")
+
+
+async def test_the_statistics_are_the_calls_own(card: RunningServer, page: PageFactory) -> None:
+    visit = await page(card.url, viewport={"width": 1440, "height": 900})
+    await visit.start()
+    assert await visit.figure("codec") == "H264"
+    assert await visit.figure("size") == f"256 {TIMES} 256"
+    assert 0.5 < float((await visit.figure("delay")).removesuffix(" s")) < 3
+    assert 15 <= float(await visit.figure("fps")) <= 33
+    assert float((await visit.figure("roundTrip")).removesuffix(" ms")) < 200
+    rate, unit = (await visit.figure("rate")).split()
+    assert unit in {"kbit/s", "Mbit/s"}
+    assert float(rate) > 0
+    assert (await visit.figure("held")).isdigit()
+    await expect(visit.page.locator("#time")).to_have_text("0:03")
+    await visit.end()
+    await expect(visit.page.locator("[data-figure=delay]")).to_have_text(NOTHING)
+    await expect(visit.page.locator("#clock")).to_be_hidden()
+
+
+async def test_mute_sends_silence_and_the_avatar_rests(card: RunningServer, page: PageFactory) -> None:
+    visit = await page(card.url)
+    mute = visit.page.get_by_role("button", name="Mute your voice")
+    await mute.click()
+    await visit.start()
+    await visit.state("Idle")
+    await visit.listen()
+    await visit.hears(below=SILENT)
+    await expect(mute).to_have_attribute("aria-pressed", "true")
+    await mute.click()
+    await expect(mute).to_have_attribute("aria-pressed", "false")
+    await visit.hears(above=HEARD)
+    await visit.state("Speaking")
+    level = visit.page.get_by_role("meter", name="Level")
+    await expect(level).not_to_have_attribute("aria-valuenow", "0")
+
+
+async def test_the_sample_voice_needs_no_microphone(card: RunningServer, page: PageFactory) -> None:
+    visit = await page(card.url, microphone="missing")
+    assert await visit.page.evaluate("navigator.mediaDevices.enumerateDevices()") == []
+    await visit.start("Try the sample voice")
+    await expect(visit.page.get_by_role("radio", name="Sample")).to_be_checked()
+    await visit.listen()
+    await visit.hears(above=HEARD)
+    await visit.state("Speaking")
+
+
+async def test_the_voice_changes_within_a_call(card: RunningServer, page: PageFactory, silence: Path) -> None:
+    visit = await page(card.url, voice=silence, script=KEEP_TRACKS)
+    await visit.start()
+    await visit.state("Idle")
+    await visit.listen()
+    await visit.hears(below=SILENT)
+    await visit.page.get_by_role("radio", name="Sample").check()
+    await visit.until("keptTracks[0].readyState === 'ended'")
+    await visit.hears(above=HEARD)
+    await visit.state("Speaking")
+    await visit.page.get_by_role("radio", name="Microphone").check()
+    await visit.until("keptTracks.length === 2")
+    await visit.page.get_by_role("combobox", name="Microphone").select_option(label="Fake Audio Input 1")
+    await visit.until("keptTracks.length === 3 && keptTracks[1].readyState === 'ended'")
+    await visit.hears(below=SILENT)
+    await visit.state("Idle")
+    assert len(visit.streams) == 1
+
+
+async def test_a_microphone_that_is_unplugged_is_replaced(card: RunningServer, page: PageFactory) -> None:
+    visit = await page(card.url, script=KEEP_TRACKS)
+    await visit.start()
+    await visit.listen()
+    await visit.page.evaluate("keptTracks[0].stop(); keptTracks[0].dispatchEvent(new Event('ended'))")
+    await expect(visit.page.locator("#banner")).to_have_text("The microphone is gone; another one took over")
+    await visit.until("keptTracks.length === 2 && keptTracks[1].readyState === 'live'")
+    await visit.hears(below=SILENT)
+    await visit.hears(above=HEARD)
+    assert len(visit.streams) == 1
+
+
+async def test_the_avatar_that_was_chosen_is_asked_for(card: RunningServer, page: PageFactory) -> None:
+    visit = await page(card.url)
+    visit.expected.append("status of 422")  # the test card has only one avatar, and refuses the other
+    await visit.page.route("**/config", lambda route: route.fulfill(json={**WIDE, "avatars": ["default", "nobody"]}))
+    await visit.page.reload()
+    await visit.page.get_by_role("combobox", name="Avatar").select_option("nobody")
+    await visit.page.get_by_role("button", name="Start the call").click()
+    await visit.sees("The server refused the call")
+    await expect(visit.page.locator("#notice-text")).to_have_text("There is no avatar 'nobody'; choose one of default.")
+    await visit.page.get_by_role("combobox", name="Avatar").select_option("default")
+    await visit.start("Try again")
+
+
+async def test_the_sound_can_be_silenced_and_set(card: RunningServer, page: PageFactory) -> None:
+    visit = await page(card.url)
+    await visit.start()
+    video = "document.querySelector('video')"
+    await visit.page.get_by_role("button", name="Sound off").click()
+    assert await visit.page.evaluate(f"{video}.muted")
+    await visit.page.get_by_role("slider", name="Volume").fill("40")
+    assert await visit.page.evaluate(f"[{video}.muted, {video}.volume]") == [False, 0.4]
+    await visit.page.reload()
+    assert await visit.page.get_by_role("slider", name="Volume").input_value() == "40"
+
+
+async def test_leaving_the_page_frees_its_place(card: RunningServer, page: PageFactory) -> None:
+    visit = await page(card.url)
+    await visit.start()
+    await visit.page.goto("about:blank")
+    [stream] = visit.streams
+    await card.freed(stream)
+
+
+async def test_a_call_by_keyboard_alone(card: RunningServer, page: PageFactory) -> None:
+    visit = await page(card.url)
+    await visit.sees("Give your voice a face")
+    start = visit.page.get_by_role("button", name="Start the call")
+    end = visit.page.get_by_role("button", name="End the call")
+    for _ in range(5):
+        await visit.page.keyboard.press("Tab")
+        if await start.evaluate("(button) => button === document.activeElement"):
+            break
+    await expect(start).to_be_focused()
+    await visit.page.keyboard.press("Enter")
+    await visit.live()
+    await expect(end).to_be_focused()
+    await visit.page.keyboard.press("Space")
+    await visit.sees("Give your voice a face")
+    await expect(start).to_be_focused()
+    await card.freed(visit.streams[0])
+
+
+WIDE = {"engine": "local", "status": "ready", "width": 640, "height": 360, "fps": 25, "avatars": ["default"]}
+
+KEEP_TRACKS = """
+globalThis.keptTracks = [];
+const getUserMedia = navigator.mediaDevices.getUserMedia.bind(navigator.mediaDevices);
+navigator.mediaDevices.getUserMedia = async (constraints) => {
+  const stream = await getUserMedia(constraints);
+  globalThis.keptTracks.push(...stream.getTracks());
+  return stream;
+};
+"""

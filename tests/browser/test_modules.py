@@ -1,0 +1,175 @@
+"""The page's modules by themselves, run by the browser that runs them for visitors; and what its files may not hold."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import AsyncIterator
+from html.parser import HTMLParser
+
+import pytest
+import pytest_asyncio
+
+from tests.browser.conftest import ROOT, Browsers, RunningServer, visiting
+from tests.browser.visit import TIMES, Visit
+
+pytestmark = pytest.mark.asyncio(loop_scope="session")
+
+STATIC = ROOT / "static"
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="session")
+async def modules(card: RunningServer, browsers: Browsers) -> AsyncIterator[Visit]:
+    """A page whose modules can be imported; nothing is done on it."""
+    async with visiting(browsers) as visit:
+        yield await visit(card.url)
+
+
+async def test_retry_after_is_read_in_both_forms(modules: Visit) -> None:
+    read = await modules.page.evaluate(
+        """async () => {
+          const { secondsOf } = await import("/static/signalling.js");
+          const now = Date.UTC(2026, 0, 1, 12, 0, 0);
+          const dates = ["Thu, 01 Jan 2026 12:00:30 GMT", "Thu, 01 Jan 2026 11:00:00 GMT"];
+          return ["10", " 0 ", ...dates, "soon", "", null].map((header) => secondsOf(header, now));
+        }"""
+    )
+    assert read == [10, 0, 30, 0, None, None, None]
+
+
+async def test_refusals_are_told_apart(modules: Visit) -> None:
+    kinds = await modules.page.evaluate(
+        """async () => {
+          const { refusalOf } = await import("/static/signalling.js");
+          const urn = "urn:echo-rtc:problem:";
+          return [
+            refusalOf(503, { type: urn + "full", detail: "All taken." }, "7"),
+            refusalOf(503, { type: urn + "starting" }, null),
+            refusalOf(503, { type: urn + "stopping" }, null),
+            refusalOf(502, {}, null),
+            refusalOf(200, {}, null),
+            refusalOf(422, { type: urn + "unknown-avatar", detail: "No." }, null),
+          ].map(({ kind, detail, retryAfterS }) => [kind, detail, retryAfterS]);
+        }"""
+    )
+    assert kinds == [
+        ["full", "All taken.", 7],
+        ["starting", "", None],
+        ["stopping", "", None],
+        ["unreachable", "", None],
+        ["unreachable", "", None],
+        ["rejected", "No.", None],
+    ]
+
+
+async def test_attempts_come_less_and_less_often(modules: Visit) -> None:
+    early, late = await modules.page.evaluate(
+        """async () => {
+          const { backOffS } = await import("/static/call.js");
+          return [0, 1].map((chance) => [0, 1, 2, 3, 4, 5, 50].map((failures) => backOffS(failures, chance)));
+        }"""
+    )
+    assert early == [1, 2, 4, 8, 15, 15, 15]
+    assert late == pytest.approx([1.25 * delay for delay in early])
+
+
+async def test_figures_are_differences_of_reports(modules: Visit) -> None:
+    first, second, third = await modules.page.evaluate(
+        """async () => {
+          const { LinkMeter } = await import("/static/stats.js");
+          const report = (s, frames, bytes, packets, lost) => new Map(Object.entries({
+            V: { type: "inbound-rtp", kind: "video", timestamp: 1000 * s, codecId: "C", framesDecoded: frames,
+                 bytesReceived: bytes, headerBytesReceived: 0, packetsReceived: packets, packetsLost: lost,
+                 frameWidth: 640, frameHeight: 360 },
+            A: { type: "inbound-rtp", kind: "audio", timestamp: 1000 * s, bytesReceived: bytes,
+                 packetsReceived: packets },
+            C: { type: "codec", mimeType: "video/VP8" },
+            P: { type: "candidate-pair", state: "succeeded", nominated: true, currentRoundTripTime: 0.042 },
+            Q: { type: "candidate-pair", state: "succeeded", nominated: false, currentRoundTripTime: 0.9 },
+          }));
+          const meter = new LinkMeter();
+          return [report(1, 24, 1000, 50, 0), report(3, 72, 26000, 100, 10), report(3.1, 75, 27000, 102, 10)]
+            .map((rows) => meter.read(rows));
+        }"""
+    )
+    assert first == {
+        "fps": None,
+        "kbps": None,
+        "roundTripMs": 42,
+        "lossPercent": None,
+        "codec": "VP8",
+        "size": f"640 {TIMES} 360",
+    }
+    assert second["fps"] == 24
+    assert second["kbps"] == 200
+    assert second["lossPercent"] == pytest.approx(100 * 10 / 110)
+    assert third["fps"] is None  # too soon after the one before to say anything
+
+
+async def test_levels_are_linear_in_decibels(modules: Visit) -> None:
+    levels = await modules.page.evaluate(
+        """async () => {
+          const { levelOf } = await import("/static/meter.js");
+          return [0, 0.0005, 10 ** (-30 / 20), 1].map((value) => levelOf(new Float32Array(1024).fill(value)));
+        }"""
+    )
+    assert levels == pytest.approx([0, 0, 0.5, 1], abs=1e-3)
+
+
+async def test_durations_read_as_clocks_do(modules: Visit) -> None:
+    shown = await modules.page.evaluate(
+        """async () => {
+          const { durationOf } = await import("/static/ui.js");
+          return [0, 7.9, 754, 3723].map(durationOf);
+        }"""
+    )
+    assert shown == ["0:00", "0:07", "12:34", "1:02:03"]
+
+
+async def test_every_state_and_every_trouble_has_words(modules: Visit) -> None:
+    notices, states = await modules.page.evaluate(
+        """async () => {
+          const words = await import("/static/words.js");
+          const wait = { detail: "", delayMs: 1000, quiet: false, reconnecting: false };
+          const whys = ["full", "starting", "stopping", "unreachable", "lost", "blocked"];
+          const ends = ["closed", "ended", "rejected", "gave-up"];
+          const faults = ["insecure", "refused", "missing", "busy", "failed"];
+          const notices = [
+            ...whys.map((why) => words.waiting({ ...wait, why })),
+            ...ends.map((why) => words.ended({ why, detail: "", last: null })),
+            ...faults.map((fault) => words.withoutMicrophone(fault, "here")),
+          ].map(({ title, text, icon, actions }) => {
+            return [title, text, document.getElementById(`i-${icon}`) !== null, actions.length];
+          });
+          const names = ["new", "connecting", "idle", "speaking", "behind", "waiting", "closed"];
+          const states = names.map(words.stateWords);
+          return [notices, states];
+        }"""
+    )
+    assert len({title for title, *_ in notices}) == len(notices)
+    for title, text, has_icon, actions in notices:
+        assert title
+        assert text.endswith(".")
+        assert has_icon, title
+        assert actions >= 1, title
+    assert len({state["word"] for state in states}) == 7
+    assert all(state["caption"] for state in states)
+
+
+async def test_the_files_hold_nothing_inline_and_nothing_from_elsewhere() -> None:
+    class Reader(HTMLParser):
+        def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+            named = dict(attrs)
+            assert tag != "style"
+            assert tag != "script" or named.get("src", "")
+            for name, value in attrs:
+                assert name != "style"
+                assert not name.startswith("on")
+                if name in {"src", "href"}:
+                    assert re.match(r"/static/|#", value or ""), value
+
+    Reader().feed((STATIC / "index.html").read_text())
+    for path in STATIC.iterdir():
+        if path.suffix in {".js", ".css", ".html"}:
+            text = path.read_text()
+            assert not re.search(r"(https?:)?//[\w-]+\.\w", text.replace("https://avatar.example", "")), path
+            assert not re.search(r"\binnerHTML\b|\beval\(|\.write\(", text), path

@@ -1,0 +1,97 @@
+"""A renderer without a model, which runs in a real worker process and does what the seed of a request tells it."""
+
+from __future__ import annotations
+
+import os
+import threading
+from dataclasses import dataclass
+from enum import IntEnum
+from pathlib import Path
+
+import numpy as np
+
+from echo_rtc.clips import ClipFormat, YuvFrames
+from echo_rtc.engine.protocol import Avatar, Progress, RenderRequest, RenderResult
+from echo_rtc.engine.worker import Renderer
+from echo_rtc.errors import InputError, SettingsError
+
+
+class Deed(IntEnum):
+    """Seeds: what the renderer does with a request of that seed."""
+
+    PLAIN = 0
+    HANG = 1
+    FAIL = 2
+    DIE = 3
+    TELL_NICENESS = 4
+
+
+IDLE_FRAMES = 30
+LATENT_SHAPE = (4, 8, 8)
+
+
+@dataclass(frozen=True, slots=True)
+class FakeLoader:
+    """Loads a FakeRenderer. ``trouble`` is what goes wrong: "", "input", "settings", "crash", "hang" or "death".
+    Each load beyond the first takes one of the ``misfires``, as long as there are any, and dies of it: files in that
+    folder, so that the replacements of a worker know of each other."""
+
+    format: ClipFormat
+    trouble: str = ""
+    misfires: Path | None = None
+
+    def __call__(self, progress: Progress) -> Renderer:
+        progress("reading nothing")
+        match self.trouble:
+            case "input":
+                raise InputError("the weights folder nowhere does not exist")
+            case "settings":
+                raise SettingsError("width is 7; choose another")
+            case "crash":
+                raise ValueError("a detail\nand more of it")
+            case "hang":
+                threading.Event().wait()
+            case "death":
+                os._exit(7)
+        for misfire in sorted(self.misfires.iterdir()) if self.misfires else []:
+            misfire.unlink()
+            if misfire.name != "0":
+                os._exit(8)
+            break
+        return FakeRenderer(self.format)
+
+
+class FakeRenderer:
+    """All samples of a clip's frames are its pose position, its latent's too, plus the initial one."""
+
+    avatars = ("default",)
+
+    def __init__(self, format: ClipFormat) -> None:
+        self._format = format
+
+    def render(self, request: RenderRequest) -> RenderResult:
+        match request.seed:
+            case Deed.HANG:
+                threading.Event().wait()
+            case Deed.FAIL:
+                raise FloatingPointError("nothing but NaN")
+            case Deed.DIE:
+                os._exit(9)
+            case Deed.TELL_NICENESS:
+                return RenderResult(self._frames(request.frames, os.nice(0)))
+        latent = np.full(LATENT_SHAPE, request.pose_position, np.float16)
+        if request.init_latent is not None:
+            latent = latent + request.init_latent
+        return RenderResult(self._frames(request.frames, request.pose_position), latent, {"draw": 1.0})
+
+    def idle(self, avatar: str) -> Avatar:
+        frames = self._frames(IDLE_FRAMES, 0)
+        frames.y[:] = np.arange(IDLE_FRAMES, dtype=np.uint8)[:, None, None]
+        latents = np.zeros((IDLE_FRAMES, *LATENT_SHAPE), np.float16)
+        latents[:] = np.arange(IDLE_FRAMES)[:, None, None, None]
+        return Avatar(avatar, frames, latents)
+
+    def _frames(self, count: int, value: int) -> YuvFrames:
+        height, width = self._format.height, self._format.width
+        chroma = np.full((count, height // 2, width // 2), value % 256, np.uint8)
+        return YuvFrames(np.full((count, height, width), value % 256, np.uint8), chroma, chroma.copy())

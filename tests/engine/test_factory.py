@@ -1,0 +1,66 @@
+"""The engine that settings ask for, and what its workers are told."""
+
+from __future__ import annotations
+
+import os
+import pickle
+from pathlib import Path
+
+from echo_rtc.engine.factory import create_engine, worker_specs
+from echo_rtc.engine.local import LocalEngine
+from echo_rtc.engine.testcard import TestCardEngine
+from echo_rtc.engine.worker import CPU_NICENESS, ModelLoader
+from echo_rtc.settings import Settings
+
+
+def settings(engine: str, tmp_path: Path) -> Settings:
+    return Settings(
+        engine=engine,  # type: ignore[arg-type]
+        devices="cpu",
+        config=tmp_path / "set-up.yaml",
+        reference_image=tmp_path / "face.png",
+        pose_dir=tmp_path / "poses",
+        width=256,
+        height=192,
+        steps=3,
+        cfg=1.5,
+        audio_margin=4,
+        audio_model_type="wav2vec2",
+        low_ram=True,
+        use_init_latent=False,
+        model={"weights": "weights"},
+    )
+
+
+def test_the_test_card() -> None:
+    engine = create_engine(Settings(engine="testcard", width=320, height=240))
+    assert isinstance(engine, TestCardEngine)
+    assert (engine.format.width, engine.format.height) == (320, 240)
+
+
+def test_the_local_engine_and_everything_its_worker_is_told(tmp_path: Path) -> None:
+    chosen = settings("local", tmp_path)
+    engine = create_engine(chosen)
+    assert isinstance(engine, LocalEngine)
+    assert engine.format == chosen.clip_format
+    (spec,) = worker_specs(chosen)
+    assert (spec.name, spec.niceness) == ("cpu", CPU_NICENESS)
+    loader = pickle.loads(pickle.dumps(spec.loader))  # as it travels to the worker
+    assert loader == ModelLoader(
+        model={"weights": "weights"},
+        model_base=tmp_path,
+        reference_image=tmp_path / "face.png",
+        pose_dir=tmp_path / "poses",
+        format=chosen.clip_format,
+        device="cpu",
+        steps=3,
+        cfg=1.5,
+        audio_margin=4,
+        audio_model_type="wav2vec2",
+        low_ram=True,
+        use_init_latent=False,
+    )
+
+
+def test_niceness_is_one_that_a_process_may_have() -> None:
+    assert 0 < CPU_NICENESS <= 19 - os.nice(0)

@@ -1,0 +1,94 @@
+"""The worker's side, called in this process: what a loader refuses before it loads, and how speed is measured."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from echo_rtc.clips import ClipFormat, YuvFrames
+from echo_rtc.engine.protocol import Avatar, RenderRequest, RenderResult
+from echo_rtc.engine.worker import MEASURED_CLIPS, ModelLoader, measure
+from echo_rtc.errors import InputError, SettingsError
+
+FORMAT = ClipFormat(width=64, height=64, fps=25, clip_frames=10)
+
+
+@pytest.fixture
+def loader(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ModelLoader:
+    monkeypatch.setenv("OMP_WAIT_POLICY", "passive")  # which loading sets for good in a worker
+    (tmp_path / "weights").mkdir()
+    (tmp_path / "poses").mkdir()
+    Image.new("RGB", (64, 64)).save(tmp_path / "face.png")
+    return ModelLoader(
+        model={"weights": "weights"},
+        model_base=tmp_path,
+        reference_image=tmp_path / "face.png",
+        pose_dir=tmp_path / "poses",
+        format=FORMAT,
+        device="cpu",
+        steps=1,
+        cfg=1.0,
+        audio_margin=2,
+        audio_model_type="whisper",
+        low_ram=False,
+        use_init_latent=True,
+    )
+
+
+def test_what_a_user_got_wrong_is_told_before_anything_is_loaded(loader: ModelLoader, tmp_path: Path) -> None:
+    wrong = {
+        "nowhere does not exist": replace(loader, model={"weights": "nowhere"}),
+        "holds no poses": loader,
+        "other does not exist": replace(loader, pose_dir=tmp_path / "other"),
+        "none.png": replace(loader, reference_image=tmp_path / "none.png"),
+    }
+    for complaint, bad in wrong.items():
+        with pytest.raises(InputError, match=complaint):
+            bad(lambda line: pytest.fail(f"loading had begun: {line}"))
+    with pytest.raises(SettingsError, match=r"model\.weight is unknown"):
+        replace(loader, model={"weight": "weights"})(lambda line: None)
+
+
+class TimedRenderer:
+    """Takes a scripted time, on a clock of its own, for each clip."""
+
+    avatars = ("first", "second")
+
+    def __init__(self, times_s: list[float]) -> None:
+        self._times_s = times_s
+        self.now_s = 0.0
+        self.requests: list[RenderRequest] = []
+
+    def clock(self) -> float:
+        return self.now_s
+
+    def render(self, request: RenderRequest) -> RenderResult:
+        self.requests.append(request)
+        self.now_s += self._times_s.pop(0)
+        frames = YuvFrames(*(np.zeros((request.frames, side, side), np.uint8) for side in (64, 32, 32)))
+        return RenderResult(frames, np.full((1, 1, 1), len(self.requests), np.float16))
+
+    def idle(self, avatar: str) -> Avatar:
+        raise AssertionError("not asked for here")
+
+
+def test_speed_is_that_of_warm_chained_clips_with_history() -> None:
+    renderer = TimedRenderer([7.0, 0.5, 0.25, 0.25, 0.25, 1.0])
+    speed = measure(renderer, FORMAT, renderer.clock)
+    assert speed.clip_s == (0.5, 0.25, 0.25, 0.25, 1.0)
+    assert len(speed.clip_s) == MEASURED_CLIPS
+    assert speed.frames_per_second == 40.0
+    for number, request in enumerate(renderer.requests):
+        assert (request.avatar, request.frames) == ("first", 10)
+        assert len(request.audio) == 50 * 640 + 10 * 640  # 2.0 s of history and the clip
+        latent = request.init_latent
+        assert (latent is None) if number == 0 else (latent is not None and latent.flat[0] == number)
+
+
+def test_a_slow_renderer_is_not_measured_for_long() -> None:
+    renderer = TimedRenderer([60.0, 30.0])
+    assert measure(renderer, FORMAT, renderer.clock).clip_s == (30.0,)

@@ -1,0 +1,184 @@
+"""Offers are judged as text, before anything is built for them."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+from aiortc import RTCConfiguration, RTCPeerConnection, RTCRtpSender
+
+from echo_rtc.errors import OfferError, UnsupportedMediaError
+from echo_rtc.rtc.offer import MAX_CANDIDATES, MAX_SDP_CHARACTERS, MAX_SECTIONS, plan_call, read_offer
+
+AUDIO = """m=audio 9 UDP/TLS/RTP/SAVPF 111 0
+c=IN IP4 0.0.0.0
+a=rtcp:9 IN IP4 0.0.0.0
+a=ice-ufrag:abcd
+a=ice-pwd:0123456789abcdefghijklmn
+a=fingerprint:sha-256 {fingerprint}
+a=setup:actpass
+a=mid:{mid}
+a={direction}
+a=rtcp-mux
+a=rtpmap:111 opus/48000/2
+a=rtpmap:0 PCMU/8000
+"""
+VIDEO = """m=video 9 UDP/TLS/RTP/SAVPF 96 102
+c=IN IP4 0.0.0.0
+a=ice-ufrag:abcd
+a=ice-pwd:0123456789abcdefghijklmn
+a=fingerprint:sha-256 {fingerprint}
+a=setup:actpass
+a=mid:{mid}
+a={direction}
+a=rtcp-mux
+a=rtpmap:96 VP8/90000
+a=rtpmap:102 H264/90000
+a=fmtp:102 level-asymmetry-allowed=1;packetization-mode=1;profile-level-id=42e01f
+"""
+DATA = """m=application 9 UDP/DTLS/SCTP webrtc-datachannel
+c=IN IP4 0.0.0.0
+a=ice-ufrag:abcd
+a=ice-pwd:0123456789abcdefghijklmn
+a=fingerprint:sha-256 {fingerprint}
+a=setup:actpass
+a=mid:{mid}
+a=sctp-port:5000
+"""
+FINGERPRINT = ":".join(["AB"] * 32)
+
+
+def offer(*sections: str) -> str:
+    """An offer of these sections, bundled, with mids 0, 1, 2 ..."""
+    mids = " ".join(str(i) for i in range(len(sections)))
+    head = f"v=0\no=- 1 2 IN IP4 127.0.0.1\ns=-\nt=0 0\na=group:BUNDLE {mids}\n"
+    body = "".join(
+        section.replace("{mid}", str(i)).replace("{fingerprint}", FINGERPRINT) for i, section in enumerate(sections)
+    )
+    return (head + body).replace("\n", "\r\n")
+
+
+def audio(direction: str = "sendrecv") -> str:
+    return AUDIO.replace("{direction}", direction)
+
+
+def video(direction: str = "recvonly") -> str:
+    return VIDEO.replace("{direction}", direction)
+
+
+def test_a_call_is_planned() -> None:
+    plan = plan_call(read_offer(offer(audio(), video(), DATA)))
+    assert (plan.microphone, plan.sound, plan.picture) == (0, 0, 1)
+
+
+def test_sections_may_come_in_any_order_and_apart() -> None:
+    plan = plan_call(read_offer(offer(DATA, video(), audio("recvonly"), audio("sendonly"))))
+    assert (plan.microphone, plan.sound, plan.picture) == (3, 2, 1)
+
+
+def test_a_call_may_want_no_sound_back() -> None:
+    assert plan_call(read_offer(offer(audio("sendonly"), video()))).sound is None
+
+
+async def test_aiortcs_own_offer_is_planned() -> None:
+    connection = RTCPeerConnection(RTCConfiguration(iceServers=[]))
+    connection.addTransceiver("audio", "sendrecv")
+    connection.addTransceiver("video", "recvonly")
+    connection.createDataChannel("events")
+    read = read_offer((await connection.createOffer()).sdp)
+    await connection.close()
+    assert [section.kind for section in read.sections] == ["audio", "video", "application"]
+    plan_call(read)
+    assert {codec.name.lower() for codec in RTCRtpSender.getCapabilities("video").codecs} >= set(
+        read.sections[1].codecs
+    ) - {"rtx"}
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        (offer(video(), DATA), "sends no audio"),
+        (offer(audio("recvonly"), video()), "sends no audio"),
+        (offer(audio().replace("opus", "speex"), video()), "no Opus"),
+        (offer(audio(), DATA), "receives no video"),
+        (offer(audio(), video("sendonly")), "receives no video"),
+        (offer(audio(), video().replace("VP8", "AV1").replace("H264", "H265")), "neither H264 nor VP8"),
+        (offer(audio(), video(), DATA.replace("application", "image")), "'image'"),
+        (offer(audio(), video(), DATA, DATA), "more than one data section"),
+    ],
+)
+def test_what_cannot_be_served_is_named(text: str, words: str) -> None:
+    with pytest.raises(UnsupportedMediaError, match=words):
+        plan_call(read_offer(text))
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("", "no media section"),
+        ("hello", "no media section"),
+        ("v=0\r\nm=audio\r\n", "cannot be read"),
+        ("v=zero\r\n", "cannot be read"),
+        (offer(audio()).replace("111 0", "111 x"), "cannot be read"),
+        (offer(audio()).replace("a=rtpmap:111 ", "a=fmtp:99 x\r\na=rtpmap:111 "), "cannot be read"),
+        (offer(audio()).replace("a=ice-pwd:0123456789abcdefghijklmn\r\n", ""), "ICE"),
+        (offer(audio()).replace("a=setup:actpass\r\n", ""), "DTLS"),
+        (offer(audio()).replace(f"a=fingerprint:sha-256 {FINGERPRINT}\r\n", ""), "DTLS"),
+        (offer(audio()).replace("a=rtcp-mux\r\n", ""), "rtcp-mux"),
+        (offer(audio()).replace("a=mid:0\r\n", ""), "a=mid"),
+        (offer(audio()).replace("BUNDLE 0", "BUNDLE 0 7"), "BUNDLE"),
+        (offer(audio(), video()).replace("a=mid:1", "a=mid:0"), "same a=mid"),
+        (offer(audio(), video(), DATA).replace("a=sctp-port:5000\r\n", ""), "sctp-port"),
+        ("x" * (MAX_SDP_CHARACTERS + 1), "characters"),
+        (offer(*[audio()] * (MAX_SECTIONS + 1)), "media sections"),
+        (
+            offer(audio() + "a=candidate:1 1 udp 1 10.0.0.1 9 typ host\n" * (MAX_CANDIDATES + 1)),
+            "candidates",
+        ),
+        (offer(audio().replace("111 0", " ".join(["111"] * 200))), "formats"),
+    ],
+)
+def test_what_cannot_be_read_is_said(text: str, words: str) -> None:
+    with pytest.raises(OfferError, match=words):
+        read_offer(text)
+
+
+def test_a_missing_direction_means_sendrecv() -> None:
+    text = offer(audio().replace("a=sendrecv\n", ""), video())
+    read = read_offer(text)
+    assert read.sections[0].sends
+    assert read.sections[0].receives
+    assert read.sdp.count("a=sendrecv") == 1
+
+
+def test_a_direction_of_the_session_holds_where_none_is_given() -> None:
+    text = offer(audio().replace("a=sendrecv\n", ""), video()).replace("t=0 0\r\n", "t=0 0\r\na=sendonly\r\n")
+    read = read_offer(text)
+    assert (read.sections[0].sends, read.sections[0].receives) == (True, False)
+    assert (read.sections[1].sends, read.sections[1].receives) == (False, True)
+
+
+def test_addresses_that_are_hidden_are_left_out() -> None:
+    candidate = "a=candidate:1 1 udp 1 {} 9 typ host\n"
+    hidden, open_ = candidate.format("0a1b-2c3d.local"), candidate.format("10.0.0.1")
+    end = "a=end-of-candidates\n"
+    read = read_offer(offer(audio() + hidden + open_ + end, video() + open_ + end))
+    assert ".local" not in read.sdp
+    assert read.sdp.count("a=candidate:") == 2
+    assert read.sdp.count("a=end-of-candidates") == 1
+
+
+def test_mutated_offers_are_refused_in_words_or_read() -> None:
+    chance = random.Random(7)
+    whole = offer(audio(), video(), DATA)
+    for _ in range(2000):
+        characters = list(whole)
+        for _ in range(chance.randint(1, 20)):
+            at = chance.randrange(len(characters))
+            characters[at : at + chance.randint(0, 5)] = chance.choice(
+                ["", "\r\n", "m=", "a=", "999999999999", "\x00", "ä"]
+            )
+        try:
+            plan_call(read_offer("".join(characters)))
+        except OfferError as error:
+            assert str(error)  # noqa: PT017

@@ -1,0 +1,113 @@
+"""Logging: console and file, and that a file which cannot be written never stops anything."""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from echo_rtc import logs
+from echo_rtc.logs import RunFileHandler, logging_to
+
+FULL_DISK = Path("/dev/full")
+
+
+@pytest.fixture(autouse=True)
+def handlers_are_put_back() -> Iterator[None]:
+    before = (list(logging.getLogger().handlers), logging.getLogger().level, logging.getLogger("aioice").level)
+    yield
+    assert (list(logging.getLogger().handlers), logging.getLogger().level, logging.getLogger("aioice").level) == before
+
+
+def record(text: str) -> logging.LogRecord:
+    return logging.LogRecord("test", logging.INFO, __file__, 1, text, None, None)
+
+
+def test_lines_go_to_console_and_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with logging_to("info", tmp_path / "deep" / "logs") as path:
+        logging.getLogger("echo_rtc.x").info("stream %s opened", "é")
+        logging.getLogger("echo_rtc.x").debug("unseen")
+        logging.getLogger("aioice.ice").info("chatter")
+    assert path is not None
+    assert re.fullmatch(r"run_\d{8}_\d{6}\.log", path.name)
+    line = path.read_text(encoding="utf-8")
+    assert re.fullmatch(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d\.\d{3} INFO +echo_rtc\.x: stream é opened\n", line)
+    assert "stream é" in capsys.readouterr().err
+
+
+def test_debug_shows_the_libraries_too(tmp_path: Path) -> None:
+    with logging_to("debug", tmp_path) as path:
+        logging.getLogger("aioice.ice").info("candidate")
+        logging.getLogger("aioice.ice").debug("packet")
+        logging.getLogger("libav.h264").warning("quantiser")
+    assert path is not None
+    text = path.read_text()
+    assert "candidate" in text
+    assert "packet" not in text
+    assert "quantiser" not in text
+
+
+def test_two_runs_in_a_second_have_two_files(tmp_path: Path) -> None:
+    with logging_to("info", tmp_path) as one, logging_to("info", tmp_path) as two:
+        assert one is not None
+        assert two is not None
+        assert one != two
+
+
+def test_a_folder_that_cannot_be_written_is_one_warning(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "file").touch()
+    with logging_to("info", tmp_path / "file" / "logs") as path:
+        logging.getLogger("echo_rtc.x").info("going on")
+    assert path is None
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 2
+    assert "cannot be written" in lines[0]
+    assert "name another with --log-dir" in lines[0]
+    assert lines[1].endswith("going on")
+
+
+@pytest.mark.skipif(not FULL_DISK.exists(), reason="needs /dev/full")
+def test_a_disk_that_fills_up_costs_lines_and_is_told_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "run.log"
+    handler = RunFileHandler(path)
+    try:
+        handler.emit(record("before"))
+        assert handler.stream is not None
+        handler.stream.close()
+        handler.stream = FULL_DISK.open("w", encoding="utf-8")
+        handler.emit(record("lost 1"))
+        path.rename(tmp_path / "kept.log")
+        path.symlink_to(FULL_DISK)
+        handler.emit(record("lost 2"))
+        assert handler.lost == 2
+        path.unlink()
+        handler.emit(record("after"))
+        handler.emit(record("later, of \udcff"))  # part of a file name that is not UTF-8
+    finally:
+        handler.close()
+    assert capsys.readouterr().err.count("cannot be written") == 1
+    assert (tmp_path / "kept.log").read_text() == "before\n"
+    assert path.read_text() == "after\n2 lines so far could not be written to this file\nlater, of \\udcff\n"
+
+
+def test_the_file_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(logs, "MAX_FILE_BYTES", 1000)
+    handler = RunFileHandler(tmp_path / "run.log")
+    for number in range(300):
+        handler.emit(record(f"line {number} of a long run"))
+    handler.close()
+    files = sorted(os.listdir(tmp_path))
+    assert files == ["run.log", *(f"run.log.{i + 1}" for i in range(logs.OLD_FILES))]
+    assert all((tmp_path / name).stat().st_size <= 1000 for name in files)
+
+
+def test_a_faulty_message_is_no_disk_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(logging, "raiseExceptions", False)
+    handler = RunFileHandler(tmp_path / "run.log")
+    handler.emit(logging.LogRecord("test", logging.INFO, __file__, 1, "%d", ("x",), None))
+    handler.close()
+    assert handler.lost == 0

@@ -1,0 +1,303 @@
+"""The server as a whole: its phases with a scripted engine, and the real process with the test card."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import re
+import signal
+import socket
+import sys
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import psutil
+import pytest
+from aiortc import RTCConfiguration, RTCPeerConnection, RTCSessionDescription
+from aiortc.mediastreams import AudioStreamTrack
+
+import server
+from echo_rtc.clips import ClipFormat
+from echo_rtc.engine.protocol import Avatar, Progress, RenderRequest, RenderResult
+from echo_rtc.errors import InputError, RenderError
+from echo_rtc.settings import Settings
+
+ROOT = Path(__file__).parents[1]
+START_S = 60.0
+STOP_S = 10.0
+
+
+@dataclass
+class ScriptedEngine:
+    """Starts when told to, or fails to; counts how often it is closed."""
+
+    go: asyncio.Event = field(default_factory=asyncio.Event)
+    begun: asyncio.Event = field(default_factory=asyncio.Event)
+    failure: Exception | None = None
+    hangs_at_close: bool = False
+    closed: int = 0
+    format: ClipFormat = field(default_factory=ClipFormat)
+    avatars: dict[str, Avatar] = field(default_factory=dict)
+    capacity: int = 1
+    expected_render_s: float = 0.0
+    ready: bool = True
+
+    async def start(self, progress: Progress) -> None:
+        progress("half the weights are loaded")
+        self.begun.set()
+        await self.go.wait()
+        if self.failure is not None:
+            raise self.failure
+
+    async def render(self, request: RenderRequest) -> RenderResult:
+        raise RenderError("never")
+
+    async def close(self) -> None:
+        self.closed += 1
+        if self.hangs_at_close:
+            await asyncio.Event().wait()
+
+
+@dataclass
+class Life:
+    """A server that runs in this process: its engine, its task, its URL."""
+
+    engine: ScriptedEngine
+    task: asyncio.Task[None]
+    url: str
+
+
+Begin = Callable[[ScriptedEngine], Awaitable[Life]]
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+@pytest.fixture
+async def begin(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> AsyncIterator[Begin]:
+    """Begins a server with the given engine; it has reached the engine's start on return."""
+    tasks: list[asyncio.Task[None]] = []
+    (tmp_path / "index.html").touch()
+    monkeypatch.setattr(server, "STATIC", tmp_path)
+
+    async def run(engine: ScriptedEngine) -> Life:
+        monkeypatch.setattr(server, "create_engine", lambda settings: engine)
+        settings = Settings(engine="testcard", port=free_port())
+        task = asyncio.create_task(server.serve(settings))
+        tasks.append(task)
+        begun = asyncio.create_task(engine.begun.wait())
+        await asyncio.wait({begun, task}, timeout=START_S, return_when=asyncio.FIRST_COMPLETED)
+        assert begun.done(), task
+        return Life(engine, task, f"http://127.0.0.1:{settings.port}")
+
+    yield run
+    for task in tasks:
+        task.cancel()
+        with suppress(asyncio.CancelledError, InputError):
+            await task
+
+
+async def fetch(url: str) -> tuple[int, dict[str, Any]]:
+    async with aiohttp.ClientSession() as session, session.get(url) as response:
+        return response.status, await response.json(content_type=None)
+
+
+async def test_the_port_answers_while_the_engine_starts(begin: Begin) -> None:
+    life = await begin(ScriptedEngine())
+    assert (await fetch(f"{life.url}/healthz"))[0] == 200
+    status, problem = await fetch(f"{life.url}/readyz")
+    assert status == 503
+    assert "half the weights are loaded" in problem["detail"]
+    assert (await fetch(f"{life.url}/config"))[1]["status"] == "starting"
+    life.engine.go.set()
+    async with asyncio.timeout(START_S):
+        while (await fetch(f"{life.url}/readyz"))[0] != 200:
+            pass
+    os.kill(os.getpid(), signal.SIGTERM)
+    await asyncio.wait_for(life.task, STOP_S)
+    assert life.engine.closed == 1
+
+
+async def test_it_can_be_stopped_while_the_engine_starts(begin: Begin) -> None:
+    life = await begin(ScriptedEngine())
+    os.kill(os.getpid(), signal.SIGINT)
+    await asyncio.wait_for(life.task, STOP_S)
+    assert life.engine.closed == 1
+    with pytest.raises(aiohttp.ClientConnectorError):
+        await fetch(f"{life.url}/healthz")
+
+
+async def test_an_engine_that_does_not_start_ends_the_server(begin: Begin) -> None:
+    life = await begin(ScriptedEngine(failure=InputError("the weights are missing")))
+    life.engine.go.set()
+    with pytest.raises(InputError, match="the weights are missing"):
+        await asyncio.wait_for(life.task, STOP_S)
+    assert life.engine.closed == 1
+
+
+async def test_an_engine_that_does_not_close_does_not_keep_the_server(
+    begin: Begin, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(server, "CLOSE_ENGINE_S", 0.05)
+    life = await begin(ScriptedEngine(hangs_at_close=True))
+    life.engine.go.set()
+    os.kill(os.getpid(), signal.SIGTERM)
+    await asyncio.wait_for(life.task, STOP_S)
+    assert "closing the engine takes longer" in caplog.text
+
+
+@dataclass
+class Process:
+    """A running ``python server.py`` and what it has said so far."""
+
+    child: asyncio.subprocess.Process
+    lines: list[str]
+
+    async def line(self, pattern: str) -> re.Match[str]:
+        """The next line in which ``pattern`` is found."""
+        assert self.child.stderr is not None
+        async with asyncio.timeout(START_S):
+            while raw := await self.child.stderr.readline():
+                self.lines.append(raw.decode())
+                if match := re.search(pattern, self.lines[-1]):
+                    return match
+        raise AssertionError(f"{pattern!r} never came: {''.join(self.lines)}")
+
+    async def end(self) -> int:
+        """Waits for its end; the exit code."""
+        _, rest = await asyncio.wait_for(self.child.communicate(), STOP_S)
+        self.lines += rest.decode().splitlines(keepends=True)
+        assert self.child.returncode is not None
+        return self.child.returncode
+
+
+@asynccontextmanager
+async def process(*argv: str, **environ: str) -> AsyncIterator[Process]:
+    """Starts the server with these flags; it and its children are gone afterwards."""
+    clean = {key: value for key, value in os.environ.items() if not key.startswith("ECHO_RTC_")}
+    child = await asyncio.create_subprocess_exec(
+        sys.executable,
+        str(ROOT / "server.py"),
+        *argv,
+        env={**clean, **environ},
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+    )
+    try:
+        yield Process(child, [])
+    finally:
+        if child.returncode is None:
+            with suppress(psutil.NoSuchProcess):
+                parent = psutil.Process(child.pid)
+                for one in (*parent.children(recursive=True), parent):
+                    one.kill()
+            await child.wait()
+
+
+def card(folder: Path) -> list[str]:
+    return ["--config", str(ROOT / "configs" / "testcard.yaml"), "--port", "0", "--log-dir", str(folder / "logs")]
+
+
+async def test_a_call_is_told_when_the_server_ends(tmp_path: Path) -> None:
+    async with process(*card(tmp_path)) as running:
+        url = (await running.line(r"echo_rtc is ready: (http://localhost:\d+)$"))[1]
+        status, config = await fetch(f"{url}/config")
+        assert (status, config["engine"], config["status"]) == (200, "testcard", "ready")
+        peer = RTCPeerConnection(RTCConfiguration(iceServers=[]))
+        ended: asyncio.Future[dict[str, Any]] = asyncio.get_running_loop().create_future()
+        opened = asyncio.Event()
+        channel = peer.createDataChannel("events")
+
+        def on_message(text: str) -> None:
+            opened.set()
+            event = json.loads(text)
+            if event["type"] == "end" and not ended.done():
+                ended.set_result(event)
+
+        channel.on("message", on_message)
+        try:
+            peer.addTrack(AudioStreamTrack())
+            peer.addTransceiver("video", direction="recvonly")
+            await peer.setLocalDescription(await peer.createOffer())
+            offer = {"sdp": peer.localDescription.sdp, "type": "offer"}
+            async with aiohttp.ClientSession() as session, session.post(f"{url}/offer", json=offer) as response:
+                assert response.status == 200, await response.text()
+                answer = await response.json()
+            await peer.setRemoteDescription(RTCSessionDescription(answer["sdp"], "answer"))
+            await asyncio.wait_for(opened.wait(), START_S)
+            assert (await fetch(f"{url}/streams/{answer['stream']}"))[0] == 200
+            begun = time.monotonic()
+            running.child.send_signal(signal.SIGTERM)
+            assert (await asyncio.wait_for(ended, STOP_S))["reason"]
+            assert await running.end() == 0
+            assert time.monotonic() - begun < STOP_S
+        finally:
+            await peer.close()
+    said = "".join(running.lines)
+    assert "Traceback" not in said
+    assert "stopped" in said
+    [log] = (tmp_path / "logs").glob("run_*.log")
+    assert "echo_rtc is ready" in log.read_text()
+    assert answer["stream"] not in log.read_text()
+
+
+async def test_interrupt_ends_it_with_0(tmp_path: Path) -> None:
+    async with process(*card(tmp_path)) as running:
+        await running.line("echo_rtc is ready")
+        running.child.send_signal(signal.SIGINT)
+        assert await running.end() == 0
+    assert "Traceback" not in "".join(running.lines)
+
+
+async def test_a_port_in_use_is_one_sentence(tmp_path: Path) -> None:
+    with socket.socket() as holder:
+        holder.bind(("127.0.0.1", 0))
+        holder.listen()
+        port = holder.getsockname()[1]
+        async with process(*card(tmp_path), "--port", str(port)) as running:
+            assert await running.end() == 1
+    errors = [line for line in running.lines if "ERROR" in line]
+    assert len(errors) == 1
+    assert f"port {port} on 127.0.0.1 is in use" in errors[0]
+    assert "Traceback" not in "".join(running.lines)
+
+
+async def test_a_host_elsewhere_is_one_sentence(tmp_path: Path) -> None:
+    async with process(*card(tmp_path), "--host", "192.0.2.1") as running:
+        assert await running.end() == 1
+    assert "host 192.0.2.1 is not an address of this machine" in running.lines[-1]
+
+
+async def test_a_wrong_setting_is_one_sentence_before_anything_else(tmp_path: Path) -> None:
+    async with process(*card(tmp_path), "--widht", "64") as running:
+        assert await running.end() == 2
+    assert running.lines == ["server.py: --widht is not a flag; did you mean --width?\n"]
+    assert os.listdir(tmp_path) == []
+    async with process(*card(tmp_path), ECHO_RTC_FPS="fast") as running:
+        assert await running.end() == 2
+    assert running.lines == ["server.py: ECHO_RTC_FPS is 'fast'; it must be a whole number from 1 to 60\n"]
+
+
+async def test_a_wrong_model_is_one_sentence(tmp_path: Path) -> None:
+    path = tmp_path / "model.yaml"
+    path.write_text("model:\n  weights: nowhere\n")
+    async with process("--config", str(path), "--port", "0", "--log-dir", str(tmp_path)) as running:
+        assert await asyncio.wait_for(running.end(), START_S) == 1
+    errors = [line for line in running.lines if "ERROR" in line]
+    assert len(errors) == 1
+    assert str(tmp_path / "nowhere") in errors[0]
+    assert "Traceback" not in "".join(running.lines)
+    path.write_text("model:\n  wieghts: nowhere\n")
+    async with process("--config", str(path), "--port", "0", "--log-dir", str(tmp_path)) as running:
+        assert await asyncio.wait_for(running.end(), START_S) == 2
+    assert "model.wieghts is unknown" in running.lines[-1]

@@ -1,0 +1,75 @@
+"""A server's HTTP edge over scripted streams and a scripted engine."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+from aiohttp import web
+from aiohttp.test_utils import TestClient, TestServer
+
+from echo_rtc.clips import ClipFormat
+from echo_rtc.web.app import create_app
+from echo_rtc.web.health import Health, Lifecycle, Phase
+
+
+@dataclass
+class FakeEngine:
+    format: ClipFormat = field(default_factory=lambda: ClipFormat(width=320, height=256, fps=25))
+    avatars: dict[str, object] = field(default_factory=lambda: {"ann": object(), "bob": object()})
+    ready: bool = True
+
+
+@dataclass
+class FakeStreams:
+    """Answers every offer, or raises ``failure``; remembers what it was asked."""
+
+    failure: Exception | None = None
+    offers: list[tuple[str, str]] = field(default_factory=list)
+    closed: list[tuple[str, str]] = field(default_factory=list)
+    live: dict[str, dict[str, object]] = field(default_factory=lambda: {"known-id": {"rendered": 24}})
+
+    async def open_call(self, offer_sdp: str, avatar: str) -> tuple[str, str]:
+        self.offers.append((offer_sdp, avatar))
+        if self.failure is not None:
+            raise self.failure
+        return "new-id", "v=0 answer"
+
+    async def close_stream(self, stream_id: str, reason: str) -> bool:
+        self.closed.append((stream_id, reason))
+        return self.live.pop(stream_id, None) is not None
+
+    def statistics(self, stream_id: str) -> dict[str, object] | None:
+        return self.live.get(stream_id)
+
+
+@dataclass
+class Edge:
+    """A client of the application, and the parts behind it."""
+
+    client: TestClient[web.Request, web.Application]
+    streams: FakeStreams
+    engine: FakeEngine
+    lifecycle: Lifecycle
+    static: Path
+
+
+Client = Callable[[TestServer], Awaitable[TestClient[web.Request, web.Application]]]
+Server = Callable[..., Awaitable[TestServer]]
+
+
+@pytest.fixture
+async def edge(tmp_path: Path, aiohttp_client: Client, aiohttp_server: Server) -> Edge:
+    static = tmp_path / "static"
+    (static / "sub").mkdir(parents=True)
+    (static / "index.html").write_text("<!doctype html><title>page</title>")
+    (static / "app.js").write_text("export {};")
+    (static / "sub" / "style.css").write_text("body {}")
+    (static / ".hidden").write_text("secret")
+    (tmp_path / "outside.txt").write_text("secret")
+    streams, engine, lifecycle = FakeStreams(), FakeEngine(), Lifecycle(Phase.READY)
+    app = create_app(streams, Health(engine, lifecycle, "local"), static)
+    server = await aiohttp_server(app, lingering_time=0.05)
+    return Edge(await aiohttp_client(server), streams, engine, lifecycle, static)

@@ -1,0 +1,147 @@
+"""The page, its files, health, and what every answer carries."""
+
+from __future__ import annotations
+
+from http import HTTPStatus
+from pathlib import Path
+
+import pytest
+
+from echo_rtc.errors import InputError
+from echo_rtc.web.app import SECURITY_HEADERS, create_app, routes
+from echo_rtc.web.health import Health, Lifecycle, Phase
+from tests.web.conftest import Edge, FakeEngine, FakeStreams
+
+METHODS = ("GET", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
+
+
+async def test_the_page_is_never_kept(edge: Edge) -> None:
+    async with edge.client.get("/") as response:
+        assert response.status == 200
+        assert response.content_type == "text/html"
+        assert response.headers["Cache-Control"] == "no-store"
+        assert "<title>page" in await response.text()
+
+
+async def test_files_are_asked_for_anew_and_mostly_not_sent(edge: Edge) -> None:
+    async with edge.client.get("/static/app.js") as response:
+        assert response.status == 200
+        assert response.content_type in {"text/javascript", "application/javascript"}
+        assert response.headers["Cache-Control"] == "no-cache"
+        tag = response.headers["ETag"]
+    async with edge.client.get("/static/app.js", headers={"If-None-Match": tag}) as response:
+        assert response.status == 304
+    (edge.static / "app.js").write_text("export {}; // newer")
+    async with edge.client.get("/static/app.js", headers={"If-None-Match": tag}) as response:
+        assert response.status == 200
+    async with edge.client.get("/static/sub/style.css") as response:
+        assert response.content_type == "text/css"
+    async with edge.client.head("/static/app.js") as response:
+        assert response.status == 200
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/static/none.js",
+        "/static/.hidden",
+        "/static/sub",
+        "/static/",
+        "/static/../outside.txt",
+        "/static/%2e%2e/outside.txt",
+        "/static/..%2foutside.txt",
+        "/static/sub/../../outside.txt",
+        "/static//etc/passwd",
+        "/static/%00",
+        "/nothing",
+    ],
+)
+async def test_no_path_leads_elsewhere(edge: Edge, path: str) -> None:
+    from yarl import URL
+
+    async with edge.client.get(URL(path, encoded=True)) as response:
+        problem = await response.json(content_type="application/problem+json")
+        assert response.status == problem["status"] == 404
+        assert problem["type"] == "about:blank"
+        assert problem["title"] == "Not Found"
+
+
+async def test_every_answer_carries_the_security_headers(edge: Edge) -> None:
+    for path in ("/", "/static/app.js", "/config", "/nothing", "/healthz"):
+        async with edge.client.get(path) as response:
+            for name, value in SECURITY_HEADERS.items():
+                assert response.headers[name] == value
+    policy = SECURITY_HEADERS["Content-Security-Policy"]
+    assert "default-src 'none'" in policy
+    assert "unsafe" not in policy
+    assert "microphone=(self)" in SECURITY_HEADERS["Permissions-Policy"]
+
+
+async def test_other_methods_are_405_and_name_what_is_allowed(edge: Edge) -> None:
+    known = {(row.method, row.path) for row in routes()}
+    for path in {path for _, path in known}:
+        concrete = path.replace("{path:.+}", "app.js").replace("{id}", "known-id")
+        allowed = {method for method, route in known if route == path}
+        for method in set(METHODS) - allowed:
+            async with edge.client.request(method, concrete) as response:
+                problem = await response.json(content_type="application/problem+json")
+                assert response.status == problem["status"] == 405, (method, path)
+                assert set(response.headers["Allow"].split(",")) - {"HEAD"} == allowed
+                assert method in problem["detail"]
+
+
+async def test_the_table_of_routes_is_what_is_served(edge: Edge) -> None:
+    app = edge.client.app
+    served = {
+        (route.method, route.resource.canonical)
+        for route in app.router.routes()
+        if route.resource is not None and route.method != "HEAD"
+    }
+    assert served == {(row.method, row.path.replace("{path:.+}", "{path}")) for row in routes()}
+    assert all(row.meaning.endswith(".") for row in routes())
+
+
+async def test_health_says_alive_in_every_phase(edge: Edge) -> None:
+    for phase in Phase:
+        edge.lifecycle.phase = phase
+        async with edge.client.get("/healthz") as response:
+            assert response.status == 200
+
+
+async def test_readiness_follows_the_phase_and_the_workers(edge: Edge) -> None:
+    async with edge.client.get("/readyz") as response:
+        assert response.status == 200
+        assert await response.json() == {"status": "ready"}
+    edge.lifecycle.phase, edge.lifecycle.progress = Phase.STARTING, "loading weights"
+    async with edge.client.get("/readyz") as response:
+        problem = await response.json(content_type="application/problem+json")
+        assert response.status == problem["status"] == HTTPStatus.SERVICE_UNAVAILABLE
+        assert problem["type"].endswith(":starting")
+        assert "loading weights" in problem["detail"]
+        assert int(response.headers["Retry-After"]) > 0
+    edge.lifecycle.phase, edge.engine.ready = Phase.READY, False
+    async with edge.client.get("/readyz") as response:
+        assert response.status == 503
+        assert "No worker" in (await response.json(content_type=None))["detail"]
+    edge.lifecycle.phase = Phase.STOPPING
+    async with edge.client.get("/readyz") as response:
+        assert response.status == 503
+        assert (await response.json(content_type=None))["type"].endswith(":stopping")
+
+
+async def test_config_tells_the_page_what_it_shows(edge: Edge) -> None:
+    async with edge.client.get("/config") as response:
+        assert response.headers["Cache-Control"] == "no-store"
+        assert await response.json() == {
+            "engine": "local",
+            "status": "ready",
+            "width": 320,
+            "height": 256,
+            "fps": 25,
+            "avatars": ["ann", "bob"],
+        }
+
+
+def test_a_folder_without_a_page_is_told_at_once(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"index\.html does not exist"):
+        create_app(FakeStreams(), Health(FakeEngine(), Lifecycle(), "local"), tmp_path)
