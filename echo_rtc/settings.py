@@ -146,6 +146,15 @@ class Settings:
         default=False,
         metadata=_about("avatar", "Draw each pose when it is needed instead of keeping the pose sequence in memory."),
     )
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = field(
+        default="auto",
+        metadata=_about(
+            "model",
+            "Number format of the networks: auto takes float16 on a GPU, bfloat16 on a CPU that multiplies it natively "
+            "(half the time, the same picture to the eye), else float32.",
+            choices=("auto", "float32", "bfloat16", "float16"),
+        ),
+    )
     audio_model_type: Literal["whisper", "wav2vec2"] = field(
         default="whisper",
         metadata=_about("model", "Audio model that turns sound into mouth shapes.", choices=("whisper", "wav2vec2")),

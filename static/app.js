@@ -5,7 +5,7 @@
  * modules it brings together.
  */
 
-import { EchoCall } from "./call.js";
+import { EchoCall, backOffS } from "./call.js";
 import { LevelMeter } from "./meter.js";
 import { Microphone, MicrophoneError, microphones, onDevicesChanged } from "./microphone.js";
 import { recall, remember } from "./preferences.js";
@@ -26,6 +26,7 @@ import * as words from "./words.js";
 const SAMPLE_URL = "/static/sample.wav";
 /** A microphone that is not open by now waits for the visitor's word. */
 const ASKING_MS = 500;
+/** While the server starts, its progress is shown this often. */
 const LOOK_AGAIN_MS = 1_500;
 const BANNER_MS = 6_000;
 
@@ -40,16 +41,19 @@ class App {
   /** Goes up with each change of the voice; what was asked for before then comes too late. */
   #voiceTurn = 0;
   #muted = false;
-  #starting = false;
+  /** What the server says while it is starting; null once it has started. */
+  /** @type {string | null} */ #starting = null;
+  /** Whether the visitor is being greeted, and nothing else is on the stage. */
+  #greeting = true;
   /** @type {number | null} `performance.now()` when the picture first came. */ #liveSince = null;
   /** @type {ReturnType<typeof setTimeout> | undefined} */ #bannerTimer;
+  #frame = 0;
 
   /** Shows the page and waits for the visitor. */
   run() {
     const ui = this.#ui;
     bindThemeButton(ui.themeButton);
-    ui.source = recall("source") === "sample" ? "sample" : "microphone";
-    ui.volume = Number(recall("volume") ?? 1);
+    ui.source = "microphone";
     ui.addEventListener("action", (event) => this.#act(detailOf(event)));
     ui.addEventListener("mute", () => this.#mute(!this.#muted));
     ui.addEventListener("silence", () => this.#silence(!ui.video.muted));
@@ -60,44 +64,49 @@ class App {
     addEventListener("pagehide", () => this.#call?.close(true));
     document.addEventListener("visibilitychange", () => this.#audio?.resume().catch(() => {}));
     setInterval(() => this.#tick(), 1_000);
-    this.#setVolume(ui.volume);
+    this.#setVolume(Number(recall("volume") ?? 1));
     this.#showDevices();
-    this.#animate();
     if (globalThis.RTCPeerConnection === undefined) {
       ui.showNotice(words.withoutWebRtc());
       return;
     }
-    ui.showNotice(words.welcome(false, ""));
     this.#greet();
+    this.#look(0);
   }
 
-  /** Shows what the server has to offer; as long as it is starting, until it has started. */
-  async #greet() {
+  #greet() {
+    this.#greeting = true;
+    this.#ui.showNotice(words.welcome(this.#ui.source, this.#starting));
+  }
+
+  /**
+   * Finds out what the server has to offer, and looks again until it is ready.
+   * @param {number} failures In a row so far.
+   */
+  async #look(failures) {
     try {
       this.#ui.showConfiguration(await this.#server.configuration());
       await this.#server.ready();
+      this.#starting = null;
     } catch (error) {
-      const starting = error instanceof Refusal && error.kind === "starting";
-      if (starting && this.#call === null) {
-        this.#starting = true;
-        this.#ui.showNotice(words.welcome(true, error.detail));
-      }
-      setTimeout(() => this.#greet(), LOOK_AGAIN_MS);
-      return;
+      const isStarting = error instanceof Refusal && error.kind === "starting";
+      this.#starting = isStarting ? error.detail : null;
+      const waitMs = isStarting ? LOOK_AGAIN_MS : 1000 * backOffS(failures, Math.random());
+      setTimeout(() => this.#look(isStarting ? 0 : failures + 1), waitMs);
     }
-    if (this.#starting && this.#call === null) {
-      this.#ui.showNotice(words.welcome(false, ""));
+    if (this.#greeting) {
+      this.#greet();
     }
-    this.#starting = false;
   }
 
   /** @param {ActionName} action */
   #act(action) {
     switch (action) {
       case "start":
-        return this.#start("microphone");
+        return this.#start();
+      case "microphone":
       case "sample":
-        return this.#call === null ? this.#start("sample") : this.#choose("sample");
+        return this.#choose(action, true);
       case "retry":
         return this.#call?.retry();
       case "stop":
@@ -107,16 +116,17 @@ class App {
     }
   }
 
-  /** @param {Source} source */
-  #start(source) {
+  #start() {
     this.#stop();
-    this.#setSource(source);
     const call = new EchoCall({ server: location.origin, avatar: this.#ui.avatar });
     this.#call = call;
     this.#follow(call);
     this.#ui.showPhase("calling");
     this.#ui.showState("connecting");
+    this.#greeting = false;
     this.#ui.showNotice(words.connecting());
+    this.#ui.announce("", true);
+    this.#ui.announce(words.connecting().title);
     setTimeout(() => {
       if (this.#call === call && call.state === "new" && this.#ui.source === "microphone") {
         this.#ui.showNotice(words.asking());
@@ -133,6 +143,7 @@ class App {
   /**
    * Opens the chosen voice for a call: starts the call with it, or changes over to it.
    * @param {EchoCall} call
+   * @returns {Promise<boolean>} Whether the call has that voice now.
    */
   async #takeVoice(call) {
     const turn = ++this.#voiceTurn;
@@ -145,16 +156,17 @@ class App {
       if (isCurrent()) {
         this.#voiceFailed(call, source, error);
       }
-      return;
+      return false;
     }
     if (!isCurrent()) {
       voice.close();
-      return;
+      return false;
     }
     const before = this.#voice;
     this.#voice = voice;
     voice.track.enabled = !this.#muted;
     this.#meter?.attach(voice.track);
+    this.#animate();
     if (call.state === "new") {
       this.#ui.showNotice(words.connecting());
       call.start(voice.track);
@@ -162,6 +174,7 @@ class App {
       await call.setVoice(voice.track);
     }
     before?.close();
+    return true;
   }
 
   /**
@@ -190,9 +203,10 @@ class App {
       : words.withoutMicrophone(error instanceof MicrophoneError ? error.fault : "failed", location.host);
     if (call.state === "new") {
       call.close();
+      this.#ui.source = source;
       this.#showTrouble(notice);
     } else if (this.#voice?.track.readyState === "live") {
-      this.#setSource(this.#voice instanceof Microphone ? "microphone" : "sample");
+      this.#ui.source = this.#voice instanceof Microphone ? "microphone" : "sample";
       this.#showBanner(words.BANNERS.voiceFailed);
     } else {
       this.#showBanner(words.BANNERS.micLost, false);
@@ -264,9 +278,15 @@ class App {
     }
   }
 
+  #clearFigures() {
+    this.#ui.showStream(null);
+    this.#ui.showLink(null);
+  }
+
   /** @param {Wait} wait */
   #onWait(wait) {
     const notice = words.waiting(wait);
+    this.#clearFigures();
     this.#showBanner("");
     this.#ui.showPhase("calling");
     this.#ui.showNotice(notice, wait.quiet ? undefined : performance.now() + wait.delayMs);
@@ -284,21 +304,23 @@ class App {
     this.#ui.video.srcObject = null;
     this.#ui.showPhase("off");
     this.#ui.showClock(null);
-    this.#ui.showStream(null);
-    this.#ui.showLink(null);
+    this.#clearFigures();
     this.#showBanner("");
-    if (end.why === "closed") {
+    const notice = words.ended(end);
+    if (notice === null) {
       this.#ui.showState("new");
-      this.#ui.showNotice(words.ended(end));
+      this.#ui.source = "microphone";
+      this.#greet();
       this.#ui.announce(words.ANNOUNCEMENTS.stopped);
     } else {
       this.#ui.showState("closed");
-      this.#showTrouble(words.ended(end));
+      this.#showTrouble(notice);
     }
   }
 
   /** @param {import("./words.js").Notice} notice */
   #showTrouble(notice) {
+    this.#greeting = false;
     this.#ui.showNotice(notice);
     this.#ui.announce(`${notice.title}. ${notice.text}`, true);
   }
@@ -328,42 +350,38 @@ class App {
     remember("volume", String(heard));
   }
 
-  /** @param {Source} source */
-  #setSource(source) {
+  /**
+   * @param {Source} source
+   * @param {boolean} [start] Whether a call is wanted, too, if there is none.
+   */
+  #choose(source, start = false) {
     this.#ui.source = source;
-    remember("source", source);
-  }
-
-  /** @param {Source} source */
-  #choose(source) {
-    this.#setSource(source);
-    this.#changeVoice();
+    if (this.#call !== null) {
+      this.#takeVoice(this.#call);
+    } else if (start) {
+      this.#start();
+    } else if (this.#greeting) {
+      this.#greet();
+    }
   }
 
   /** @param {string} device */
   #chooseDevice(device) {
     remember("device", device);
-    this.#changeVoice();
-  }
-
-  #changeVoice() {
-    if (this.#call !== null) {
-      this.#takeVoice(this.#call);
-    }
+    this.#choose("microphone");
   }
 
   /** @param {Microphone} microphone */
-  #microphoneLost(microphone) {
-    if (this.#voice === microphone) {
+  async #microphoneLost(microphone) {
+    if (this.#call !== null && this.#voice === microphone && (await this.#takeVoice(this.#call))) {
       this.#showBanner(words.BANNERS.micMoved);
-      this.#changeVoice();
     }
   }
 
   #devicesChanged() {
     this.#showDevices();
     if (this.#voice instanceof Microphone && this.#voice.track.readyState === "ended") {
-      this.#changeVoice();
+      this.#microphoneLost(this.#voice);
     }
   }
 
@@ -392,9 +410,13 @@ class App {
     }
   }
 
+  /** Moves the level as long as there is a voice. */
   #animate() {
+    cancelAnimationFrame(this.#frame);
     this.#ui.showLevel(this.#meter?.read() ?? 0);
-    requestAnimationFrame(() => this.#animate());
+    if (this.#voice !== null) {
+      this.#frame = requestAnimationFrame(() => this.#animate());
+    }
   }
 
   /** To be called within a gesture the first time. */

@@ -85,7 +85,10 @@ export class EchoCall extends EventTarget {
     }
     this.#voice = voice;
     globalThis.addEventListener("online", this.#online);
-    this.#run(voice).catch((error) => this.#finish({ why: "gave-up", detail: String(error), last: null }));
+    this.#run(voice).catch((error) => {
+      reportError(error); // a fault of this page or browser, which the console should show
+      this.#finish({ why: "gave-up", detail: String(error), last: null });
+    });
   }
 
   /**

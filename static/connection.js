@@ -11,8 +11,8 @@ import { Refusal } from "./signalling.js";
 
 /**
  * @typedef {object} Outcome How a connection that had been answered ended.
- * @property {"closed" | "ended" | "lost" | "blocked"} kind closed: by us. ended: by the server, which said so. lost: the
- *     network or the server is gone. blocked: the answer came, but sound and picture never found a way.
+ * @property {"closed" | "ended" | "lost" | "blocked"} kind closed: by us. ended: by the server, which said so.
+ *     lost: the network or the server is gone. blocked: the answer came, but sound and picture never found a way.
  * @property {string} detail The server's reason where it gave one, else "".
  */
 
@@ -26,6 +26,7 @@ import { Refusal } from "./signalling.js";
  * @property {number} idle
  */
 
+const STATES = ["connecting", "idle", "speaking", "behind"];
 const GATHERING_LIMIT_MS = 3_000;
 const CONNECT_LIMIT_MS = 15_000;
 /** The server says something every second. Silent for this long, it is asked whether it still knows the stream. */
@@ -63,7 +64,8 @@ export class Connection extends EventTarget {
     });
     // No ICE servers: the defaults of others are strangers, and on one network none is needed.
     this.#peer = new RTCPeerConnection({ bundlePolicy: "max-bundle" });
-    this.#sender = this.#peer.addTransceiver(voice, { direction: "sendrecv", streams: [new MediaStream([voice])] }).sender;
+    const streams = [new MediaStream([voice])];
+    this.#sender = this.#peer.addTransceiver(voice, { direction: "sendrecv", streams }).sender;
     this.#peer.addTransceiver("video", { direction: "recvonly" });
     const events = this.#peer.createDataChannel("events");
     events.addEventListener("message", (message) => this.#hear(message.data));
@@ -97,16 +99,15 @@ export class Connection extends EventTarget {
       return;
     }
     this.#stream = answer.stream;
+    this.#openedAt = this.#heardAt = performance.now();
+    this.#watch = setInterval(() => this.#look(), WATCH_EVERY_MS);
     try {
       await this.#peer.setRemoteDescription({ type: "answer", sdp: answer.sdp });
     } catch {
       if (!this.#closed) {
         throw new Refusal("rejected", "This browser cannot use the server's answer.");
       }
-      return;
     }
-    this.#openedAt = this.#heardAt = performance.now();
-    this.#watch = setInterval(() => this.#look(), WATCH_EVERY_MS);
   }
 
   /**
@@ -177,7 +178,7 @@ export class Connection extends EventTarget {
     const message = parsed(text);
     if (message?.type === "end") {
       this.#end("ended", typeof message.reason === "string" ? message.reason : "");
-    } else if (message?.type === "state" || message?.type === "stats") {
+    } else if (message?.type === "stats" || (message?.type === "state" && STATES.includes(String(message.state)))) {
       this.#emit(message.type, message);
     }
   }

@@ -23,7 +23,12 @@ const FAULTS = Object.freeze({
 });
 
 /** Mono, and without what the loudspeakers play: otherwise the avatar would hear and repeat itself. */
-const WANTED = Object.freeze({ echoCancellation: true, noiseSuppression: true, autoGainControl: true, channelCount: 1 });
+const WANTED = Object.freeze({
+  echoCancellation: true,
+  noiseSuppression: true,
+  autoGainControl: true,
+  channelCount: 1,
+});
 
 /** Ids that name no device of their own. */
 const STAND_INS = ["", "default", "communications"];

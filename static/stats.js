@@ -16,7 +16,7 @@
 
 /** @typedef {{ atMs: number, bytes: number, packets: number, lost: number, frames: number }} Totals */
 
-/** @typedef {Record<string, any>} Row One entry of a report; which members it has depends on its type and the browser. */
+/** @typedef {Record<string, any>} Row One entry of a report; its members depend on its type and on the browser. */
 
 /** Figures nearer together than this say more about the reports' own timing. */
 const MIN_SPAN_MS = 200;

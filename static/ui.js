@@ -10,7 +10,7 @@ import { stateWords } from "./words.js";
 /** @import { StreamStatistics } from "./connection.js" */
 /** @import { Device } from "./microphone.js" */
 /** @import { LinkFigures } from "./stats.js" */
-/** @import { Notice } from "./words.js" */
+/** @import { Action, Notice } from "./words.js" */
 
 /** @typedef {"microphone" | "sample"} Source */
 
@@ -36,6 +36,7 @@ export class UserInterface extends EventTarget {
   /** @type {HTMLSelectElement} */ #device = element("device", HTMLSelectElement);
   /** @type {HTMLSelectElement} */ #avatars = element("avatars", HTMLSelectElement);
   /** @type {ReturnType<typeof setInterval> | undefined} */ #counting;
+  #actionsKey = "";
   #levelSpokenAt = 0;
   /** Whether a button that had the focus was hidden, so that the next one to come takes it over. */
   #focusFell = false;
@@ -154,12 +155,11 @@ export class UserInterface extends EventTarget {
     element("notice-text").textContent = notice.text;
     element("notice-hint").textContent = notice.hint ?? "";
     element("notice-hint").hidden = notice.hint === undefined;
-    this.#actions.replaceChildren(...notice.actions.map((action, index) => this.#button(action, index === 0)));
-    this.#actions.hidden = notice.actions.length === 0;
+    const hasNewActions = this.#showActions(notice.actions);
     this.#count(untilMs);
     this.#overlay.hidden = false;
     this.#focusFell = false;
-    if (hadFocus) {
+    if (hadFocus && hasNewActions) {
       // Whoever uses the keyboard goes on where the button was that is gone now.
       (this.#actions.querySelector("button") ?? element("stage")).focus();
     }
@@ -188,12 +188,15 @@ export class UserInterface extends EventTarget {
   }
 
   /**
-   * Tells a screen reader.
+   * Tells a screen reader, but nothing twice in a row.
    * @param {string} text
    * @param {boolean} [urgent]
    */
   announce(text, urgent = false) {
-    element(urgent ? "alert" : "status").textContent = text;
+    const place = element(urgent ? "alert" : "status");
+    if (place.textContent !== text) {
+      place.textContent = text;
+    }
   }
 
   /** @param {boolean} muted Whether the visitor's voice is kept back. */
@@ -243,7 +246,22 @@ export class UserInterface extends EventTarget {
   }
 
   /**
-   * @param {import("./words.js").Action} action
+   * @param {Action[]} actions
+   * @returns {boolean} Whether there are other buttons now. The same ones are left alone, and so is the focus on them.
+   */
+  #showActions(actions) {
+    const key = JSON.stringify(actions);
+    if (key === this.#actionsKey) {
+      return this.#focusFell;
+    }
+    this.#actionsKey = key;
+    this.#actions.replaceChildren(...actions.map((action, index) => this.#button(action, index === 0)));
+    this.#actions.hidden = actions.length === 0;
+    return true;
+  }
+
+  /**
+   * @param {Action} action
    * @param {boolean} first
    */
   #button({ name, label }, first) {

@@ -7,7 +7,10 @@
 /** @import { CallState, End, Wait } from "./call.js" */
 /** @import { MicrophoneFault } from "./microphone.js" */
 
-/** @typedef {"start" | "sample" | "retry" | "stop" | "play"} ActionName */
+/**
+ * @typedef {"start" | "microphone" | "sample" | "retry" | "stop" | "play"} ActionName
+ * start: with the voice that is chosen; microphone, sample: with that one, in the call there is or in a new one.
+ */
 
 /** @typedef {{ name: ActionName, label: string }} Action */
 
@@ -23,9 +26,9 @@
 
 /** @typedef {{ word: string, caption: string }} StateWords */
 
-/** @type {Action} */ const START = { name: "start", label: "Start the call" };
 /** @type {Action} */ const AGAIN = { name: "start", label: "Try again" };
 /** @type {Action} */ const SAMPLE = { name: "sample", label: "Use the sample voice" };
+/** @type {Action} */ const MICROPHONE = { name: "microphone", label: "Use the microphone" };
 /** @type {Action} */ const NOW = { name: "retry", label: "Try now" };
 /** @type {Action} */ const CANCEL = { name: "stop", label: "Cancel" };
 
@@ -47,14 +50,18 @@ export function stateWords(state) {
 
 /**
  * Before a call.
- * @param {boolean} starting Whether the server is still starting.
- * @param {string} detail What it says of that.
+ * @param {"microphone" | "sample"} source The voice that is chosen.
+ * @param {string | null} starting What the server says while it is starting; null once it has started.
  * @returns {Notice}
  */
-export function welcome(starting, detail) {
-  const actions = [START, { ...SAMPLE, label: "Try the sample voice" }];
-  if (starting) {
-    return { ...loading(detail), text: "You can start already: the call then begins by itself.", actions };
+export function welcome(source, starting) {
+  /** @type {Action[]} */
+  const actions =
+    source === "microphone"
+      ? [{ name: "microphone", label: "Start the call" }, { ...SAMPLE, label: "Try the sample voice" }]
+      : [{ name: "sample", label: "Start with the sample voice" }, MICROPHONE];
+  if (starting !== null) {
+    return { ...loading(starting), text: "You can start already: the call then begins by itself.", actions };
   }
   return {
     icon: "mark",
@@ -102,7 +109,8 @@ export function withoutMicrophone(fault, host) {
   const words = {
     insecure: [
       "No microphone at this address",
-      `Browsers give a microphone to secure pages only, and http://${host} is not one. Open this page by https://, or on the server's own machine by http://localhost.`,
+      `Browsers give a microphone to secure pages only, and http://${host} is not one. ` +
+        "Open this page by https://, or on the server's own machine by http://localhost.",
     ],
     refused: [
       "The microphone was refused",
@@ -127,7 +135,7 @@ export function withoutSample() {
     tone: "warning",
     title: "The sample voice cannot be played",
     text: "Its file could not be loaded from the server. Try again, or use your microphone.",
-    actions: [{ ...AGAIN, name: "sample" }, { ...START, label: "Use the microphone" }],
+    actions: [AGAIN, MICROPHONE],
   };
 }
 
@@ -200,9 +208,9 @@ export function waiting(wait) {
 }
 
 /**
- * After a call that did not end by the visitor's own hand.
+ * After a call.
  * @param {End} end
- * @returns {Notice}
+ * @returns {Notice | null} null where it was the visitor's own wish.
  */
 export function ended(end) {
   switch (end.why) {
@@ -212,7 +220,7 @@ export function ended(end) {
         tone: "warning",
         title: "The server ended the call",
         text: sentence(end.detail, "It gave no reason."),
-        actions: [{ ...START, label: "Start again" }],
+        actions: [{ name: "start", label: "Start again" }],
       };
     case "rejected":
       return {
@@ -234,7 +242,7 @@ export function ended(end) {
         actions: [AGAIN],
       };
     case "closed":
-      return welcome(false, "");
+      return null;
   }
 }
 

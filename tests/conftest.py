@@ -30,6 +30,10 @@ _LISTENING = "0A"
 """The state of a listening socket in /proc/net/tcp."""
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--picture", metavar="FILE", help="keep a picture of the call on the embedded model (PNG)")
+
+
 @pytest.fixture(autouse=True)
 def no_leaks(request: pytest.FixtureRequest) -> Iterator[None]:
     """Fails the test on leaked threads, child processes and sockets, and on leaked tasks if it is a coroutine."""

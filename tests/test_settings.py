@@ -85,7 +85,7 @@ def test_defaults_are_those_of_the_predecessor(card: Path) -> None:
 def test_the_default_file_is_the_embedded_model() -> None:
     settings = load_settings([], {})
     assert settings.config.name == "embedded.yaml"
-    assert (settings.width, settings.height, settings.steps, settings.cfg) == (256, 256, 2, 1.0)
+    assert (settings.width, settings.height, settings.steps, settings.cfg) == (256, 256, 1, 1.0)
     assert settings.model["weights"] == "../echo_rtc/assets/embedded"
     assert settings.model_base == settings.config.parent
 
@@ -96,6 +96,7 @@ VALUES: dict[str, st.SearchStrategy[Any]] = {
     "use_init_latent": st.booleans(),
     "low_ram": st.booleans(),
     "audio_model_type": st.sampled_from(["whisper", "wav2vec2"]),
+    "dtype": st.sampled_from(["auto", "float32", "bfloat16", "float16"]),
     "sample_rate": st.integers(8_000, 48_000),
     "steps": st.integers(1, 100),
     "cfg": st.floats(0, 20),

@@ -70,7 +70,8 @@ class ScriptedMicrophone(MediaStreamTrack):
         ready_s = self.began_s + (self._next + BLOCK_SAMPLES) / MEDIA_RATE
         await asyncio.sleep(max(0.0, ready_s - loop.time()))
         pcm = self._voice(self._next, BLOCK_SAMPLES)
-        frame = av.AudioFrame.from_ndarray(pcm.reshape(1, -1), format="s16", layout="mono")
+        # Stereo, because aiortc would make it so, and take 3 dB away in doing it.
+        frame = av.AudioFrame.from_ndarray(np.repeat(pcm, 2).reshape(1, -1), format="s16", layout="stereo")
         frame.sample_rate = MEDIA_RATE
         frame.pts = self._next
         frame.time_base = Fraction(1, MEDIA_RATE)

@@ -1,7 +1,7 @@
 """How fast the model renders, and what it costs: ``python -m echo_rtc.bench render [settings]``.
 
-Renders clips one after the other as a worker does for a speaking stream (same loader, same threads, each clip chained to
-the one before), in this process. Every setting of the server is a flag here too; the default is the embedded model.
+Renders clips one after the other as a worker does for a speaking stream (same loader, same threads, each clip chained
+to the one before), in this process. Every setting of the server is a flag here too; the default is the embedded model.
 """
 
 from __future__ import annotations

@@ -14,6 +14,7 @@ import random
 from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 import numpy as np
 
@@ -73,8 +74,9 @@ class Recording:
 
     fps: int
     sound: list[Heard] = field(default_factory=list)
-    lamp: list[tuple[int, float]] = field(default_factory=list)
-    """Each frame's pts (90 kHz) and the mean square (-1..1) that its lamp shows."""
+    lamp: list[tuple[int, float, int | None]] = field(default_factory=list)
+    """Each frame's pts (90 kHz), the mean square (-1..1) that its lamp shows, and its number; no number if it is of the
+    idle loop."""
     unreadable: int = 0
 
     def hear(self, heard: Heard) -> None:
@@ -86,7 +88,8 @@ class Recording:
         except CardError:
             self.unreadable += 1
             return
-        self.lamp.append((seen.pts, 0.0 if facts.idle or facts.level <= 0 else rms_of(facts.level) ** 2))
+        power = 0.0 if facts.idle or facts.level <= 0 else rms_of(facts.level) ** 2
+        self.lamp.append((seen.pts, power, None if facts.idle else facts.frame))
 
     def sound_onsets(self) -> list[float]:
         """The pts (samples) at which beeps begin."""
@@ -104,12 +107,16 @@ class Recording:
 
     def picture_onsets(self) -> list[float]:
         """The pts (90 kHz) at which beeps begin, to a fraction of a frame: a beep that begins within a frame lights its
-        lamp with the share of the power that is left of it."""
+        lamp with the share of the power that is left of it.
+
+        Only where a dark frame and the lit one after it were both seen: a beep whose first frames were held or dropped
+        has no onset in the picture.
+        """
         onsets: list[float] = []
-        full = float(np.median([power for _, power in self.lamp if power > 0] or [0.0]))
+        full = float(np.median([power for _, power, _ in self.lamp if power > 0] or [0.0]))
         ticks = PICTURE_RATE / self.fps
-        for (_, before), (pts, power) in zip(self.lamp[:-1], self.lamp[1:], strict=True):
-            if before < LIT_SHARE * full <= power:
+        for (_, before, earlier), (pts, power, number) in pairwise(self.lamp):
+            if earlier is not None and number == earlier + 1 and before < LIT_SHARE * full <= power:
                 onsets.append(pts + (1.0 - min(1.0, power / full)) * ticks)
         return onsets
 

@@ -38,6 +38,7 @@ def _loader(settings: Settings, device: str) -> ModelLoader:
         cfg=settings.cfg,
         audio_margin=settings.audio_margin,
         audio_model_type=settings.audio_model_type,
+        dtype=settings.dtype,
         low_ram=settings.low_ram,
         use_init_latent=settings.use_init_latent,
     )

@@ -269,6 +269,7 @@ class ModelLoader:
     cfg: float
     audio_margin: int
     audio_model_type: str
+    dtype: str
     low_ram: bool
     use_init_latent: bool
 
@@ -289,7 +290,7 @@ class ModelLoader:
         progress("importing torch")
         import torch
 
-        from echo_rtc.model.generator import ClipGenerator, GeneratorSettings
+        from echo_rtc.model.generator import ClipGenerator, GeneratorSettings, fitting_dtype
 
         on_cpu = self.device == "cpu"
         if on_cpu:
@@ -304,7 +305,7 @@ class ModelLoader:
             audio_model_type=self.audio_model_type,
             low_ram=self.low_ram,
             device=self.device,
-            dtype="float32" if on_cpu else "float16",
+            dtype=fitting_dtype(self.device) if self.dtype == "auto" else self.dtype,
         )
         generator = ClipGenerator.load(description, settings, progress)
         progress(f"preparing avatar {AVATAR}")

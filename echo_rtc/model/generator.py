@@ -248,7 +248,7 @@ class ClipGenerator:
         """
         clip = self.settings.format
         history = max(0, round(Fraction(len(audio) * clip.fps, clip.sample_rate)) - frames)
-        sound = torch.from_numpy(resample(audio, clip.sample_rate, SAMPLE_RATE)).to(self.device)
+        sound = torch.tensor(resample(audio, clip.sample_rate, SAMPLE_RATE), device=self.device)
         hidden = self.audio_encoder.hidden_states(sound)
         return frame_tokens(hidden, frames, clip.fps, self.settings.audio_margin, history)[None].to(self._dtype)
 
@@ -276,7 +276,7 @@ class ClipGenerator:
             bank=prepared.bank,
             pose=prepared.poses.features(request.pose_position, request.frames),
         )
-        chained = None if request.init_latent is None else torch.from_numpy(request.init_latent)
+        chained = None if request.init_latent is None else torch.tensor(request.init_latent)
         latents = initial_latents(draw_noise(shape, request.seed), chained).to(self.device)
         for step in self.sampler(request.steps or self.settings.steps).steps(latents, given):
             latents = step.latents
@@ -331,6 +331,17 @@ def resample(audio: F32Array, rate: int, target: int) -> F32Array:
     length = round(Fraction(len(audio) * target, rate))
     joined = np.concatenate(parts)[:length] if parts else np.zeros(0, dtype=np.float32)
     return np.pad(joined, (0, length - len(joined))).astype(np.float32, copy=False)
+
+
+def fitting_dtype(device: str) -> str:
+    """The quickest number format that keeps the picture on ``device``: float16 on a GPU, bfloat16 on a CPU with
+    instructions for it (AVX-512 BF16 or AMX), else float32."""
+    if torch.device(device).type != "cpu":
+        return "float16"
+    # PyTorch offers these questions under private names only; one that it does not know is answered with no.
+    questions = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
+    native = any(getattr(torch.cpu, question, lambda: False)() for question in questions)
+    return "bfloat16" if native else "float32"
 
 
 def _device(settings: GeneratorSettings) -> torch.device:

@@ -222,6 +222,8 @@ def save_safetensors_layout(
         state = {key: value.detach().to("cpu", dtype).contiguous() for key, value in module.state_dict().items()}
         save_file(state, folder / f"{name}.safetensors")
     copy.deepcopy(audio).to(dtype).save_encoder(folder / "audio_encoder.safetensors")
+    for file in folder.glob("*.safetensors"):
+        file.chmod(0o644)  # the library writes files that only their owner can read
     written = {name: config[name] for name in _SECTIONS} | {
         "whisper": {name: getattr(audio.dims, name) for name in audio.dims.__dataclass_fields__},
         "autoencoder": dict(autoencoder.config),

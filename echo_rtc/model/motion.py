@@ -79,9 +79,9 @@ class MotionBlock(nn.Module):
 
     def forward(self, x: Tensor, frames: int, shift: int) -> Tensor:
         """x (B*F, L, C) -> (B*F, L, C)."""
-        for attention, norm in zip(self.attention_blocks, self.norms, strict=True):
-            assert isinstance(attention, FrameAttention)
-            x = x + attention.across(norm(x), frames, shift)
+        for block, norm in zip(self.attention_blocks, self.norms, strict=True):
+            assert isinstance(block, FrameAttention)
+            x = x + block.across(norm(x), frames, shift)
         x = x + self.ff(self.ff_norm(x))
         return x
 

@@ -1,8 +1,9 @@
 """The one place that reaches into aiortc and aioice beyond what they document.
 
-Four things cannot be had otherwise: a short jitter buffer for the microphone, key-frame requests and bitrate estimates
-for tracks that hand out ready packets, and losing a vanished peer within seconds instead of half a minute. Every reach
-is checked: if aiortc has changed, :class:`SeamError` says which attribute is gone. It knows nothing of streams.
+These things cannot be had otherwise: a short jitter buffer for the microphone; key-frame requests, bitrate estimates
+and sender reports for tracks that hand out ready packets; losing a vanished peer within seconds instead of half a
+minute. Every reach is checked: if aiortc has changed, :class:`SeamError` says which attribute is gone. It knows nothing
+of streams.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from typing import Any
 import aioice.ice
 import av
 from aiortc import RTCRtpReceiver, RTCRtpSender
+from aiortc.clock import current_ntp_time
 from aiortc.codecs import get_encoder
 from aiortc.codecs.base import Encoder
 from aiortc.jitterbuffer import JitterBuffer, JitterFrame
@@ -30,6 +32,7 @@ fail and the next one waits for about ``CONSENT_INTERVAL_S``: six seconds in all
 
 _JITTER_BUFFER = "_RTCRtpReceiver__jitter_buffer"
 _ENCODER = "_RTCRtpSender__encoder"
+_LAST_REPORT = "_RTCRtpSender__lsr"
 
 
 class SeamError(RuntimeError):
@@ -101,6 +104,29 @@ def wire_feedback(
     _require(sender, _ENCODER, type(None))
     sender._send_keyframe = on_key_frame  # type: ignore[method-assign]
     setattr(sender, _ENCODER, FeedbackEncoder(codec, on_bitrate))
+
+
+def report_due_times(sender: RTCRtpSender, due_s: Callable[[], float | None], now_s: Callable[[], float]) -> None:
+    """Makes a sender's reports (RFC 3550, 6.4.1) state when its latest packet was due, by ``due_s``, instead of when it
+    left: receivers align sound and picture by these times, and a busy machine sends one of the two late.
+
+    Both callables give seconds of one monotonic clock; ``due_s`` is None before the first packet. Raises SeamError.
+    """
+    if not callable(getattr(sender, "_send_rtcp", None)) or not hasattr(sender, _LAST_REPORT):
+        raise SeamError(f"aiortc's RTCRtpSender has no _send_rtcp or {_LAST_REPORT}; its reports cannot be corrected")
+    send = sender._send_rtcp
+
+    async def send_corrected(packets: list[AnyRtcpPacket]) -> None:
+        due = due_s()
+        for packet in packets:
+            if isinstance(packet, RtcpSrPacket) and packet.sender_info.packet_count and due is not None:
+                stated = current_ntp_time() - round((now_s() - due) * 2**32)
+                packet.sender_info.ntp_timestamp = stated
+                # Round trips are measured by the middle of the stated time, which the receiver sends back.
+                setattr(sender, _LAST_REPORT, stated >> 16 & 0xFFFFFFFF)
+        await send(packets)
+
+    sender._send_rtcp = send_corrected  # type: ignore[method-assign]
 
 
 def shorten_consent() -> None:

@@ -24,11 +24,16 @@ from aiortc.exceptions import OperationError
 
 from echo_rtc.clips import ClipFormat
 from echo_rtc.errors import OfferError, UnsupportedMediaError
-from echo_rtc.rtc.aiortc_seams import shorten_consent, shorten_microphone_buffer, wire_feedback
+from echo_rtc.rtc.aiortc_seams import (
+    report_due_times,
+    shorten_consent,
+    shorten_microphone_buffer,
+    wire_feedback,
+)
 from echo_rtc.rtc.encoder import VideoCodec, codec_preference
 from echo_rtc.rtc.offer import CallPlan, Offer
 from echo_rtc.rtc.stream import Event, Stream
-from echo_rtc.rtc.tracks import Viewer
+from echo_rtc.rtc.tracks import PacketTrack, Viewer
 
 CONNECT_TIMEOUT_S = 15.0
 """A peer whose connection is not up this long after the answer is given up."""
@@ -137,9 +142,16 @@ class Peer:
             on_key_frame=lambda: self._stream.want_key_frame(viewer),
             on_bitrate=lambda bitrate: self._stream.estimate(viewer, bitrate),
         )
+        self._report_due_times(picture, viewer.picture)
         if plan.sound is not None and viewer.sound is not None:
-            transceivers[plan.sound].sender.replaceTrack(viewer.sound)
+            sound = transceivers[plan.sound].sender
+            sound.replaceTrack(viewer.sound)
+            self._report_due_times(sound, viewer.sound)
         self._stream.listen(transceivers[plan.microphone].receiver.track)
+
+    @staticmethod
+    def _report_due_times(sender: RTCRtpSender, track: PacketTrack) -> None:
+        report_due_times(sender, lambda: track.due_s, asyncio.get_running_loop().time)
 
     def _on_state(self) -> None:
         state = self._connection.connectionState

@@ -200,9 +200,9 @@ class Pump:
         self.counters.blocks += codec is None
         for viewer in tuple(self._viewers):
             if codec is None:
-                viewer.take_sound(packet)
+                viewer.take_sound(packet, due)
             elif viewer.codec is codec:
-                viewer.take_picture(packet)
+                viewer.take_picture(packet, due)
 
     async def _until(self, when: float) -> None:
         wait = when - self._clock()

@@ -32,11 +32,13 @@ class PacketTrack(MediaStreamTrack):
     def __init__(self, kind: str, limit: int, on_first_read: Callable[[], None]) -> None:
         super().__init__()
         self.kind = kind
-        self._packets: deque[av.Packet[Any]] = deque()
+        self._packets: deque[tuple[av.Packet[Any], float]] = deque()
         self._limit = limit
         self._arrived = asyncio.Event()
         self._on_first_read = on_first_read
         self.being_read = False
+        self.due_s: float | None = None
+        """When the packet that was read last was due, by the clock of whoever put it in."""
 
     async def recv(self) -> av.Packet[Any]:
         """The next packet, as soon as it is due. Raises MediaStreamError once the track has ended."""
@@ -48,15 +50,16 @@ class PacketTrack(MediaStreamTrack):
                 raise MediaStreamError
             self._arrived.clear()
             await self._arrived.wait()
-        return self._packets.popleft()
+        packet, self.due_s = self._packets.popleft()
+        return packet
 
     @property
     def full(self) -> bool:
         return len(self._packets) >= self._limit
 
-    def put(self, packet: av.Packet[Any]) -> None:
+    def put(self, packet: av.Packet[Any], due_s: float) -> None:
         """Adds a packet that is due now; the caller has seen to it that the track is not full."""
-        self._packets.append(packet)
+        self._packets.append((packet, due_s))
         self._arrived.set()
 
     def drop(self, count: int) -> int:
@@ -109,17 +112,17 @@ class Viewer:
         tracks = [track for track in (self.sound, self.picture) if track is not None]
         return bool(tracks) and all(track.being_read and track.readyState == "live" for track in tracks)
 
-    def take_sound(self, packet: av.Packet[Any]) -> None:
-        """Offers a packet of sound that is due now."""
+    def take_sound(self, packet: av.Packet[Any], due_s: float) -> None:
+        """Offers a packet of sound that is due now, or was at ``due_s``."""
         if self.sound is None or not self._begun or not self.live:
             return
         if self.sound.full:
             self.sound_dropped += self.sound.drop(1)
-        self.sound.put(packet)
+        self.sound.put(packet, due_s)
         self.sound_packets += 1
 
-    def take_picture(self, packet: av.Packet[Any]) -> None:
-        """Offers a packet of this viewer's codec that is due now."""
+    def take_picture(self, packet: av.Packet[Any], due_s: float) -> None:
+        """Offers a packet of this viewer's codec that is due now, or was at ``due_s``."""
         if self.picture is None or not self.live:
             return
         if self.picture.full:
@@ -131,7 +134,7 @@ class Viewer:
                 self.picture_dropped += self._begun
                 return
             self._needs_key, self._begun = False, True
-        self.picture.put(packet)
+        self.picture.put(packet, due_s)
         self.picture_packets += 1
 
     def close(self) -> None:

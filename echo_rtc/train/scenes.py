@@ -16,7 +16,8 @@ from echo_rtc.errors import InputError
 from echo_rtc.train.person import Motion, People, draw
 
 DRAW_BATCH = 128
-"""People drawn in one call: bounds the memory of the intermediate images."""
+CPU_DRAW_BATCH = 16
+"""People drawn in one call: bounds the memory of the intermediate images, and keeps them near the processor."""
 
 
 @dataclass(frozen=True)
@@ -57,8 +58,9 @@ def draw_all(people: People, motion: Motion, size: int) -> Tensor:
     """Draws any number of people in batches. Returns (B, 3, size, size) uint8."""
     count = len(motion)
     out = torch.empty((count, 3, size, size), dtype=torch.uint8, device=motion.mouth.device)
-    for start in range(0, count, DRAW_BATCH):
-        part = slice(start, start + DRAW_BATCH)
+    batch = DRAW_BATCH if motion.mouth.is_cuda else CPU_DRAW_BATCH
+    for start in range(0, count, batch):
+        part = slice(start, start + batch)
         out[part] = (draw(people[part], motion[part], size) * 255 + 0.5).clamp(0, 255).to(torch.uint8)
     return out
 

@@ -660,7 +660,7 @@ def say(text: str, voice: str, style: Style | None = None) -> Utterance:
     return _engine(engine).say(text, name, style or Style())
 
 
-def _language(voice: str) -> str:
+def language_of(voice: str) -> str:
     """The language of the texts for a voice, ``ENGINE:NAME``."""
     engine, _, name = voice.partition(":")
     if engine == "festival":
@@ -831,7 +831,7 @@ def _take(voice: str, rng: np.random.Generator) -> tuple[F32Array, list[Phoneme]
     phonemes: list[Phoneme] = []
     # Starting before zero cuts into the first sentence, so that takes do not all begin with the start of speech.
     position = int(rng.uniform(-1.5, 0.8) * SPEECH_RATE)
-    language = _language(voice)
+    language = language_of(voice)
     while position < length:
         spoken = say(sentence(language, rng), voice, style)
         peak = float(np.max(np.abs(spoken.samples), initial=0.0))

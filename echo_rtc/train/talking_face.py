@@ -5,8 +5,8 @@ corpus; autoencoder and audio encoder are frozen. Clips of a session follow each
 on from the previous clip's last latent.
 
 The diffusion is the published one (v-prediction, zero terminal SNR, noise clamped, frames shifted by three a step).
-Because the embedded model is sampled in very few steps, two fifths of a batch start at the last timestep, two fifths
-take the sampler's second step from the model's own first prediction, and the rest draw any timestep.
+Because the embedded model is sampled in very few steps, a share of each batch starts at the last timestep, another
+takes the sampler's second step from the model's own first prediction, and only the rest draws any timestep.
 """
 
 from __future__ import annotations
@@ -184,6 +184,7 @@ class Trainer:
         self.noise = torch.Generator(device=self.device).manual_seed(1)
         self.timestep_zero = torch.zeros(1, device=self.device)
         self.pose_features: Tensor | None = None
+        self.shares = (0.4, 0.4)
 
     @torch.no_grad()
     def freeze_pose(self) -> None:
@@ -257,10 +258,12 @@ class Trainer:
         return batch.tokens, pose, bank
 
     def predict(self, batch: Batch, given: Given) -> Tensor:
-        """The predicted x0 (B, F, C, h, w) of every clip, two fifths of them in each of the first two regimes."""
+        """The predicted x0 (B, F, C, h, w) of every clip: the first ones from the last timestep, the next ones from
+        the sampler's second step, the rest from any timestep, in the shares that the trainer was given."""
         count = batch.x0.shape[0]
         device = self.device
-        first, second = slice(0, 2 * count // 5), slice(2 * count // 5, 4 * count // 5)
+        first = slice(0, round(self.shares[0] * count))
+        second = slice(first.stop, first.stop + round(self.shares[1] * count))
         noise = self.initial_noise(batch, torch.rand(count, device=device) < 0.7)
         third = count - second.stop
         anywhere = torch.randint(0, 1000, (third,), device=device)
@@ -272,10 +275,12 @@ class Trainer:
         shift = torch.cat([torch.zeros_like(last), torch.full_like(middle, SHIFT), turns])
         alpha, sigma = self.alpha[timestep][:, None, None, None, None], self.sigma[timestep][:, None, None, None, None]
         tokens, pose, bank = given
-        with torch.no_grad():
-            part = (tokens[second], pose[second], {name: value[second] for name, value in bank.items()})
-            own = -self.velocity(noise[second], torch.full_like(middle, 999), torch.zeros_like(middle), part)
-            clean = torch.cat([batch.x0[first], own, batch.x0[second.stop :]])
+        clean = batch.x0
+        if len(middle):
+            with torch.no_grad():
+                part = (tokens[second], pose[second], {name: value[second] for name, value in bank.items()})
+                own = -self.velocity(noise[second], torch.full_like(middle, 999), torch.zeros_like(middle), part)
+                clean = torch.cat([batch.x0[first], own, batch.x0[second.stop :]])
         noisy = alpha * clean + sigma * noise
         predicted: Tensor = alpha * noisy - sigma * self.velocity(noisy, timestep, shift, given)
         return predicted
@@ -366,6 +371,8 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--learning-rate", type=float, default=6e-4)
     parser.add_argument("--resume", action="store_true", help="go on from the networks in the folder")
     parser.add_argument("--default-share", type=float, default=0.0, help="share of sessions with the default avatar")
+    parser.add_argument("--first-share", type=float, default=0.4, help="share of clips that start at the last timestep")
+    parser.add_argument("--second-share", type=float, default=0.4, help="share of clips at the sampler's second step")
     parser.add_argument("--freeze-pose", action="store_true", help="do not train the pose encoder (with --resume)")
     parser.add_argument("--graph", action="store_true", help="capture the step as a CUDA graph (several times faster)")
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda:N")
@@ -389,6 +396,7 @@ def main(argv: list[str]) -> int:
     maker = SessionMaker(autoencoder, takes, bank, options.size, generator)
     maker.default_share = options.default_share
     trainer = Trainer(maker, encoder, networks)
+    trainer.shares = (options.first_share, options.second_share)
     modules = networks.modules()
     if options.freeze_pose:
         modules.remove(networks.pose)

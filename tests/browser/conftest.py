@@ -36,9 +36,9 @@ SAMPLE = ROOT / "static" / "sample.wav"
 VIEWPORT = {"width": 800, "height": 640}
 """Small, because drawing is most of what a browser without a graphics card does."""
 
-START_S = 60.0
+START_S = 180.0
 STOP_S = 10.0
-FREED_S = 5.0
+FREED_S = 15.0
 
 _BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 _FLAGS = (

@@ -97,9 +97,9 @@ async def test_mute_sends_silence_and_the_avatar_rests(card: RunningServer, page
 
 async def test_the_sample_voice_needs_no_microphone(card: RunningServer, page: PageFactory) -> None:
     visit = await page(card.url, microphone="missing")
+    await visit.page.get_by_role("radio", name="Sample").check()
     assert await visit.page.evaluate("navigator.mediaDevices.enumerateDevices()") == []
-    await visit.start("Try the sample voice")
-    await expect(visit.page.get_by_role("radio", name="Sample")).to_be_checked()
+    await visit.start("Start with the sample voice")
     await visit.listen()
     await visit.hears(above=HEARD)
     await visit.state("Speaking")

@@ -131,7 +131,7 @@ async def test_every_state_and_every_trouble_has_words(modules: Visit) -> None:
           const words = await import("/static/words.js");
           const wait = { detail: "", delayMs: 1000, quiet: false, reconnecting: false };
           const whys = ["full", "starting", "stopping", "unreachable", "lost", "blocked"];
-          const ends = ["closed", "ended", "rejected", "gave-up"];
+          const ends = ["ended", "rejected", "gave-up"];
           const faults = ["insecure", "refused", "missing", "busy", "failed"];
           const notices = [
             ...whys.map((why) => words.waiting({ ...wait, why })),

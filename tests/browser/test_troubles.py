@@ -96,6 +96,11 @@ async def test_a_server_that_is_still_loading(card: RunningServer, page: PageFac
     await visit.page.reload()
     await visit.sees("The avatar is getting ready")
     await expect(visit.page.locator("#notice-hint")).to_contain_text("reference_unet is loaded")
+    other = visit.page.get_by_role("button", name="Try the sample voice")
+    await other.focus()
+    loading.lifecycle.progress = "vae is loaded"
+    await expect(visit.page.locator("#notice-hint")).to_contain_text("vae is loaded")
+    await expect(other).to_be_focused()
     await visit.page.get_by_role("button", name="Start the call").click()
     await expect(visit.page.locator("#notice-text")).to_contain_text("The call begins by itself")
     await visit.state("Waiting")
@@ -172,6 +177,8 @@ async def test_a_missing_sample(card: RunningServer, page: PageFactory) -> None:
     visit.expected.append("status of 404")
     await visit.page.route("**/sample.wav", lambda route: route.fulfill(status=404))
     await visit.page.get_by_role("button", name="Try the sample voice").click()
+    await visit.sees("The sample voice cannot be played")
+    await visit.page.get_by_role("button", name="Try again").click()
     await visit.sees("The sample voice cannot be played")
     await visit.start("Use the microphone")
 

@@ -26,6 +26,7 @@ def settings(engine: str, tmp_path: Path) -> Settings:
         cfg=1.5,
         audio_margin=4,
         audio_model_type="wav2vec2",
+        dtype="bfloat16",
         low_ram=True,
         use_init_latent=False,
         model={"weights": "weights"},
@@ -57,6 +58,7 @@ def test_the_local_engine_and_everything_its_worker_is_told(tmp_path: Path) -> N
         cfg=1.5,
         audio_margin=4,
         audio_model_type="wav2vec2",
+        dtype="bfloat16",
         low_ram=True,
         use_init_latent=False,
     )

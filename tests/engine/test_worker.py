@@ -34,6 +34,7 @@ def loader(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ModelLoader:
         cfg=1.0,
         audio_margin=2,
         audio_model_type="whisper",
+        dtype="float32",
         low_ram=False,
         use_init_latent=True,
     )

@@ -29,7 +29,7 @@ def test_planes_are_what_swscale_makes(size: tuple[int, int]) -> None:
         frame = av.VideoFrame.from_ndarray(rgb[index], format="rgb24")
         theirs = frame.reformat(format="yuv420p", dst_colorspace="ITU601", dst_color_range="MPEG")
         for plane, ours in zip(theirs.planes, (y[index], u[index], v[index]), strict=True):
-            expected = np.frombuffer(plane, np.uint8).reshape(plane.height, plane.line_size)[:, : plane.width]
+            expected = np.frombuffer(bytes(plane), np.uint8).reshape(plane.height, plane.line_size)[:, : plane.width]
             assert np.abs(ours - expected).max() <= 2
             assert abs((ours - expected).mean()) < 0.6
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,16 +15,14 @@ from echo_rtc.clips import ClipFormat, F32Array
 from echo_rtc.engine.protocol import RenderRequest
 from echo_rtc.errors import InputError, RenderError, SettingsError
 from echo_rtc.model.description import ModelDescription
-from echo_rtc.model.generator import ClipGenerator, GeneratorSettings, resample
+from echo_rtc.model.generator import DTYPES, ClipGenerator, GeneratorSettings, fitting_dtype, resample
 from tests.model.small import MINI, MINI_FORMAT, POSES
 
 STEPS = 2
 
 
-@functools.cache
-def image() -> Path:
-    """A reference image beside the tests' temporary files."""
-    return MINI.parent / "poses" / "drawn_512" / "0.png"
+IMAGE = POSES / "drawn_512" / "0.png"
+"""Any picture does as a reference."""
 
 
 def settings(**changes: Any) -> GeneratorSettings:
@@ -39,7 +36,7 @@ def load(**changes: Any) -> ClipGenerator:
 
 def prepared(**changes: Any) -> ClipGenerator:
     generator = load(**changes)
-    generator.prepare_avatar("anna", image(), POSES)
+    generator.prepare_avatar("anna", IMAGE, POSES)
     return generator
 
 
@@ -178,7 +175,7 @@ def poses(tmp_path: Path) -> Path:
 
 def loop_generator(poses: Path) -> ClipGenerator:
     generator = load(format=ClipFormat(width=64, height=64, clip_frames=3, history_s=0.5))
-    generator.prepare_avatar("anna", image(), poses)
+    generator.prepare_avatar("anna", IMAGE, poses)
     return generator
 
 
@@ -255,6 +252,12 @@ def test_impossible_settings_are_refused(changes: dict[str, Any], words: str) ->
     with pytest.raises(SettingsError) as caught:
         load(**changes)
     assert words in str(caught.value)
+
+
+def test_the_fitting_number_format_can_be_computed_here() -> None:
+    assert fitting_dtype("cuda:0") == "float16"
+    layer = torch.nn.Conv2d(2, 2, 1).to(DTYPES[fitting_dtype("cpu")])
+    assert torch.isfinite(layer(torch.ones(1, 2, 1, 1, dtype=layer.weight.dtype))).all()
 
 
 def test_an_audio_encoder_of_another_width_is_refused(generator: ClipGenerator) -> None:

@@ -333,7 +333,7 @@ def test_a_few_steps_of_training_follow_the_reference() -> None:
         out = network(torch.zeros_like(target), 500, None, None, reference(latents))
         loss = (out - target).square().mean()
         optimiser.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         optimiser.step()
         losses.append(loss.item())
     assert losses[-1] < 0.5 * losses[0]

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import re
+from typing import Any
 
 import aioice.ice
 import av
 import numpy as np
 import pytest
 from aiortc import RTCConfiguration, RTCPeerConnection, RTCRtpReceiver, RTCRtpSender
+from aiortc.clock import current_ntp_time
 from aiortc.codecs import CODECS
 from aiortc.codecs.opus import OpusDecoder
 from aiortc.jitterbuffer import JitterBuffer, JitterFrame
@@ -17,6 +19,8 @@ from aiortc.rtp import (
     RTCP_PSFB_FIR,
     RTCP_PSFB_PLI,
     RtcpPsfbPacket,
+    RtcpSenderInfo,
+    RtcpSrPacket,
     RtpPacket,
     pack_remb_fci,
 )
@@ -89,6 +93,27 @@ async def test_requests_of_the_receiver_reach_the_callbacks() -> None:
     await connection.close()
 
 
+async def test_reports_state_when_a_packet_was_due() -> None:
+    connection = RTCPeerConnection(RTCConfiguration(iceServers=[]))
+    sender = connection.addTransceiver("video").sender
+    sent: list[RtcpSrPacket] = []
+
+    async def transport(packets: list[Any]) -> None:
+        sent.extend(packet for packet in packets if isinstance(packet, RtcpSrPacket))
+
+    sender._send_rtcp = transport  # type: ignore[method-assign]
+    due: list[float | None] = [None]
+    aiortc_seams.report_due_times(sender, lambda: due[0], lambda: 100.0)
+    for when in (None, 99.75):
+        due[0] = when
+        info = RtcpSenderInfo(ntp_timestamp=current_ntp_time(), rtp_timestamp=5, packet_count=1, octet_count=1)
+        await sender._send_rtcp([RtcpSrPacket(ssrc=1, sender_info=info)])
+    stated = [(current_ntp_time() - packet.sender_info.ntp_timestamp) / 2**32 for packet in sent]
+    assert stated == [pytest.approx(0.0, abs=0.1), pytest.approx(0.25, abs=0.1)]
+    assert getattr(sender, "_RTCRtpSender__lsr") == sent[1].sender_info.ntp_timestamp >> 16 & 0xFFFFFFFF  # noqa: B009
+    await connection.close()
+
+
 def test_vanished_peers_are_noticed_soon() -> None:
     aiortc_seams.shorten_consent()
     assert (aioice.ice.CONSENT_INTERVAL + 0.5) * aioice.ice.CONSENT_FAILURES <= 6
@@ -108,6 +133,8 @@ def test_a_changed_aiortc_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     sender = RTCRtpSender.__new__(RTCRtpSender)
     with pytest.raises(SeamError, match=re.escape("_RTCRtpSender__encoder")):
         aiortc_seams.wire_feedback(sender, H264, lambda: None, lambda _: None)
+    with pytest.raises(SeamError, match="__lsr"):
+        aiortc_seams.report_due_times(sender, lambda: None, lambda: 0.0)
     monkeypatch.delattr(RTCRtpSender, "_send_keyframe")
     with pytest.raises(SeamError, match="_send_keyframe"):
         aiortc_seams.wire_feedback(sender, H264, lambda: None, lambda _: None)

@@ -47,8 +47,8 @@ def viewer(calls: Calls, codec: VideoCodec | None = VideoCodec.H264, with_sound:
 async def test_both_tracks_begin_with_the_same_key_frame() -> None:
     calls = Calls()
     one = viewer(calls)
-    one.take_sound(packet(0))
-    one.take_picture(packet(0, key=True))
+    one.take_sound(packet(0), 0.0)
+    one.take_picture(packet(0, key=True), 0.0)
     assert not one.live
     assert one.sound is not None
     sound = asyncio.create_task(one.sound.recv())
@@ -61,25 +61,27 @@ async def test_both_tracks_begin_with_the_same_key_frame() -> None:
     assert calls.changes == 1
     assert calls.keys == [VideoCodec.H264]
     for number in range(1, 5):
-        one.take_sound(packet(number))
-        one.take_picture(packet(number, key=number == 3))
+        one.take_sound(packet(number), 0.0)
+        one.take_picture(packet(number, key=number == 3), float(number))
     assert [(await task).pts for task in tasks] == [4, 3]
     assert one.picture is not None
+    assert one.picture.due_s == 3.0
     assert (await one.picture.recv()).pts == 4
+    assert one.picture.due_s == 4.0
     assert one.picture_dropped == 0
 
 
 async def test_sound_alone_begins_at_once() -> None:
     one = viewer(Calls(), codec=None)
     (task,) = await reading(one)
-    one.take_sound(packet(5))
+    one.take_sound(packet(5), 0.0)
     assert (await task).pts == 5
 
 
 async def test_a_picture_alone_needs_no_sound() -> None:
     one = viewer(Calls(), with_sound=False)
     (task,) = await reading(one)
-    one.take_picture(packet(5, key=True))
+    one.take_picture(packet(5, key=True), 0.0)
     assert (await task).pts == 5
 
 
@@ -88,16 +90,16 @@ async def test_a_peer_that_stops_reading_loses_its_own_packets_only() -> None:
     slow, quick = viewer(calls), viewer(Calls())
     for one in (slow, quick):
         tasks = await reading(one)
-        one.take_picture(packet(0, key=True))
-        one.take_sound(packet(0))
+        one.take_picture(packet(0, key=True), 0.0)
+        one.take_sound(packet(0), 0.0)
         await asyncio.gather(*tasks)
     calls.keys.clear()
     got = 0
     for number in range(1, 200):
         shared = packet(number)
         for one in (slow, quick):
-            one.take_picture(shared)
-            one.take_sound(shared)
+            one.take_picture(shared, 0.0)
+            one.take_sound(shared, 0.0)
         assert quick.picture is not None
         assert quick.sound is not None
         got += ((await quick.picture.recv()).pts, (await quick.sound.recv()).pts) == (number, number)
@@ -108,8 +110,8 @@ async def test_a_peer_that_stops_reading_loses_its_own_packets_only() -> None:
     assert slow.picture is not None
     assert slow.picture.waiting() == 0
     assert calls.keys == [VideoCodec.H264]
-    slow.take_picture(packet(200, key=True))
-    slow.take_picture(packet(201))
+    slow.take_picture(packet(200, key=True), 0.0)
+    slow.take_picture(packet(201), 0.0)
     assert [(await slow.picture.recv()).pts for _ in range(2)] == [200, 201]
 
 
@@ -117,10 +119,10 @@ async def test_waiting_packets_are_bounded() -> None:
     one = viewer(Calls())
     for task in await reading(one):
         task.cancel()
-    one.take_picture(packet(0, key=True))
+    one.take_picture(packet(0, key=True), 0.0)
     for number in range(1, 1000):
-        one.take_picture(packet(number, key=number % 7 == 0))
-        one.take_sound(packet(number))
+        one.take_picture(packet(number, key=number % 7 == 0), 0.0)
+        one.take_sound(packet(number), 0.0)
         assert one.picture is not None
         assert one.sound is not None
         assert one.picture.waiting() <= PICTURE_QUEUE_PACKETS
@@ -135,7 +137,7 @@ async def test_closing_ends_who_waits() -> None:
     for task in tasks:
         with pytest.raises(MediaStreamError):
             await task
-    one.take_sound(packet(1))
+    one.take_sound(packet(1), 0.0)
     assert one.sound is not None
     with pytest.raises(MediaStreamError):
         await one.sound.recv()

@@ -1,0 +1,89 @@
+"""The whole product as a newcomer meets it: the default configuration, a spoken voice as the microphone, Chromium.
+
+``python -m pytest tests/browser/test_embedded.py --picture FILE.png`` keeps a picture of the call: the README's.
+"""
+
+from __future__ import annotations
+
+import base64
+import wave
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from echo_rtc.clips import F32Array
+from tests.browser.conftest import ROOT, SAMPLE, PageFactory, ServerFactory
+
+pytestmark = pytest.mark.asyncio(loop_scope="session")
+
+LOUD = 0.02
+"""RMS above which the returned sound is speech."""
+QUIET = 0.0005
+PAUSE_S = 4
+WATCHED_MS = 20_000
+
+# The mouth of the default avatar, as shares of the picture: left, top, width, height.
+MOUTH = (0.40, 0.42, 0.20, 0.12)
+
+_WATCH = """
+async ([left, top, width, height, ms]) => {
+  const video = document.querySelector("video");
+  const box = [left * video.videoWidth, top * video.videoHeight, width * video.videoWidth, height * video.videoHeight]
+    .map(Math.round);
+  const canvas = new OffscreenCanvas(box[2], box[3]);
+  const pen = canvas.getContext("2d", { willReadFrequently: true });
+  const rows = [];
+  const end = performance.now() + ms;
+  while (performance.now() < end) {
+    await new Promise((go) => video.requestVideoFrameCallback(go));
+    pen.drawImage(video, ...box, 0, 0, box[2], box[3]);
+    const { data } = pen.getImageData(0, 0, box[2], box[3]);
+    rows.push([loudnessForTests(), btoa(String.fromCharCode(...data.filter((_, i) => i % 4 === 1)))]);
+  }
+  return rows;
+}
+"""
+
+
+@pytest.fixture(scope="module")
+def voice(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Somebody who speaks for some seconds, is silent for some, and begins again."""
+    path = tmp_path_factory.mktemp("voice") / "voice.wav"
+    with wave.open(str(SAMPLE)) as sample, wave.open(str(path), "wb") as file:
+        file.setparams(sample.getparams())
+        file.writeframes(bytes(2 * PAUSE_S * sample.getframerate()))
+        file.writeframes(sample.readframes(6 * sample.getframerate()))
+    return path
+
+
+async def test_the_mouth_moves_with_the_voice_and_rests_without(
+    server: ServerFactory, page: PageFactory, voice: Path, pytestconfig: pytest.Config
+) -> None:
+    running = await server(ROOT / "configs" / "embedded.yaml")
+    visit = await page(running.url, voice=voice, viewport={"width": 1280, "height": 800})
+    await visit.start()
+    await visit.listen()
+    await visit.hears(above=LOUD)
+    rows = await visit.page.evaluate(_WATCH, [*MOUTH, WATCHED_MS])
+    picture: str | None = pytestconfig.getoption("--picture")
+    if picture:
+        await visit.hears(above=LOUD)
+        await visit.state("Speaking")
+        await visit.page.screenshot(path=picture)
+
+    loudness = np.array([loud for loud, _ in rows])
+    crops = [np.frombuffer(base64.b64decode(crop), np.uint8) for _, crop in rows]
+    mouths: F32Array = np.stack(crops).astype(np.float32)
+    speaking, resting = mouths[loudness > LOUD], mouths[loudness < QUIET]
+    assert len(speaking) > 20, "the voice did not come back"
+    assert len(resting) > 20, "the pauses did not come back"
+    # At rest what is left is the head's own slight movement.
+    shut = resting.mean(axis=0)
+    moved = np.abs(speaking - shut).mean()
+    rested = np.abs(resting - shut).mean()
+    assert moved > 2 * rested, f"the mouth moved by {moved:.2f} levels in speech and by {rested:.2f} in silence"
+    assert moved > 2
+    await visit.end()
+    [stream] = visit.streams
+    await running.freed(stream)

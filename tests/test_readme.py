@@ -1,0 +1,371 @@
+"""The README against the code: its tables, commands, paths and quoted words are those of this repository, and the
+script for other people's pages makes a call in a browser.
+
+Knows the README's form: its headings, its tables and its fenced blocks.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+import shutil
+import tomllib
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+from playwright.async_api import Route, async_playwright
+
+from echo_rtc import __main__ as command_line
+from echo_rtc.bench.__main__ import BENCHMARKS
+from echo_rtc.rtc.stream import StreamState
+from echo_rtc.settings import Settings, flag_table, load_settings, read_config
+from echo_rtc.train.__main__ import COMMANDS
+from echo_rtc.web.app import SECURITY_HEADERS, routes
+from echo_rtc.web.problems import ProblemType
+from tests.browser.conftest import TEST_CARD, BrowserKind, Servers
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+CI = (ROOT / ".ci" / "run").read_text(encoding="utf-8")
+IGNORED = tuple(re.findall(r"^/?([\w.]+)/$", (ROOT / ".gitignore").read_text(), re.MULTILINE))
+"""Folders that a user's commands make."""
+FILE_ENDINGS = (".py", ".md", ".yaml", ".toml", ".js", ".html", ".png", ".css", ".safetensors")
+PLACEHOLDERS = {"mine.html", "photo.jpg", "me.png"}
+"""Files that the reader has, not the repository."""
+
+
+@dataclass(frozen=True)
+class Block:
+    """A fenced block: its language and its text."""
+
+    language: str
+    text: str
+
+
+BLOCKS = [Block(*found) for found in re.findall(r"^```(\w*)\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)]
+PROSE = re.sub(r"^```.*?^```$", "", README, flags=re.MULTILINE | re.DOTALL)
+QUOTED = re.findall(r"`([^`\n]+)`", PROSE)
+COMMAND_LINES = [line for block in BLOCKS if block.language == "sh" for line in block.text.splitlines()]
+RUN_LINE, TEST_LINE = COMMAND_LINES[:2]
+
+
+def section(title: str) -> str:
+    """The text below a heading, up to the next one."""
+    found = re.search(rf"^#+ {re.escape(title)}\n(.*?)(?=^#+ |\Z)", README, re.MULTILINE | re.DOTALL)
+    assert found, f"the README has no section {title}"
+    return found[1]
+
+
+def table(title: str) -> list[list[str]]:
+    """The rows of a section's first table without its head, cells as they are written."""
+    rows = [line.strip("|").split("|") for line in section(title).splitlines() if line.startswith("|")]
+    assert len(rows) > 2, f"the section {title} has no table"
+    return [[cell.strip() for cell in row] for row in rows[2:] if row]
+
+
+def commands(program: str) -> list[list[str]]:
+    """The arguments of every use of ``program`` in the README, in blocks, tables and sentences."""
+    found = []
+    for text in [*COMMAND_LINES, *QUOTED]:
+        for part in re.split(r"&&|\|\|", text):
+            words = shlex.split(part)
+            wanted = program.split()
+            for start in range(len(words) - len(wanted) + 1):
+                if [Path(words[start]).name, *words[start + 1 : start + len(wanted)]] == wanted:
+                    found.append(words[start + len(wanted) :])
+    return found
+
+
+def flags(words: list[str]) -> set[str]:
+    return {word for word in words if word.startswith("--") and word != "--help"}
+
+
+# ------------------------------------------------------------------------------------------------------------- tables
+
+
+def test_the_flags_are_the_settings() -> None:
+    expected = [
+        [f"`{row.flag}`", f"`{row.default}`{f' {row.unit}' if row.unit else ''}", row.meaning] for row in flag_table()
+    ]
+    lines = "\n".join(f"| {' | '.join(row)} |" for row in expected)
+    assert table("Flags") == expected, f"the table of flags must be\n{lines}"
+
+
+def test_what_the_default_file_changes_is_said() -> None:
+    config = read_config(ROOT / "configs" / "embedded.yaml")
+    with_file, without = load_settings([], {}), Settings()
+    changed = {name for name in config if name != "model" and getattr(with_file, name) != getattr(without, name)}
+    said = dict(re.findall(r"`(\w+)` ([\d.]+\d|\d)", section("Flags").partition("|")[0]))
+    assert said == {name: config[name] for name in changed}
+
+
+def test_the_routes_are_the_applications() -> None:
+    expected = [[row.method, f"`{row.path}`", row.meaning] for row in routes()]
+    lines = "\n".join(f"| {' | '.join(row)} |" for row in expected)
+    assert table("HTTP") == expected, f"the table of routes must be\n{lines}"
+
+
+def test_the_problem_types_are_all_named() -> None:
+    urns = [str(kind) for kind in ProblemType if kind is not ProblemType.GENERIC]
+    prefix = "urn:echo-rtc:problem:"
+    assert {ProblemType.GENERIC, prefix, *(urn.removeprefix(prefix) for urn in urns)} <= set(
+        re.findall(r"`([^`]+)`", section("HTTP"))
+    )
+
+
+def test_the_messages_are_those_of_streams() -> None:
+    rows = {kind.strip("`"): set(re.findall(r"`(\w+)`", fields)) for kind, fields, _ in table("Data channel")}
+    assert rows["state"] == {"state", *StreamState}
+    source = (ROOT / "echo_rtc" / "rtc" / "stream.py").read_text()
+    assert set(rows) == set(re.findall(r'_emit\(\{"type": "(\w+)"', source))
+    [statistics] = re.findall(r"def _picture_statistics.*?return \{(.*?)\n        \}", source, re.DOTALL)
+    assert rows["stats"] == set(re.findall(r'^ +"(\w+)":', statistics, re.MULTILINE))
+    assert rows["end"] == {"reason"}
+
+
+def test_the_benches_are_all_there() -> None:
+    rows = table("Benches")
+    assert [row[0].strip("`") for row in rows] == list(BENCHMARKS)
+    for name, _, figures, command in rows:
+        source = (ROOT / "echo_rtc" / "bench" / f"{name.strip('`')}.py").read_text()
+        for figure in re.findall(r"`(\w+)`", figures):
+            # The name of a codec is put before "_core" as the figures are made.
+            assert f'"{figure}"' in source or f"}}_{figure.split('_')[-1]}" in source, figure
+        assert command.startswith(f"`python -m echo_rtc.bench {name.strip('`')}")
+
+
+def test_the_figures_are_numbers_with_their_commands() -> None:
+    for figure, seen, where, command in table("Figures"):
+        assert re.search(r"\d", seen), figure
+        assert where, figure
+        assert re.match(r"`python -m echo_rtc\.bench \w+", command), figure
+    assert "\N{HORIZONTAL ELLIPSIS}" not in README
+
+
+def test_the_words_of_troubles_are_those_shown() -> None:
+    sources = [*(ROOT / "echo_rtc").rglob("*.py"), *(ROOT / "static").glob("*.js"), ROOT / "server.py"]
+    shown = "\n".join(path.read_text(encoding="utf-8") for path in sources)
+    for words, mend in table("Troubleshooting"):
+        assert words.strip("`") in shown, words
+        assert mend.endswith("."), words
+
+
+def test_the_layout_has_every_room() -> None:
+    places = {row[0].strip("`") for row in table("Layout")}
+    rooms = {f"echo_rtc/{path.parent.name}/" for path in (ROOT / "echo_rtc").glob("*/__init__.py")}
+    assert rooms <= places
+    [words] = [about for place, about in table("Layout") if place == "`echo_rtc/`"]
+    modules = {path.name for path in (ROOT / "echo_rtc").glob("[!_]*.py")}
+    assert set(re.findall(r"`(\w+\.py)`", words)) == modules
+
+
+# -------------------------------------------------------------------------------------------------------------- paths
+
+
+def test_the_eight_steps_name_files_that_exist() -> None:
+    steps = re.findall(r"^(\d)\. (.*?)(?=^\d\. |^$)", section("How it works"), re.MULTILINE | re.DOTALL)
+    assert [number for number, _ in steps] == list("12345678")
+    for number, text in steps:
+        files = re.findall(r"`((?:static|echo_rtc)/[\w/.]+)`", text)
+        assert files, f"step {number} names no file"
+        for file in files:
+            assert (ROOT / file).is_file(), file
+
+
+@pytest.mark.parametrize("target", sorted(set(re.findall(r"\]\(([^)]+)\)", README))))
+def test_what_is_linked_exists(target: str) -> None:
+    assert (ROOT / target).is_file()
+
+
+def test_the_picture_is_one() -> None:
+    [(text, target)] = re.findall(r"!\[([^\]]+)\]\(([^)]+)\)", README)
+    assert len(text) > 20, "a picture needs words for those who do not see it"
+    assert (ROOT / target).read_bytes().startswith(b"\x89PNG")
+
+
+def test_every_path_exists() -> None:
+    top = {path.name for path in ROOT.iterdir() if path.name not in IGNORED}
+    words = [word for text in QUOTED for word in shlex.split(text)]
+    paths = {word for word in words if re.fullmatch(r"[\w.-]+(/[\w.-]+)*/?", word) and word.endswith(FILE_ENDINGS)}
+    paths |= {word for word in words if re.fullmatch(r"[\w.-]+(/[\w.-]+)*/", word)}
+    in_blocks = {word for line in COMMAND_LINES for word in line.replace('"', " ").split()}
+    paths |= {word for word in [*words, *in_blocks] if "/" in word and word.split("/")[0] in top}
+    assert len(paths) > 40
+    # In the table of the layout, modules stand below their package, as in its sentences.
+    places = (ROOT, ROOT / "echo_rtc", ROOT / "echo_rtc" / "assets" / "embedded")
+    for path in sorted(paths - PLACEHOLDERS):
+        if path.split("/")[0] not in IGNORED:
+            assert any((place / path).exists() for place in places), f"{path} does not exist"
+
+
+def test_folders_that_are_made_are_not_committed() -> None:
+    assert {"training", "pretrained_weights", "logs", ".venv"} <= set(IGNORED)
+
+
+# ----------------------------------------------------------------------------------------------------------- commands
+
+
+def test_the_first_command_serves_what_is_said() -> None:
+    assert RUN_LINE == "python3 -m venv .venv && .venv/bin/pip install -e . && .venv/bin/python server.py"
+    assert f"<http://localhost:{Settings().port}>" in section("Two commands")
+    minimum = PROJECT["requires-python"].removeprefix(">=")
+    assert f"Python {minimum} or newer" in section("Two commands")
+    assert f"older than {minimum}" in section("Troubleshooting")
+
+
+def test_the_second_command_is_the_one_of_the_ci() -> None:
+    install = re.search(r"apt-get install --yes ([\w\- ]+) && python3 -m venv \.venv && ", TEST_LINE)
+    packages = re.search(r"^packages=\(([^)]*)\)", CI, re.MULTILINE)
+    assert install
+    assert packages
+    assert install[1].split() == packages[1].split()
+    assert '.venv/bin/pip install -e ".[test]"' in TEST_LINE
+    assert 'pip install --quiet --editable ".[test]"' in CI
+    assert TEST_LINE.endswith(' && PATH="$PWD/.venv/bin:$PATH" tests/run')
+    assert CI.rstrip().endswith("./tests/run")
+    [version] = re.findall(r"torch==[\d.]+", CI)
+    assert set(re.findall(r"torch==[\d.]+", README)) == {version}
+
+
+def test_extras_exist() -> None:
+    extras = set(re.findall(r"\.\[(\w+)\]", README))
+    assert extras >= {"test", "gpu"}
+    assert extras <= set(PROJECT["optional-dependencies"])
+
+
+def test_the_servers_commands_are_understood(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    found = [words for words in commands("python server.py") if words]
+    assert {"configs/echomimic_v2.yaml", "configs/testcard.yaml"} <= {word for words in found for word in words}
+    for words in found:
+        load_settings(words, {})
+
+
+def test_the_renderings_are_understood(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    found = commands("python -m echo_rtc render")
+    assert found
+    for words in found:
+        # All is well but that the voice is not here.
+        assert command_line.main(["render", *words]) == 1
+        assert "voice.wav" in capsys.readouterr().err
+    left_out = re.findall(r"`(--[\w-]+)`", section("Offline rendering"))
+    assert [flag.removeprefix("--").replace("-", "_") for flag in left_out] == list(command_line.LIVE_ONLY)
+    assert not tuple(tmp_path.iterdir())
+
+
+def test_benches_flags_exist() -> None:
+    for name, *words in commands("python -m echo_rtc.bench"):
+        if name != "NAME":
+            known = (ROOT / "echo_rtc" / "bench" / f"{name}.py").read_text()
+            for flag in flags(words):
+                assert f'"{flag}"' in known, f"the bench {name} has no flag {flag}"
+
+
+def test_the_trainings_are_all_there_in_order() -> None:
+    lines = [words for words in commands("python -m echo_rtc.train") if words]
+    # Those that make an avatar's parts, and not the model, are in the sentence below.
+    named = [words[0] for words in lines] + re.findall(r"`([\w-]+) --output", section("Training"))
+    assert set(named) == set(COMMANDS)
+    steps = [words[0] for words in lines if words[0] in list(COMMANDS)[:7]]
+    assert steps == list(COMMANDS)[:7]
+    for name, *words in lines:
+        module, _, _ = COMMANDS[name]
+        spec = find_spec(f"echo_rtc.train.{module}")
+        assert spec, f"echo_rtc/train/{module}.py, of the command {name}, does not exist"
+        assert spec.origin
+        known = Path(spec.origin).read_text()
+        for flag in flags(words):
+            assert f'"{flag}"' in known, f"the command {name} has no flag {flag}"
+
+
+def test_the_conversion_exists() -> None:
+    known = (ROOT / "echo_rtc" / "model" / "__main__.py").read_text()
+    [[command, *words]] = commands("python -m echo_rtc.model")
+    for word in {command, *flags(words)}:
+        assert f'"{word}"' in known, f"python -m echo_rtc.model has no {word}"
+
+
+def test_weights_are_fetched_as_the_configuration_says() -> None:
+    config = (ROOT / "configs" / "echomimic_v2.yaml").read_text()
+    fetched = re.findall(r"hf download (\S+)(?: --include \"(\S+)\")? --local-dir (\S+)", "\n".join(COMMAND_LINES))
+    assert len(fetched) == 3
+    told = re.sub(r" *\\\n# *", " ", config)
+    for repository, pattern, folder in fetched:
+        include = f' --include "{pattern}"' if pattern else ""
+        assert f"hf download {repository}{include} --local-dir {folder}" in re.sub(" +", " ", told)
+
+
+# -------------------------------------------------------------------------------------------------------------- words
+
+
+def test_nothing_is_said_that_readers_cannot_have() -> None:
+    hosts = set(re.findall(r"https?://([^/\s>)`]+)", README)) | set(
+        re.findall(r"\b[\w-]+\.(?:org|com|io|net|dev)\b", README)
+    )
+    assert hosts <= {f"localhost:{Settings().port}"}
+    assert "index-url" not in README
+    assert not re.findall(r"(?<![\w.:}/])/(?:work|opt|root|home|Users|tmp|usr|var|etc|mnt|srv)\b", README)
+    assert not re.findall(r"\b(?:session|prompt|agent|assistant)s?\b", README, re.IGNORECASE)
+
+
+# ---------------------------------------------------------------------------------------------------- pages of others
+
+
+@pytest.fixture
+def no_leaks() -> None:
+    """Takes the place of the check for processes left behind: a browser's helpers take their time to go."""
+
+
+@pytest.mark.usefixtures("no_leaks")
+async def test_the_script_for_other_pages_makes_a_call(tmp_path: Path) -> None:
+    [script] = [block.text for block in BLOCKS if block.language == "js"]
+    assert len(script.splitlines()) <= 16
+    [video] = re.findall(r"`(<video[^`]+)`", PROSE)
+    [path] = re.findall(r"`(/static/[\w.]+\.html)`", PROSE)
+    page_text = f'<!doctype html><body>{video}<script type="module" src="mine.js"></script></body>'
+    executable = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    assert executable, "this test needs Chromium on the PATH"
+    servers = Servers(tmp_path / "logs")
+    try:
+        server = await servers.start(TEST_CARD, "--width", "128", "--height", "128")
+        kind = BrowserKind("speaking", ROOT / "static" / "sample.wav", ())
+        async with async_playwright() as playwright:
+            browser = await playwright.chromium.launch(executable_path=executable, args=kind.flags)
+            page = await browser.new_page()
+            troubles: list[str] = []
+            page.on("pageerror", lambda error: troubles.append(str(error)))
+            files = {path: (page_text, "text/html"), "/static/mine.js": (script, "text/javascript")}
+
+            async def answer(route: Route) -> None:
+                body, kind = files[route.request.url.removeprefix(server.url)]
+                await route.fulfill(body=body, headers={**SECURITY_HEADERS, "Content-Type": kind})
+
+            for file in files:
+                await page.route(server.url + file, answer)
+            async with (
+                page.expect_response("**/offer") as offered,
+                page.expect_console_message(lambda line: json.loads(line.text)["type"] == "stats"),
+            ):
+                await page.goto(server.url + path)
+            stream = (await (await offered.value).json())["stream"]
+            await page.evaluate(
+                """() => new Promise((resolve) => {
+                  const look = () => document.querySelector("video").videoWidth ? resolve() : setTimeout(look, 50);
+                  look();
+                })"""
+            )
+            assert (await server.get(f"/streams/{stream}"))[0] == 200
+            await page.goto("about:blank")
+            await server.freed(stream)
+            await browser.close()
+        assert troubles == []
+        assert await server.stop() == 0
+    finally:
+        await servers.close()
