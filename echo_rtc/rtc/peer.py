@@ -167,14 +167,8 @@ class Peer:
         if len(self._channels) >= MAX_EVENT_CHANNELS:
             channel.close()
             return
-        self._channels[channel] = self._stream.subscribe(lambda event: self._send(channel, event))
+        self._channels[channel] = self._stream.subscribe(lambda event: send_event(channel, event))
         channel.on("close", lambda: self._forget(channel))
-
-    def _send(self, channel: RTCDataChannel, event: Event) -> bool:
-        if channel.readyState != "open" or channel.bufferedAmount > MAX_CHANNEL_BACKLOG_BYTES:
-            return False
-        channel.send(json.dumps(event))
-        return True
 
     def _forget(self, channel: RTCDataChannel) -> None:
         unsubscribe = self._channels.pop(channel, None)
@@ -205,6 +199,17 @@ class Peer:
             if asyncio.get_running_loop().time() > deadline:
                 return
             await asyncio.sleep(0.005)
+
+
+def send_event(channel: RTCDataChannel, event: Event) -> bool:
+    """Sends an event as JSON unless the channel is not open, is cut off or has too much waiting. Whether it did."""
+    if channel.readyState != "open" or channel.bufferedAmount > MAX_CHANNEL_BACKLOG_BYTES:
+        return False
+    # A channel stays open when its connection is cut; what is sent then fails in a task that nobody awaits.
+    if channel.transport.transport.state != "connected":
+        return False
+    channel.send(json.dumps(event))
+    return True
 
 
 def _preferences(kind: str, format: ClipFormat) -> list[RTCRtpCodecCapability]:

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable
 from importlib import import_module
 
-from echo_rtc.errors import EchoRtcError
+from echo_rtc.errors import EchoRtcError, SettingsError
 
 COMMANDS = {
     "speech": ("speech", "main", "synthesise the speech corpus with phoneme timing"),
@@ -38,7 +38,7 @@ def main(argv: list[str]) -> int:
         return command(argv[1:])
     except EchoRtcError as error:
         sys.stderr.write(f"train {argv[0]}: {error}\n")
-        return 1
+        return 2 if isinstance(error, SettingsError) else 1
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from echo_rtc.model.audio import WhisperAudioEncoder, WhisperDims, log_mel_spectrogram
 from echo_rtc.train.augment import augment
-from echo_rtc.train.loop import Run, Schedule, best_device, start_log
+from echo_rtc.train.loop import Run, Schedule, best_device, make_folder, start_log
 from echo_rtc.train.recipe import HISTORY_SAMPLES, NETWORKS, WINDOW_SAMPLES
 from echo_rtc.train.takes import Takes
 
@@ -60,13 +60,17 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda:N")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args(argv)
+    if options.batch < 1:
+        parser.error(f"--batch is {options.batch}; it must be at least 1")
     start_log()
+    make_folder(options.output)
     device = best_device(options.device)
     torch.manual_seed(options.seed)
     cpu = torch.Generator().manual_seed(options.seed)
     noise = torch.Generator(device=device).manual_seed(options.seed)
 
     corpus = Takes.load(options.corpus, device)
+    held_out = None if options.held_out is None else Takes.load(options.held_out, device)
     model = MouthReader(WhisperDims.from_mapping(NETWORKS["whisper"])).to(device)
     scale = torch.tensor(MOUTH_SCALE, device=device)
     run = Run([model], Schedule(options.minutes, 1e-3), "audio-encoder")
@@ -82,10 +86,9 @@ def main(argv: list[str]) -> int:
         run.descend(loss)
 
     model.eval()
-    for name, path in (("training voices", options.corpus), ("held-out voices", options.held_out)):
-        if path is None:
+    for name, heard in (("training voices", corpus), ("held-out voices", held_out)):
+        if heard is None:
             continue
-        heard = Takes.load(path, device)
         with torch.inference_mode():
             take, place = heard.random_places(1024, 0, WINDOW_SAMPLES, cpu)
             windows = heard.windows(take, place, WINDOW_SAMPLES)
@@ -94,6 +97,5 @@ def main(argv: list[str]) -> int:
         own = slice(made.shape[1] * HISTORY_SAMPLES // WINDOW_SAMPLES, None)
         figures = [f"{correlation(made[:, own, i].flatten(), true[:, own, i].flatten()):.3f}" for i in range(5)]
         log.info("%s: correlation of open, width, press, teeth, tongue: %s", name, " ".join(figures))
-    options.output.mkdir(parents=True, exist_ok=True)
     model.encoder.to("cpu").save_encoder(options.output / "audio_encoder.safetensors")
     return 0

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from echo_rtc.model.autoencoder import AutoencoderConfig, PixelShuffleAutoencoder
 from echo_rtc.train.gestures import sample_gestures
-from echo_rtc.train.loop import Run, Schedule, best_device, start_log
+from echo_rtc.train.loop import Run, Schedule, best_device, make_folder, start_log
 from echo_rtc.train.person import Motion, People
 from echo_rtc.train.scenes import draw_all, random_mouths, to_network
 
@@ -63,7 +63,13 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda:N")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args(argv)
+    scale = PixelShuffleAutoencoder(AutoencoderConfig()).scale
+    if options.size < scale or options.size % scale:
+        parser.error(f"--size is {options.size}; it must be a multiple of {scale}")
+    if min(options.batch, options.pool) < 1:
+        parser.error(f"--batch is {options.batch} and --pool {options.pool}; both must be at least 1")
     start_log()
+    make_folder(options.output)
     device = best_device(options.device)
     generator = torch.Generator().manual_seed(options.seed)
     torch.manual_seed(options.seed)
@@ -99,7 +105,6 @@ def main(argv: list[str]) -> int:
         error = ((restored - fresh) / 2).square().mean(dim=(1, 2, 3))
         log.info("autoencoder: PSNR on fresh drawings %.2f dB", float((-10 * error.log10()).mean()))
 
-    options.output.mkdir(parents=True, exist_ok=True)
     state = {name: value.float().contiguous().cpu() for name, value in model.state_dict().items()}
     save_file(state, options.output / "autoencoder.safetensors")
     (options.output / "autoencoder.json").write_text(json.dumps(model.config, indent=1) + "\n")

@@ -4,7 +4,9 @@ Speech of voices that training never heard is rendered clip by clip as live: the
 chained to the one before, the default avatar's picture and pose sequence. What the same person looks like with the
 mouth that the phonemes ask for is drawn beside it, and both are compared:
 
-- mouth: how open it is on a scale from the drawing with shut lips (0) to that with the jaw wide open (1);
+- mouth: how open it is on a scale from the drawing with shut lips (0) to that with the jaw wide open (1), the
+  drawings laid over the face that is seen, wherever it is;
+- head: how far the face is from where the pose sequence has it;
 - identity: the distance of what neither mouth nor arms touch, for the default avatar and for other drawn people;
 - flicker: how much the picture jumps where clips meet, against how much it moves inside clips.
 
@@ -24,6 +26,7 @@ from pathlib import Path
 from statistics import fmean
 from tempfile import TemporaryDirectory
 
+import cv2
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -67,6 +70,12 @@ APART_S = 0.15
 
 MARGIN_PIXELS = 7
 """How far around what mouth and arms cover nothing is compared for identity."""
+
+FACE_EDGES = (0.25, 0.41, 0.33, 0.67)
+"""Top, bottom, left and right of eyes and nose, in sides of the image."""
+
+FACE_REACH = 0.05
+"""How far a face is looked for around its place, in sides of the image; the head moves by less."""
 
 PERSON_S = 3.0
 """How long people other than the default avatar speak."""
@@ -147,14 +156,28 @@ class Stage:
     def _drawn(self, motion: Motion) -> Tensor:
         return draw_all(self._people.repeat_interleave(len(motion)), motion, self._size)
 
-    def openness(self, pictures: Tensor) -> Tensor:
-        """How open the mouths are, (N,): the place of each picture between the shut and the wide open drawing, which
-        is its projection on their difference."""
-        places = []
+    def offsets(self, pictures: Tensor) -> Tensor:
+        """Where the faces are, (N, 2) pixels to the right of and below where the pose sequence has them: where eyes
+        and nose of the drawing correlate best with the picture."""
+        top, bottom, left, right = (round(edge * self._size) for edge in FACE_EDGES)
+        reach = round(FACE_REACH * self._size)
+        found = []
         for picture, row in zip(pictures, self._row, strict=True):
+            face = _grey(self._shut[row])[top:bottom, left:right]
+            around = _grey(picture)[top - reach : bottom + reach, left - reach : right + reach]
+            fit = cv2.matchTemplate(around, face, cv2.TM_CCOEFF_NORMED)
+            y, x = np.unravel_index(fit.argmax(), fit.shape)
+            found.append((int(x) - reach, int(y) - reach))
+        return torch.tensor(found)
+
+    def openness(self, pictures: Tensor) -> Tensor:
+        """How open the mouths are, (N,): the place of each picture between the shut and the wide open drawing, both
+        laid over the picture's face, which is its projection on their difference."""
+        places = []
+        for picture, row, (x, y) in zip(pictures, self._row, self.offsets(pictures).tolist(), strict=True):
             shut = self._shut[row].float()
-            way = self._wide[row].float() - shut
-            places.append(((picture.float() - shut) * way).sum() / way.square().sum())
+            way = (self._wide[row].float() - shut).roll((y, x), (1, 2))
+            places.append(((picture.float() - shut.roll((y, x), (1, 2))) * way).sum() / way.square().sum())
         return torch.stack(places)
 
     def likeness_db(self, pictures: Tensor, drawn: Tensor) -> float:
@@ -164,6 +187,12 @@ class Stage:
             error = (picture.float() - drawing.float()).square().mean(0)[self._steady[row, 0]]
             values.append(-10 * (error.mean() / 255**2).clamp(min=1e-10).log10())
         return float(torch.stack(values).mean())
+
+
+def _grey(picture: Tensor) -> NDArray[np.float32]:
+    """(3, h, w) uint8 -> (h, w)."""
+    grey: NDArray[np.float32] = picture.float().mean(0).numpy()
+    return grey
 
 
 def _moved(a: Tensor, b: Tensor) -> Tensor:
@@ -224,6 +253,7 @@ class Figures:
     drawn_open_in_speech: float
     open_in_silence: float
     drawn_open_in_silence: float
+    head_offset_px: float
     identity_db: float
     border_ratio: float
     drawn_border_ratio: float
@@ -240,6 +270,7 @@ class Figures:
             drawn_open_in_speech=float(true[speaking].mean()),
             open_in_silence=float(own[silent].mean()),
             drawn_open_in_silence=float(true[silent].mean()),
+            head_offset_px=float(stage.offsets(pictures).float().norm(dim=1).mean()),
             identity_db=stage.likeness_db(pictures, drawn),
             border_ratio=border_ratio(pictures),
             drawn_border_ratio=border_ratio(drawn),
@@ -322,7 +353,7 @@ def _report(voices: dict[str, Figures], others: dict[str, Figures], about: dict[
     headings = (
         "voice or person",
         *("correlation", "open in speech", "(drawn)", "in silence", "(drawn)"),
-        *("identity dB", "border ratio", "(drawn)"),
+        *("head px", "identity dB", "border ratio", "(drawn)"),
     )
     rows = [(name, *asdict(figures).values()) for name, figures in (voices | others).items()]
     mean = Figures.mean(list(voices.values()))

@@ -11,21 +11,32 @@ import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
+
+from echo_rtc.errors import InputError, SettingsError
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Schedule:
-    """A learning rate that rises over ``warmup`` of the ``minutes`` and falls along a cosine to a hundredth."""
+    """A learning rate that rises over ``warmup`` of the ``minutes`` and falls along a cosine to a hundredth.
+
+    Raises SettingsError for a time or a rate that is not above 0.
+    """
 
     minutes: float
     learning_rate: float
     warmup: float = 0.03
     report_s: float = 15.0
+
+    def __post_init__(self) -> None:
+        for name in ("minutes", "learning_rate"):
+            if not 0 < getattr(self, name) < math.inf:
+                raise SettingsError(f"--{name.replace('_', '-')} is {getattr(self, name)}; it must be above 0")
 
     def rate(self, progress: float) -> float:
         """The learning rate at ``progress`` in 0..1 of the run."""
@@ -164,7 +175,20 @@ def start_log() -> None:
 
 
 def best_device(device: str) -> torch.device:
-    """``auto`` is the first CUDA device where there is one."""
+    """``auto`` is the first CUDA device where there is one. Raises SettingsError for a device that is not there."""
     if device == "auto":
         device = "cuda:0" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise SettingsError(f"--device is {device!r}, which is not there; give auto, cpu or cuda:N") from error
     return torch.device(device)
+
+
+def make_folder(path: Path) -> Path:
+    """Makes the folder for a training's result: before it, not after. Raises InputError."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"the folder {path} cannot be made ({error.strerror}); name another") from error
+    return path

@@ -10,11 +10,12 @@ import json
 import logging
 from pathlib import Path
 
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save
 
 from echo_rtc.errors import InputError
+from echo_rtc.model.loading import read_state
 from echo_rtc.train.gestures import main_poses
-from echo_rtc.train.loop import start_log
+from echo_rtc.train.loop import make_folder, start_log
 from echo_rtc.train.person import main_person
 from echo_rtc.train.recipe import NETWORKS
 
@@ -31,16 +32,23 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--weights-only", action="store_true", help="leave picture and poses as they are")
     options = parser.parse_args(argv)
     start_log()
-    options.output.mkdir(parents=True, exist_ok=True)
-    total = 0
+    make_folder(options.output)
+    # Everything is read before anything is written: no folder is left with parts of two models.
+    files = {}
     for part in PARTS:
         path = options.folder / f"{part}.safetensors"
         if not path.is_file():
             raise InputError(f"{path} does not exist; train {part} first")
-        save_file({name: value.half() for name, value in load_file(path).items()}, options.output / path.name)
-        total += (options.output / path.name).stat().st_size
+        state = {name: value.half().contiguous() for name, value in read_state(path).items()}
+        broken = [name for name, value in state.items() if not value.isfinite().all()]
+        if broken:
+            raise InputError(f"{path}: {broken[0]} is not finite in half precision; train {part} again")
+        files[path.name] = save(state)
+    total = sum(map(len, files.values()))
     if total > MAX_BYTES:
         raise InputError(f"the weights take {total} bytes; the package has room for {MAX_BYTES}")
+    for name, content in files.items():
+        (options.output / name).write_bytes(content)
     (options.output / "config.json").write_text(json.dumps(NETWORKS, indent=1) + "\n")
     log.info("%d bytes of weights in %s", total, options.output)
     if options.weights_only:

@@ -16,8 +16,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from echo_rtc.errors import InputError
 from echo_rtc.model.pose import Pose, draw_pose
 from echo_rtc.train.gestures import sample_gestures
+from echo_rtc.train.loop import make_folder
 from echo_rtc.train.recipe import FPS
 
 
@@ -41,6 +43,10 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args(argv)
+    for name in ("sequences", "frames", "size", "processes"):
+        if getattr(options, name) < 1:
+            parser.error(f"--{name} is {getattr(options, name)}; it must be at least 1")
+    make_folder(options.output.parent)
     generator = torch.Generator().manual_seed(options.seed)
     gestures = sample_gestures(options.sequences, options.frames, FPS, generator, loop=options.loop)
     if options.loop:
@@ -51,12 +57,17 @@ def main(argv: list[str]) -> int:
     hands, scores = gestures.hands.numpy(), gestures.scores.numpy()
     with ProcessPoolExecutor(options.processes, mp_context=get_context("spawn")) as pool:
         images = list(pool.map(draw_sequence, hands, scores, [options.size] * options.sequences))
-    np.savez_compressed(
-        options.output,
-        images=np.stack(images),
-        hands=hands,
-        scores=scores,
-        head=gestures.head.numpy(),
-        blink=gestures.blink.numpy(),
-    )
+    try:
+        # An open file, because NumPy would append .npz to a name without it.
+        with options.output.open("wb") as file:
+            np.savez_compressed(
+                file,
+                images=np.stack(images),
+                hands=hands,
+                scores=scores,
+                head=gestures.head.numpy(),
+                blink=gestures.blink.numpy(),
+            )
+    except OSError as error:
+        raise InputError(f"--output {options.output} cannot be written ({error.strerror}); name another") from error
     return 0

@@ -5,8 +5,10 @@ Joins ``person`` (how to draw) and ``gestures`` (how hands move). It knows nothi
 
 from __future__ import annotations
 
+import zlib
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
+from zipfile import BadZipFile
 
 import numpy as np
 import torch
@@ -37,7 +39,7 @@ class PoseBank:
         try:
             with np.load(path, allow_pickle=False) as file:
                 return cls(**{key: torch.from_numpy(file[key]).to(device) for key in cls.__dataclass_fields__})
-        except (OSError, ValueError, KeyError) as error:
+        except (OSError, ValueError, KeyError, TypeError, EOFError, BadZipFile, zlib.error) as error:
             raise InputError(f"{path} is not a pose bank ({error}); make one with the command pose-bank") from error
 
 

@@ -24,11 +24,13 @@ import torch
 import torch.nn.functional as F
 from einops import rearrange
 from PIL import Image
-from safetensors.torch import load_file, save_file
-from torch import Tensor
+from safetensors.torch import save_file
+from torch import Tensor, nn
 
+from echo_rtc.errors import InputError
 from echo_rtc.model.audio import WhisperAudioEncoder, frame_tokens, log_mel_spectrogram
 from echo_rtc.model.autoencoder import AutoencoderConfig, PixelShuffleAutoencoder
+from echo_rtc.model.loading import check, read_state
 from echo_rtc.model.pose_encoder import PoseEncoder
 from echo_rtc.model.sampler import make_scheduler
 from echo_rtc.model.unet2d import ReferenceUNet
@@ -112,7 +114,7 @@ class SessionMaker:
         take, place = self.takes.random_places(count, HISTORY_SAMPLES, SESSION_SAMPLES, generator)
         sequences, length = self.bank.blink.shape
         sequence = torch.randint(sequences, (count,), generator=generator).to(device)
-        pose_frame = torch.randint(length - frames, (count,), generator=generator).to(device)
+        pose_frame = torch.randint(length - frames + 1, (count,), generator=generator).to(device)
 
         steps = torch.arange(frames, device=device)
         at = (sequence[:, None], pose_frame[:, None] + steps)
@@ -194,6 +196,9 @@ class Trainer:
             self.networks.pose(rearrange(sequence, "f h w c -> f c h w").float() / 255).half() for sequence in images
         ]
         self.pose_features = torch.stack(parts)
+        few = self.pose_features[:8].float()
+        if few.std(dim=(0, 1)).mean() < 1e-3 * few.square().mean().sqrt() or not few.any():
+            raise InputError("the pose encoder tells no pose from another; train it first, without --freeze-pose")
 
     @torch.no_grad()
     def audio_tokens(self, take: Tensor, place: Tensor) -> Tensor:
@@ -334,20 +339,35 @@ def preview(trainer: Trainer, sessions: Sessions, path: Path, clips: int = 4) ->
 
 
 def load_frozen(folder: Path, device: torch.device) -> tuple[PixelShuffleAutoencoder, WhisperAudioEncoder]:
-    """The parts trained before, from ``folder``."""
+    """The parts trained before, from ``folder``. Raises InputError."""
     autoencoder = PixelShuffleAutoencoder(AutoencoderConfig())
-    autoencoder.load_state_dict(load_file(folder / "autoencoder.safetensors"))
+    restore(autoencoder, folder / "autoencoder.safetensors")
     encoder = WhisperAudioEncoder.load(folder / "audio_encoder.safetensors", NETWORKS["whisper"])
     for module in (autoencoder, encoder):
         module.to(device).eval().requires_grad_(False)
     return autoencoder, encoder
 
 
+def restore(network: nn.Module, path: Path) -> None:
+    """Puts the weights of a file into a network. Raises InputError unless they are all there and fit."""
+    state = read_state(path)
+    check(network, state, path)
+    network.load_state_dict(state)
+
+
 def build_networks(networks: dict[str, Any], device: torch.device) -> Networks:
+    """Networks of the widths in a config.json, their weights random."""
+    pose = PoseEncoder(networks["pose_encoder"])
+    # PyTorch's own initialisation weakens the signal to a third in every layer. After nine nothing of a pose is left
+    # over the biases, and nothing is ever learnt. This one keeps it (He et al. 2015, "Delving Deep into Rectifiers").
+    for layer in (pose.conv_in, *pose.blocks):
+        if isinstance(layer, nn.Conv2d):
+            nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
+            nn.init.zeros_(layer.bias)  # type: ignore[arg-type]  # these have one
     return Networks(
         reference=ReferenceUNet(networks["reference_unet"]).to(device),
         denoiser=DenoisingUNet(networks["denoising_unet"], networks["denoising_unet_additional"]).to(device),
-        pose=PoseEncoder(networks["pose_encoder"]).to(device),
+        pose=pose.to(device),
     )
 
 
@@ -378,6 +398,14 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda:N")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args(argv)
+    if options.freeze_pose and not options.resume:
+        parser.error("--freeze-pose needs --resume: a pose encoder that was never trained tells nothing")
+    for name in ("sessions", "batch"):
+        if getattr(options, name) < 1:
+            parser.error(f"--{name} is {getattr(options, name)}; it must be at least 1")
+    shares = (options.first_share, options.second_share)
+    if not 0 <= options.default_share <= 1 or min(shares) < 0 or sum(shares) > 1:
+        parser.error("--default-share must lie in 0 to 1, and so must --first-share plus --second-share")
     start_log()
     device = best_device(options.device)
     torch.manual_seed(options.seed)
@@ -386,17 +414,25 @@ def main(argv: list[str]) -> int:
     autoencoder, encoder = load_frozen(options.folder, device)
     takes = Takes.load(options.corpus, device)
     bank = PoseBank.load(options.pose_bank, device)
+    _, frames, side, *_ = bank.images.shape
+    if frames < SESSION_FRAMES or side != options.size:
+        raise InputError(
+            f"{options.pose_bank} has sequences of {frames} frames of {side} pixels; "
+            f"at least {SESSION_FRAMES} of {options.size} are needed"
+        )
+    if options.graph and device.type != "cuda":
+        parser.error(f"--graph needs a CUDA device; this one is {device}")
     networks = build_networks(NETWORKS, device)
     if options.resume:
         for name, file in FILES.items():
-            getattr(networks, name).load_state_dict(load_file(options.folder / f"{file}.safetensors"))
+            restore(getattr(networks, name), options.folder / f"{file}.safetensors")
     for name in FILES:
         size = sum(p.numel() for p in getattr(networks, name).parameters())
         log.info("%s: %.2f million parameters", FILES[name], size / 1e6)
     maker = SessionMaker(autoencoder, takes, bank, options.size, generator)
     maker.default_share = options.default_share
     trainer = Trainer(maker, encoder, networks)
-    trainer.shares = (options.first_share, options.second_share)
+    trainer.shares = shares
     modules = networks.modules()
     if options.freeze_pose:
         modules.remove(networks.pose)

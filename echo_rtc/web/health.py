@@ -61,7 +61,7 @@ class Health:
         """Raises the 503 that fits, unless a stream could be opened now."""
         match self.lifecycle.phase:
             case Phase.STARTING:
-                detail = f"The server is still starting ({self.lifecycle.progress}); try again in a moment."
+                detail = f"The server is still starting ({self.lifecycle.progress})."
                 raise _unavailable(detail, ProblemType.STARTING, STARTING_RETRY_S)
             case Phase.STOPPING:
                 detail = "The server is stopping and takes no new streams."

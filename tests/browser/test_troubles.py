@@ -56,7 +56,6 @@ async def test_the_browser_asks_and_nobody_answers(card: RunningServer, page: Pa
 
 async def test_an_insecure_address(card: RunningServer, page: PageFactory) -> None:
     visit = await page(f"http://avatar.test:{card.port}", hosts={"avatar.test": "127.0.0.1"})
-    visit.expected.append("Cross-Origin-Opener-Policy header has been ignored")
     assert await visit.page.evaluate("navigator.mediaDevices === undefined")
     await visit.page.get_by_role("button", name="Start the call").click()
     await visit.sees("No microphone at this address")
