@@ -5,6 +5,7 @@ Knows nothing of how poses are stored or drawn.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from itertools import pairwise
 from typing import Any
@@ -33,6 +34,13 @@ class PoseEncoder(nn.Module):
             blocks.append(nn.Conv2d(width, following, 3, padding=1, stride=2))
         self.blocks = nn.ModuleList(blocks)
         self.conv_out = nn.Conv2d(parsed.widths[-1], parsed.out_channels, 3, padding=1)
+        # SiLU halves small values, and a drawn pose is nearly all black: with PyTorch's own weights nothing of it would
+        # be left after a few layers, nor any gradient. A gain of two keeps its size.
+        for convolution in (self.conv_in, *self.blocks):
+            assert isinstance(convolution, nn.Conv2d)
+            nn.init.normal_(convolution.weight, std=2 / math.sqrt(convolution.weight[0].numel()))
+            assert convolution.bias is not None
+            nn.init.zeros_(convolution.bias)
         # A pose without influence is where training starts from.
         for parameter in self.conv_out.parameters():
             nn.init.zeros_(parameter)

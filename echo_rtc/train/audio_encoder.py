@@ -25,6 +25,9 @@ log = logging.getLogger(__name__)
 MOUTH_SCALE = (3.0, 1.5, 2.0, 1.0, 0.7)
 """How much an error in each mouth parameter counts: opening most, then the lips' closure."""
 
+HEARD_WINDOWS = 1024
+"""Windows on which the trained encoder is reported."""
+
 
 class MouthReader(nn.Module):
     """Audio encoder and a head: log-mels (B, 80, T) -> mouth parameters (B, T // 2, 5) at 50 positions a second."""
@@ -90,7 +93,7 @@ def main(argv: list[str]) -> int:
         if heard is None:
             continue
         with torch.inference_mode():
-            take, place = heard.random_places(1024, 0, WINDOW_SAMPLES, cpu)
+            take, place = heard.random_places(HEARD_WINDOWS, 0, WINDOW_SAMPLES, cpu)
             windows = heard.windows(take, place, WINDOW_SAMPLES)
             made = torch.cat([model(log_mel_spectrogram(part)) for part in torch.split(windows, 128)])
             true = targets(heard, take, place, made.shape[1])

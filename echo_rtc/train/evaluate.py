@@ -40,6 +40,7 @@ from echo_rtc.media.clipper import Clipper
 from echo_rtc.model.description import ModelDescription
 from echo_rtc.model.generator import ClipGenerator, GeneratorSettings, fitting_dtype
 from echo_rtc.settings import Settings, load_settings
+from echo_rtc.train.audio_encoder import correlation
 from echo_rtc.train.gestures import sample_gestures
 from echo_rtc.train.loop import best_device, start_log
 from echo_rtc.train.person import Motion, People, draw_reference, to_image
@@ -205,12 +206,6 @@ def border_ratio(pictures: Tensor) -> float:
     changes = torch.stack([(b.float() - a.float()).abs().mean() for a, b in pairwise(pictures)])
     border = torch.arange(1, len(pictures)) % CLIP_FRAMES == 0
     return float(changes[border].mean() / changes[~border].mean().clamp(min=1e-6))
-
-
-def correlation(a: Tensor, b: Tensor) -> float:
-    """Pearson correlation of two series."""
-    a, b = a - a.mean(), b - b.mean()
-    return float((a * b).sum() / (a.norm() * b.norm()).clamp(min=1e-9))
 
 
 def load_generator(folder: Path, settings: Settings, device: str) -> ClipGenerator:

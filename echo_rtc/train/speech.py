@@ -5,8 +5,8 @@ variants; phoneme events) and flite (diphone and statistical voices made from re
 ends). A third, festival, runs as a program: more recorded speakers. All give IPA symbols. None is a dependency of the
 package: where one is missing its voices are not offered. Paths come from arguments or from the environment:
 
-``ECHO_RTC_ESPEAK_LIBRARY`` (libespeak-ng.so.1), ``ECHO_RTC_ESPEAK_DATA`` (the folder espeak-ng-data),
-``ECHO_RTC_FLITE_FOLDER`` (a folder with libflite.so.1 and its voices) and ``ECHO_RTC_FESTIVAL`` (the program).
+``ECHO_TRAIN_ESPEAK_LIBRARY`` (libespeak-ng.so.1), ``ECHO_TRAIN_ESPEAK_DATA`` (the folder espeak-ng-data),
+``ECHO_TRAIN_FLITE_FOLDER`` (a folder with libflite.so.1 and its voices) and ``ECHO_TRAIN_FESTIVAL`` (the program).
 
 Knows nothing of drawing, augmentation or training.
 """
@@ -240,22 +240,22 @@ class EspeakSynthesiser:
     """
 
     def __init__(self, library: str | None = None, data: str | None = None) -> None:
-        name = library or os.environ.get("ECHO_RTC_ESPEAK_LIBRARY") or ctypes.util.find_library("espeak-ng")
+        name = library or os.environ.get("ECHO_TRAIN_ESPEAK_LIBRARY") or ctypes.util.find_library("espeak-ng")
         name = name or "libespeak-ng.so.1"
         try:
             self._library = ctypes.CDLL(name)
         except OSError as error:
             raise InputError(
-                f"ECHO_RTC_ESPEAK_LIBRARY: {name!r} cannot be loaded ({error}); install espeak-ng or name its library"
+                f"ECHO_TRAIN_ESPEAK_LIBRARY: {name!r} cannot be loaded ({error}); install espeak-ng or name its library"
             ) from error
-        data = data or os.environ.get("ECHO_RTC_ESPEAK_DATA")
+        data = data or os.environ.get("ECHO_TRAIN_ESPEAK_DATA")
         options = _ESPEAK_PHONEME_EVENTS | _ESPEAK_PHONEME_IPA | _ESPEAK_DONT_EXIT
         self._rate = int(
             self._library.espeak_Initialize(_ESPEAK_SYNCHRONOUS, 0, data.encode() if data else None, options)
         )
         if self._rate <= 0:
             raise InputError(
-                f"ECHO_RTC_ESPEAK_DATA: {data!r} is not espeak-ng's data folder; name the folder espeak-ng-data itself"
+                f"ECHO_TRAIN_ESPEAK_DATA: {data!r} is not espeak-ng's data folder; name the folder espeak-ng-data itself"
             )
         self._blocks: list[S16Array] = []
         self._events: list[tuple[int, str]] = []
@@ -430,7 +430,7 @@ class FliteSynthesiser:
     """
 
     def __init__(self, folder: str | None = None) -> None:
-        folder = folder or os.environ.get("ECHO_RTC_FLITE_FOLDER")
+        folder = folder or os.environ.get("ECHO_TRAIN_FLITE_FOLDER")
         prefix = f"{folder}/" if folder else ""
         try:
             if folder and Path(folder, "libasound.so.2").exists():
@@ -443,7 +443,7 @@ class FliteSynthesiser:
                     self._library = library
         except OSError as error:
             raise InputError(
-                f"ECHO_RTC_FLITE_FOLDER: flite cannot be loaded ({error}); install flite or name its folder"
+                f"ECHO_TRAIN_FLITE_FOLDER: flite cannot be loaded ({error}); install flite or name its folder"
             ) from error
         pointer, string, real = ctypes.c_void_p, ctypes.c_char_p, ctypes.c_float
         self._library.flite_init()
@@ -458,7 +458,7 @@ class FliteSynthesiser:
         self._set_float = self._function("feat_set_float", None, pointer, string, real)
         self._voices = {name: voice for name in _FLITE_VOICES if (voice := self._register(prefix, name)) is not None}
         if not self._voices:
-            raise InputError("ECHO_RTC_FLITE_FOLDER: flite has no voices; add libflite_cmu_us_slt.so.1 and others")
+            raise InputError("ECHO_TRAIN_FLITE_FOLDER: flite has no voices; add libflite_cmu_us_slt.so.1 and others")
 
     def voices(self) -> tuple[str, ...]:
         return tuple(self._voices)
@@ -572,10 +572,10 @@ class FestivalSynthesiser:
     """
 
     def __init__(self, program: str | None = None) -> None:
-        named = program or os.environ.get("ECHO_RTC_FESTIVAL") or "festival"
+        named = program or os.environ.get("ECHO_TRAIN_FESTIVAL") or "festival"
         found = shutil.which(named)
         if found is None:
-            raise InputError(f"ECHO_RTC_FESTIVAL: the program {named!r} is not there; install festival or name it")
+            raise InputError(f"ECHO_TRAIN_FESTIVAL: the program {named!r} is not there; install festival or name it")
         self._program = found
 
     def voices(self) -> tuple[str, ...]:
@@ -623,7 +623,7 @@ class FestivalSynthesiser:
             try:
                 done = subprocess.run(command, capture_output=True, timeout=120, check=False, stdin=subprocess.DEVNULL)
             except (OSError, subprocess.TimeoutExpired) as error:
-                raise InputError(f"ECHO_RTC_FESTIVAL: {self._program!r} did not speak ({error})") from error
+                raise InputError(f"ECHO_TRAIN_FESTIVAL: {self._program!r} did not speak ({error})") from error
         return (done.stderr + done.stdout).decode("latin-1")
 
 

@@ -357,17 +357,10 @@ def restore(network: nn.Module, path: Path) -> None:
 
 def build_networks(networks: dict[str, Any], device: torch.device) -> Networks:
     """Networks of the widths in a config.json, their weights random."""
-    pose = PoseEncoder(networks["pose_encoder"])
-    # PyTorch's own initialisation weakens the signal to a third in every layer. After nine nothing of a pose is left
-    # over the biases, and nothing is ever learnt. This one keeps it (He et al. 2015, "Delving Deep into Rectifiers").
-    for layer in (pose.conv_in, *pose.blocks):
-        if isinstance(layer, nn.Conv2d):
-            nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
-            nn.init.zeros_(layer.bias)  # type: ignore[arg-type]  # these have one
     return Networks(
         reference=ReferenceUNet(networks["reference_unet"]).to(device),
         denoiser=DenoisingUNet(networks["denoising_unet"], networks["denoising_unet_additional"]).to(device),
-        pose=pose.to(device),
+        pose=PoseEncoder(networks["pose_encoder"]).to(device),
     )
 
 

@@ -1,6 +1,6 @@
 """Real servers and real browsers: ``server`` starts ``python server.py``, ``page`` opens its page in Chromium.
 
-Browsers are kept for the whole session, one for each set of command-line flags that tests ask for; every page has a
+Browsers are kept for all tests of this folder, one for each set of command-line flags that tests ask for; every page has a
 context of its own, so that nothing is remembered from one to the next. A missing browser fails the tests; they are
 never skipped.
 """
@@ -226,7 +226,7 @@ def silence(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-@pytest_asyncio.fixture(scope="session", loop_scope="session")
+@pytest_asyncio.fixture(scope="package", loop_scope="session")
 async def browsers() -> AsyncIterator[Browsers]:
     executable = next(filter(None, map(shutil.which, _BROWSERS)), None)
     if executable is None:
@@ -248,7 +248,7 @@ async def server(tmp_path: Path) -> AsyncIterator[ServerFactory]:
         await servers.close()
 
 
-@pytest_asyncio.fixture(scope="session", loop_scope="session")
+@pytest_asyncio.fixture(scope="package", loop_scope="session")
 async def card(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[RunningServer]:
     """A server with the test card for all tests that leave it as it is. It tells speech from silence."""
     servers = Servers(tmp_path_factory.mktemp("card") / "logs")

@@ -244,11 +244,11 @@ def test_voice_command_writes_a_wav_with_pauses(tmp_path: Path) -> None:
 def test_unknown_voices_and_missing_libraries_are_named(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="'robot:x'"):
         say("Hi.", "robot:x")
-    with pytest.raises(InputError, match="ECHO_RTC_ESPEAK_LIBRARY"):
+    with pytest.raises(InputError, match="ECHO_TRAIN_ESPEAK_LIBRARY"):
         EspeakSynthesiser(library=str(tmp_path / "libespeak-ng.so.1"))
-    with pytest.raises(InputError, match="ECHO_RTC_FLITE_FOLDER"):
+    with pytest.raises(InputError, match="ECHO_TRAIN_FLITE_FOLDER"):
         FliteSynthesiser(folder=str(tmp_path))
-    with pytest.raises(InputError, match="ECHO_RTC_FESTIVAL"):
+    with pytest.raises(InputError, match="ECHO_TRAIN_FESTIVAL"):
         FestivalSynthesiser(program=str(tmp_path / "festival"))
 
 

@@ -76,7 +76,7 @@ def test_what_is_no_corpus_is_told_in_one_sentence(tmp_path: Path) -> None:
     save_file(bare, tmp_path / "bad-rate", {"sample_rate": "fast", "track_rate": "100"})
     (tmp_path / "text").write_text("no tensors here, but enough letters to be read as a header")
     for name in ("no-rates", "no-mouth", "bad-rate", "text", "missing"):
-        with pytest.raises(InputError, match="is not a speech corpus .* make one with the command speech") as caught:
+        with pytest.raises(InputError, match=r"is not a speech corpus .* make one with the command speech") as caught:
             Takes.load(tmp_path / name, CPU)
         assert str(tmp_path / name) in str(caught.value)
         assert "\n" not in str(caught.value)
