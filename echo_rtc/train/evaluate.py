@@ -225,15 +225,18 @@ def load_generator(folder: Path, settings: Settings, device: str) -> ClipGenerat
     return ClipGenerator.load(description, chosen, log.info)
 
 
-def render(generator: ClipGenerator, avatar: str, samples: F32Array) -> Tensor:
-    """What the model shows while these samples are heard, as live, where silence comes before: (F, 3, H, W) uint8."""
+def render(generator: ClipGenerator, avatar: str, samples: F32Array, chained: bool = True) -> Tensor:
+    """What the model shows while these samples are heard, as live, where silence comes before: (F, 3, H, W) uint8.
+
+    ``chained`` starts each clip from the last latent of the one before."""
     format = generator.settings.format
     window = np.zeros(format.history_frames * SAMPLE_RATE // FPS + format.clip_frames * SAMPLE_RATE // FPS, np.float32)
     before = RenderRequest(avatar, window, format.clip_frames, pose_position=LOOP_FRAMES - format.clip_frames, seed=0)
     latent: F16Array = generator.generate_rgb(before)[1]
     parts = []
     for clip in Clipper(format).push(samples):
-        request = RenderRequest(avatar, clip.window, clip.frames, clip.first_frame, seed=0, init_latent=latent)
+        given = latent if chained else None
+        request = RenderRequest(avatar, clip.window, clip.frames, clip.first_frame, seed=0, init_latent=given)
         frames, latent = generator.generate_rgb(request)
         parts.append(torch.from_numpy(frames).permute(0, 3, 1, 2))
     return torch.cat(parts)
@@ -275,6 +278,10 @@ class Figures:
     def mean(cls, several: Sequence[Figures]) -> Figures:
         return cls(**{name: fmean(getattr(figures, name) for figures in several) for name in cls.__dataclass_fields__})
 
+    def rounded(self) -> dict[str, float]:
+        """By name, to three places; never a negative zero."""
+        return {name: round(value, 3) + 0.0 for name, value in asdict(self).items()}
+
 
 def held_out_voices(patterns: Sequence[str] | None) -> list[str]:
     """For each pattern the first voice of this machine that fits; of the default ones, those that fit none are passed
@@ -299,6 +306,7 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--seconds", type=float, default=10.0, help="speech of each voice (default 10)")
     parser.add_argument("--people", type=int, default=4, help="people other than the default avatar (default 4)")
     parser.add_argument("--steps", type=int, help="denoising steps (default: those of configs/embedded.yaml)")
+    parser.add_argument("--fresh", action="store_true", help="do not chain clips (use-init-latent off)")
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda:N")
     parser.add_argument("--seed", type=int, default=0, help="of what is said and of who the other people are")
     options = parser.parse_args(argv)
@@ -311,6 +319,7 @@ def main(argv: list[str]) -> int:
     start_log()
     settings = load_settings([], {})
     settings = replace(settings, steps=options.steps or settings.steps)
+    chained = settings.use_init_latent and not options.fresh
     size = settings.clip_format.height
     talks = [speak(voice, options.seconds, options.seed) for voice in held_out_voices(options.voices)]
     generator = load_generator(options.model, settings, str(best_device(options.device)))
@@ -324,7 +333,7 @@ def main(argv: list[str]) -> int:
     voices: dict[str, Figures] = {}
     for talk in talks:
         log.info("%s", talk.voice)
-        voices[talk.voice] = Figures.of(render(generator, DEFAULT_AVATAR, talk.samples), stage, talk)
+        voices[talk.voice] = Figures.of(render(generator, DEFAULT_AVATAR, talk.samples, chained), stage, talk)
 
     others: dict[str, Figures] = {}
     crowd = People.sample(max(1, options.people), torch.Generator().manual_seed(options.seed))
@@ -338,9 +347,10 @@ def main(argv: list[str]) -> int:
             to_image(draw_reference(person, 2 * size)[0]).save(path)
             generator.prepare_avatar(name, path, poses)
             stage = Stage(person, range(len(short.mouth)), size)
-            others[name] = Figures.of(render(generator, name, short.samples), stage, short)
+            others[name] = Figures.of(render(generator, name, short.samples, chained), stage, short)
 
-    _report(voices, others, {"steps": settings.steps, "cfg": settings.cfg, "seconds": options.seconds})
+    about = {"steps": settings.steps, "cfg": settings.cfg, "chained": chained, "seconds": options.seconds}
+    _report(voices, others, about)
     return 0
 
 
@@ -350,10 +360,10 @@ def _report(voices: dict[str, Figures], others: dict[str, Figures], about: dict[
         *("correlation", "open in speech", "(drawn)", "in silence", "(drawn)"),
         *("head px", "identity dB", "border ratio", "(drawn)"),
     )
-    rows = [(name, *asdict(figures).values()) for name, figures in (voices | others).items()]
     mean = Figures.mean(list(voices.values()))
-    rows.insert(len(voices), ("mean of voices", *asdict(mean).values()))
-    summary: dict[str, object] = {key: round(value, 3) for key, value in asdict(mean).items()}
+    lines = {**voices, "mean of voices": mean, **others}
+    rows = [(name, *figures.rounded().values()) for name, figures in lines.items()]
+    summary: dict[str, object] = {**mean.rounded()}
     if others:
-        summary["other_people"] = {k: round(v, 3) for k, v in asdict(Figures.mean(list(others.values()))).items()}
+        summary["other_people"] = Figures.mean(list(others.values())).rounded()
     report(headings, rows, {**summary, "voices": list(voices), "people": len(others), **about})

@@ -255,7 +255,8 @@ class EspeakSynthesiser:
         )
         if self._rate <= 0:
             raise InputError(
-                f"ECHO_TRAIN_ESPEAK_DATA: {data!r} is not espeak-ng's data folder; name the folder espeak-ng-data itself"
+                f"ECHO_TRAIN_ESPEAK_DATA: {data!r} is not espeak-ng's data folder; "
+                "name the folder espeak-ng-data itself"
             )
         self._blocks: list[S16Array] = []
         self._events: list[tuple[int, str]] = []

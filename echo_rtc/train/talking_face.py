@@ -386,13 +386,11 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--default-share", type=float, default=0.0, help="share of sessions with the default avatar")
     parser.add_argument("--first-share", type=float, default=0.4, help="share of clips that start at the last timestep")
     parser.add_argument("--second-share", type=float, default=0.4, help="share of clips at the sampler's second step")
-    parser.add_argument("--freeze-pose", action="store_true", help="do not train the pose encoder (with --resume)")
+    parser.add_argument("--freeze-pose", action="store_true", help="keep the folder's pose encoder as it is")
     parser.add_argument("--graph", action="store_true", help="capture the step as a CUDA graph (several times faster)")
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda:N")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args(argv)
-    if options.freeze_pose and not options.resume:
-        parser.error("--freeze-pose needs --resume: a pose encoder that was never trained tells nothing")
     for name in ("sessions", "batch"):
         if getattr(options, name) < 1:
             parser.error(f"--{name} is {getattr(options, name)}; it must be at least 1")
@@ -416,8 +414,8 @@ def main(argv: list[str]) -> int:
     if options.graph and device.type != "cuda":
         parser.error(f"--graph needs a CUDA device; this one is {device}")
     networks = build_networks(NETWORKS, device)
-    if options.resume:
-        for name, file in FILES.items():
+    for name, file in FILES.items():
+        if options.resume or (options.freeze_pose and name == "pose"):
             restore(getattr(networks, name), options.folder / f"{file}.safetensors")
     for name in FILES:
         size = sum(p.numel() for p in getattr(networks, name).parameters())

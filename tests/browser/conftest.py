@@ -1,6 +1,6 @@
 """Real servers and real browsers: ``server`` starts ``python server.py``, ``page`` opens its page in Chromium.
 
-Browsers are kept for all tests of this folder, one for each set of command-line flags that tests ask for; every page has a
+Browsers are kept for all tests of this folder, one for each set of flags that tests ask for; every page has a
 context of its own, so that nothing is remembered from one to the next. A missing browser fails the tests; they are
 never skipped.
 """

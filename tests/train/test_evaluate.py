@@ -159,6 +159,9 @@ def test_clips_are_rendered_as_live() -> None:
     assert [clip.pose_position for clip in clips] == [0, 12, 24]
     assert all(len(clip.audio) == len(before.audio) == 40_000 for clip in clips)
     assert np.array_equal(clips[2].audio[-24_000:], samples)
+    generator = Recorder()
+    render(generator, "anna", samples, chained=False)  # type: ignore[arg-type]
+    assert [clip.init_latent for clip in generator.requests] == [None] * 4
 
 
 class Perfect:
@@ -192,7 +195,7 @@ def test_the_command_reports_what_it_measured(
     monkeypatch.setattr(evaluate, "say", lambda text, voice: spoken)
     monkeypatch.setattr(evaluate, "available_voices", lambda: ("flite:awb", "espeak:en+f4"))
     monkeypatch.setattr(evaluate, "load_generator", lambda folder, settings, device: Perfect(prepared))
-    monkeypatch.setattr(evaluate, "render", lambda generator, avatar, samples: None)
+    monkeypatch.setattr(evaluate, "render", lambda generator, avatar, samples, chained: None)
     monkeypatch.setattr(evaluate, "PERSON_S", 1.0)
     monkeypatch.setattr(Figures, "of", of)
     assert main(["--seconds", "2", "--people", "1", "--device", "cpu", "--steps", "3"]) == 0

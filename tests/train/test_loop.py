@@ -83,7 +83,8 @@ def test_a_run_takes_its_time_sets_its_rate_and_leaves_the_average(monkeypatch: 
     step_clock(monkeypatch, steps=20)
     module, schedule = One(0.0), Schedule(1.0, 0.1)
     run = Run([module], schedule, "test")
-    rates, values = [], []
+    rates: list[float] = []
+    values: list[float] = []
     for step in run:
         assert step == len(values)
         rates.append(run.optimizer.param_groups[0]["lr"])
@@ -121,13 +122,13 @@ def test_gradients_are_clipped(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_frozen_parameters_are_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     step_clock(monkeypatch, steps=5)
-    module = nn.ModuleList([One(0.0), One(0.5)])
-    module[1].requires_grad_(False)
-    run = Run([module], Schedule(1.0, 0.1), "test")
+    taught, frozen = One(0.0), One(0.5)
+    frozen.requires_grad_(False)
+    run = Run([taught, frozen], Schedule(1.0, 0.1), "test")
     for _ in run:
-        run.descend(sum((square(one) for one in module if isinstance(one, One)), torch.zeros(())))
-    assert module[0].value.item() != 0.0
-    assert module[1].value.item() == 0.5
+        run.descend(square(taught) + square(frozen))
+    assert taught.value.item() != 0.0
+    assert frozen.value.item() == 0.5
 
 
 def test_devices() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import fields
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -71,8 +72,9 @@ def bank_file(path: Path, **without: bool) -> Path:
         "head": np.zeros((1, 2, 3), np.float32),
         "blink": np.zeros((1, 2), np.float32),
     }
+    kept: dict[str, Any] = {name: value for name, value in arrays.items() if name not in without}
     with path.open("wb") as file:
-        np.savez_compressed(file, **{name: value for name, value in arrays.items() if name not in without})
+        np.savez_compressed(file, **kept)
     return path
 
 
