@@ -25,7 +25,7 @@ from aiohttp import web
 from echo_rtc.engine.factory import create_engine
 from echo_rtc.engine.protocol import Engine
 from echo_rtc.errors import EchoRtcError, SettingsError
-from echo_rtc.logs import logging_to
+from echo_rtc.logs import LogOptions, logging_to
 from echo_rtc.model.description import ModelDescription
 from echo_rtc.rtc.manager import ManagerOptions, StreamManager
 from echo_rtc.rtc.stream import StreamOptions
@@ -52,9 +52,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except SettingsError as error:
         sys.stderr.write(f"server.py: {error}\n")
         return 2
-    with logging_to(settings.log_level, settings.log_dir) as log_file:
-        if log_file is not None:
-            logger.info("logging to %s", log_file)
+    with logging_to(_log_settings(settings)) as log_file:
+        if log_file.path is not None:
+            logger.info("logging to %s", log_file.path)
         try:
             asyncio.run(serve(settings))
         except SettingsError as error:
@@ -111,6 +111,17 @@ def _stop_signal() -> Iterator[asyncio.Event]:
     finally:
         for number in numbers:
             loop.remove_signal_handler(number)
+
+
+def _log_settings(settings: Settings) -> LogOptions:
+    """The log's part of the settings."""
+    return LogOptions(
+        level=settings.log_level,
+        folder=settings.log_dir,
+        as_json=settings.log_format == "json",
+        file_bytes=round(settings.log_file_size * 1024 * 1024),
+        old_files=settings.log_files,
+    )
 
 
 def _stream_settings(settings: Settings) -> ManagerOptions:

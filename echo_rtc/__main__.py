@@ -32,7 +32,17 @@ commands:
 
 The server is started by python server.py, the measurements by python -m echo_rtc.bench.
 """
-LIVE_ONLY = ("host", "port", "max_latency", "max_streams", "log_dir", "log_level")
+LIVE_ONLY = (
+    "host",
+    "port",
+    "max_latency",
+    "max_streams",
+    "log_dir",
+    "log_level",
+    "log_format",
+    "log_file_size",
+    "log_files",
+)
 """Settings that mean nothing to a rendering offline."""
 
 

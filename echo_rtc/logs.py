@@ -1,24 +1,22 @@
-"""Where log lines go: the console and a bounded file ``run_<timestamp>.log``.
+"""Where log lines go: the console and a bounded file ``run_<timestamp>.log``, as text or as one JSON object a line.
 
 A log is never a reason to stop: a folder that cannot be written, or a disk that fills up later, costs the file's
-lines, which are counted, and one warning on the console. Knows nothing of what is logged, and no setting but the
-level and the folder.
+lines, which are counted, and one warning on the console. Knows nothing of what is logged, and no setting but those of
+:class:`LogOptions`.
 """
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from datetime import datetime
+from dataclasses import dataclass
+from datetime import UTC, datetime
 from logging.handlers import RotatingFileHandler
 from pathlib import Path
-
-MAX_FILE_BYTES = 10 * 1024 * 1024
-OLD_FILES = 3
-"""How many filled files of a run are kept beside the one being written."""
 
 _FORMAT = "%(asctime)s.%(msecs)03d %(levelname)-7s %(name)s: %(message)s"
 _TIME_FORMAT = "%Y-%m-%d %H:%M:%S"
@@ -32,18 +30,58 @@ _CHATTY = {
 }
 """Loggers that report every packet, candidate or request, and the least severity that is let through."""
 
+_OWN_FIELDS = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
+"""What every log record has; other attributes are what a line was given as ``extra``."""
+
 logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class LogOptions:
+    """The settings of logging.
+
+    ``level``: least severity that is logged: debug, info, warning, error. ``folder``: of the run's files. ``as_json``:
+    one JSON object a line instead of text. ``file_bytes``: size at which a file is full and the next one is begun.
+    ``old_files``: how many filled files of a run are kept beside the one being written.
+    """
+
+    level: str = "info"
+    folder: Path = Path("logs")
+    as_json: bool = False
+    file_bytes: int = 10 * 1024 * 1024
+    old_files: int = 3
+
+
+class JsonFormatter(logging.Formatter):
+    """A record as one line of JSON: time (UTC, ISO 8601), level, logger, message, the fields given as ``extra``, and
+    the traceback, if there is one, as ``exception``."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        line: dict[str, object] = {
+            "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
+            "level": record.levelname.lower(),
+            "logger": record.name,
+            "message": record.getMessage(),
+        }
+        line |= {name: value for name, value in vars(record).items() if name not in _OWN_FIELDS and name not in line}
+        if record.exc_info:
+            line["exception"] = self.formatException(record.exc_info)
+        # ASCII: a file name that is not UTF-8 stays readable, and no line can be broken by what is in it.
+        return json.dumps(line, default=str)
 
 
 class RunFileHandler(RotatingFileHandler):
     """The file of a run. A line that cannot be written is counted in :attr:`lost`; the first of a series is told."""
 
-    def __init__(self, path: Path) -> None:
-        super().__init__(
-            path, maxBytes=MAX_FILE_BYTES, backupCount=OLD_FILES, encoding="utf-8", errors="backslashreplace"
-        )
+    def __init__(self, path: Path, file_bytes: int, old_files: int) -> None:
+        super().__init__(path, maxBytes=file_bytes, backupCount=old_files, encoding="utf-8", errors="backslashreplace")
         self.lost = 0
         self._failing = False
+
+    @property
+    def failing(self) -> bool:
+        """Whether the latest line could not be written."""
+        return self._failing
 
     def emit(self, record: logging.LogRecord) -> None:
         lost = self.lost
@@ -72,45 +110,65 @@ class RunFileHandler(RotatingFileHandler):
             )
 
 
-@contextmanager
-def logging_to(level: str, folder: Path) -> Iterator[Path | None]:
-    """While inside, log lines of at least ``level`` go to the console (stderr) and to a new file in ``folder``.
+class LogFile:
+    """The file of this run, for whoever watches it. ``path`` is None where no file could be made."""
 
-    Yields the file's path, or None where it cannot be written, after one warning on the console. ``level`` is one of
-    debug, info, warning, error.
+    def __init__(self, path: Path | None, handler: RunFileHandler | None) -> None:
+        self.path = path
+        self._handler = handler
+
+    @property
+    def lost(self) -> int:
+        """Lines that could not be written to the file, once there was one."""
+        return self._handler.lost if self._handler else 0
+
+    @property
+    def writable(self) -> bool:
+        """Whether there is a file, and the latest line could be written to it."""
+        return self._handler is not None and not self._handler.failing
+
+
+@contextmanager
+def logging_to(options: LogOptions) -> Iterator[LogFile]:
+    """While inside, log lines go to the console (stderr) and to a new file in the options' folder.
+
+    Where the file cannot be made, they go to the console alone, after one warning there.
     """
-    formatter = logging.Formatter(_FORMAT, _TIME_FORMAT)
+    formatter = JsonFormatter() if options.as_json else logging.Formatter(_FORMAT, _TIME_FORMAT)
     handlers: list[logging.Handler] = [logging.StreamHandler()]
-    path, complaint = None, ""
+    file, complaint = LogFile(None, None), ""
     try:
-        path = _new_file(folder)
-        handlers.append(RunFileHandler(path))
+        path = _new_file(options.folder)
+        handler = RunFileHandler(path, options.file_bytes, options.old_files)
+        handlers.append(handler)
+        file = LogFile(path, handler)
     except OSError as error:
         complaint = error.strerror or str(error)
     root = logging.getLogger()
     former = {name: logging.getLogger(name).level for name in ("", *_CHATTY)}
-    root.setLevel(level.upper())
-    for handler in handlers:
-        handler.setFormatter(formatter)
-        root.addHandler(handler)
+    root.setLevel(options.level.upper())
+    for each in handlers:
+        each.setFormatter(formatter)
+        root.addHandler(each)
     for name, least in _CHATTY.items():
-        logging.getLogger(name).setLevel(logging.INFO if level == "debug" and least < logging.ERROR else least)
+        level = logging.INFO if options.level == "debug" and least < logging.ERROR else least
+        logging.getLogger(name).setLevel(level)
     logging.captureWarnings(True)
     try:
         if complaint:
             logger.warning(
                 "log_dir %s cannot be written (%s); logging to the console only, name another with --log-dir",
-                folder,
+                options.folder,
                 complaint,
             )
-        yield path
+        yield file
     finally:
         logging.captureWarnings(False)
         for name, value in former.items():
             logging.getLogger(name).setLevel(value)
-        for handler in handlers:
-            root.removeHandler(handler)
-            handler.close()
+        for each in handlers:
+            root.removeHandler(each)
+            each.close()
 
 
 def _new_file(folder: Path) -> Path:

@@ -257,6 +257,34 @@ class Settings:
         default="info",
         metadata=_about("logs", "Least severity that is logged.", choices=("debug", "info", "warning", "error")),
     )
+    log_format: Literal["text", "json"] = field(
+        default="text",
+        metadata=_about(
+            "logs",
+            "Form of the log lines, on the console and in the files: text, or json = one JSON object a line.",
+            choices=("text", "json"),
+        ),
+    )
+    log_file_size: float = field(
+        default=10.0,
+        metadata=_about(
+            "logs",
+            "Size at which a log file is full and the next one is begun.",
+            unit="MiB",
+            low=0.01,
+            high=10_000,
+        ),
+    )
+    log_files: int = field(
+        default=3,
+        metadata=_about(
+            "logs",
+            "Filled log files of a run that are kept beside the one being written; the oldest goes first.",
+            unit="files",
+            low=1,
+            high=1_000,
+        ),
+    )
     model: Mapping[str, str | None] = field(default_factory=dict)
 
     def __post_init__(self) -> None:

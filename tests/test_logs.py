@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import errno
+import json
 import logging
 import os
 import re
 from collections.abc import Iterator
+from datetime import datetime, timedelta
 from pathlib import Path
 
 import pytest
 
-from echo_rtc import logs
-from echo_rtc.logs import RunFileHandler, logging_to
+from echo_rtc.logs import LogOptions, RunFileHandler, logging_to
 
 FULL_DISK = Path("/dev/full")
 
@@ -28,41 +30,42 @@ def record(text: str) -> logging.LogRecord:
 
 
 def test_lines_go_to_console_and_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    with logging_to("info", tmp_path / "deep" / "logs") as path:
+    with logging_to(LogOptions("info", tmp_path / "deep" / "logs")) as file:
         logging.getLogger("echo_rtc.x").info("stream %s opened", "é")
         logging.getLogger("echo_rtc.x").debug("unseen")
         logging.getLogger("aioice.ice").info("chatter")
-    assert path is not None
-    assert re.fullmatch(r"run_\d{8}_\d{6}\.log", path.name)
-    line = path.read_text(encoding="utf-8")
+    assert file.path is not None
+    assert re.fullmatch(r"run_\d{8}_\d{6}\.log", file.path.name)
+    line = file.path.read_text(encoding="utf-8")
     assert re.fullmatch(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d\.\d{3} INFO +echo_rtc\.x: stream é opened\n", line)
     assert "stream é" in capsys.readouterr().err
 
 
 def test_debug_shows_the_libraries_too(tmp_path: Path) -> None:
-    with logging_to("debug", tmp_path) as path:
+    with logging_to(LogOptions("debug", tmp_path)) as file:
         logging.getLogger("aioice.ice").info("candidate")
         logging.getLogger("aioice.ice").debug("packet")
         logging.getLogger("libav.h264").warning("quantiser")
-    assert path is not None
-    text = path.read_text()
+    assert file.path is not None
+    text = file.path.read_text()
     assert "candidate" in text
     assert "packet" not in text
     assert "quantiser" not in text
 
 
 def test_two_runs_in_a_second_have_two_files(tmp_path: Path) -> None:
-    with logging_to("info", tmp_path) as one, logging_to("info", tmp_path) as two:
-        assert one is not None
-        assert two is not None
-        assert one != two
+    with logging_to(LogOptions("info", tmp_path)) as one, logging_to(LogOptions("info", tmp_path)) as two:
+        assert one.path is not None
+        assert two.path is not None
+        assert one.path != two.path
 
 
 def test_a_folder_that_cannot_be_written_is_one_warning(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "file").touch()
-    with logging_to("info", tmp_path / "file" / "logs") as path:
+    with logging_to(LogOptions("info", tmp_path / "file" / "logs")) as file:
         logging.getLogger("echo_rtc.x").info("going on")
-    assert path is None
+    assert file.path is None
+    assert not file.writable
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) == 2
     assert "cannot be written" in lines[0]
@@ -73,7 +76,7 @@ def test_a_folder_that_cannot_be_written_is_one_warning(tmp_path: Path, capsys: 
 @pytest.mark.skipif(not FULL_DISK.exists(), reason="needs /dev/full")
 def test_a_disk_that_fills_up_costs_lines_and_is_told_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "run.log"
-    handler = RunFileHandler(path)
+    handler = RunFileHandler(path, 1_000_000, 3)
     try:
         handler.emit(record("before"))
         assert handler.stream is not None
@@ -84,8 +87,10 @@ def test_a_disk_that_fills_up_costs_lines_and_is_told_once(tmp_path: Path, capsy
         path.symlink_to(FULL_DISK)
         handler.emit(record("lost 2"))
         assert handler.lost == 2
+        assert handler.failing
         path.unlink()
         handler.emit(record("after"))
+        assert not handler.failing
         handler.emit(record("later, of \udcff"))  # part of a file name that is not UTF-8
     finally:
         handler.close()
@@ -94,20 +99,69 @@ def test_a_disk_that_fills_up_costs_lines_and_is_told_once(tmp_path: Path, capsy
     assert path.read_text() == "after\n2 lines so far could not be written to this file\nlater, of \\udcff\n"
 
 
-def test_the_file_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(logs, "MAX_FILE_BYTES", 1000)
-    handler = RunFileHandler(tmp_path / "run.log")
+def test_the_file_is_bounded(tmp_path: Path) -> None:
+    handler = RunFileHandler(tmp_path / "run.log", file_bytes=1000, old_files=2)
     for number in range(300):
         handler.emit(record(f"line {number} of a long run"))
     handler.close()
     files = sorted(os.listdir(tmp_path))
-    assert files == ["run.log", *(f"run.log.{i + 1}" for i in range(logs.OLD_FILES))]
+    assert files == ["run.log", "run.log.1", "run.log.2"]
     assert all((tmp_path / name).stat().st_size <= 1000 for name in files)
 
 
 def test_a_faulty_message_is_no_disk_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(logging, "raiseExceptions", False)
-    handler = RunFileHandler(tmp_path / "run.log")
+    handler = RunFileHandler(tmp_path / "run.log", 1_000_000, 3)
     handler.emit(logging.LogRecord("test", logging.INFO, __file__, 1, "%d", ("x",), None))
     handler.close()
     assert handler.lost == 0
+
+
+def test_json_lines_have_the_fields_of_the_record(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with logging_to(LogOptions("info", tmp_path, as_json=True)) as file:
+        logging.getLogger("echo_rtc.x").info(
+            "%d frames\nof \udcff", 3, extra={"stream": "ab", "held": 2, "level": "no"}
+        )
+        try:
+            raise ZeroDivisionError("of the test")
+        except ZeroDivisionError:
+            logging.getLogger("echo_rtc.x").exception("a fault", extra={"where": tmp_path})
+    assert file.path is not None
+    text = file.path.read_text(encoding="ascii")
+    assert capsys.readouterr().err == text
+    first, second = (json.loads(line) for line in text.splitlines())
+    assert datetime.fromisoformat(first.pop("time")).utcoffset() == timedelta(0)
+    assert first == {
+        "level": "info",
+        "logger": "echo_rtc.x",
+        "message": "3 frames\nof \udcff",
+        "stream": "ab",
+        "held": 2,
+    }
+    assert second["level"] == "error"
+    assert second["where"] == str(tmp_path)
+    assert second["exception"].endswith("ZeroDivisionError: of the test")
+
+
+def test_a_folder_that_becomes_read_only_costs_lines_and_no_call(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with logging_to(LogOptions("info", tmp_path, file_bytes=1_000)) as file:
+
+        def read_only(*_: object) -> None:
+            raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+        logging.getLogger("echo_rtc.x").info("before")
+        assert file.writable
+        monkeypatch.setattr(os, "rename", read_only)
+        for number in range(50):
+            logging.getLogger("echo_rtc.x").info(
+                "line %d, after which the file is full and another is to be begun", number
+            )
+        assert not file.writable
+        assert 20 < file.lost < 50
+    told = capsys.readouterr().err
+    assert told.count("cannot be written (Read-only file system); going on without") == 1
+    assert told.count("is to be begun") == 50
+    assert file.path is not None
+    assert file.path.stat().st_size <= 1_000

@@ -15,6 +15,7 @@ import pytest
 
 from echo_rtc.__main__ import main
 from echo_rtc.clips import ClipFormat, F16Array, S16Array, YuvFrames
+from echo_rtc.engine.meter import WorkerStatus
 from echo_rtc.engine.protocol import Avatar, Progress, RenderRequest, RenderResult
 from echo_rtc.engine.testcard import CardFacts, ScriptedFaults, TestCardEngine, read_card
 from echo_rtc.errors import RenderError
@@ -105,6 +106,7 @@ class NotingEngine:
         self.capacity = 1
         self.expected_render_s = 0.0
         self.ready = True
+        self.workers: list[WorkerStatus] = []
         self.noted: list[tuple[int, float | None]] = []
         self._failures = failures
         idle = YuvFrames(*(np.zeros((10, side, side), np.uint8) for side in (64, 32, 32)))

@@ -15,7 +15,7 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "echo_rtc"
 TORCH = ("torch", "diffusers", "transformers", "xformers", "torchao")
 WIRE = ("aiortc", "aioice", "aiohttp")
-SHARED = {"echo_rtc.clips", "echo_rtc.errors"}
+SHARED = {"echo_rtc.clips", "echo_rtc.counting", "echo_rtc.errors"}
 CHILD = """
 import importlib, json, sys
 modules, forbidden = json.loads(sys.argv[1])
@@ -30,6 +30,7 @@ sys.stdout.write(json.dumps(guilty))
 
 ALLOWED: dict[str, set[str]] = {
     "clips": set(),
+    "counting": set(),
     "errors": set(),
     "logs": set(),
     "settings": SHARED,

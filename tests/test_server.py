@@ -24,6 +24,7 @@ from aiortc.mediastreams import AudioStreamTrack
 
 import server
 from echo_rtc.clips import ClipFormat
+from echo_rtc.engine.meter import WorkerStatus
 from echo_rtc.engine.protocol import Avatar, Progress, RenderRequest, RenderResult
 from echo_rtc.errors import InputError, RenderError
 from echo_rtc.settings import Settings
@@ -47,6 +48,7 @@ class ScriptedEngine:
     capacity: int = 1
     expected_render_s: float = 0.0
     ready: bool = True
+    workers: list[WorkerStatus] = field(default_factory=list)
 
     async def start(self, progress: Progress) -> None:
         progress("half the weights are loaded")

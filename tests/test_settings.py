@@ -175,7 +175,7 @@ def test_any_file_is_a_mapping_or_one_sentence(content: bytes) -> None:
     ("argv", "words"),
     [
         (["--prot", "80"], "--prot is not a flag; did you mean --port?"),
-        (["--compile", "x"], "--compile is not a flag; --help lists them"),
+        (["--zzzzz", "x"], "--zzzzz is not a flag; --help lists them"),
         (["--por", "80"], "--por is not a flag; did you mean --port?"),
         (["-p", "80"], "-p is not a flag"),
         (["serve"], "'serve' is not expected here"),
@@ -199,6 +199,9 @@ def test_any_file_is_a_mapping_or_one_sentence(content: bytes) -> None:
         (["--devices", "cuda:0,cuda:0"], "name each device once"),
         (["--low-ram=false"], "--low-ram is given 'false' but takes no value; write --low-ram or --no-low-ram"),
         (["--no-low-ram=1"], "write --low-ram or --no-low-ram"),
+        (["--log-format", "yaml"], "it must be text or json"),
+        (["--log-file-size", "0"], "--log-file-size is 0.0; it must be a number from 0.01 to 10000"),
+        (["--log-files", "0"], "--log-files is 0; it must be a whole number from 1 to 1000"),
         (["--log-level", "verbose"], "it must be debug, info, warning or error"),
         (["--host", "a b"], "--host is 'a b'; it must be an address or a host name"),
         (["--log-dir", ""], "--log-dir is ''; it must be a path"),

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 from echo_rtc.clips import ClipFormat
 from echo_rtc.engine import speed
+from echo_rtc.engine.meter import WorkerMeter, WorkerStatus
 from echo_rtc.engine.process import WorkerGoneError, WorkerProcess
 from echo_rtc.engine.protocol import Avatar, Progress, RenderRequest, RenderResult
 from echo_rtc.engine.turns import Turns
@@ -53,6 +54,7 @@ class _Slot:
         self.up = False
         self.failures = 0  # clips lost in a row by this worker
         self.deaths = 0  # workers lost in a row without a clip rendered between
+        self.meter = WorkerMeter()
 
 
 class LocalEngine:
@@ -93,6 +95,14 @@ class LocalEngine:
     @property
     def ready(self) -> bool:
         return any(slot.up for slot in self._slots)
+
+    @property
+    def workers(self) -> list[WorkerStatus]:
+        """The workers as they stand; those that wait wait for whichever is free first, so all have the same queue."""
+        waiting = self._turns.waiting
+        return [
+            slot.meter.status(slot.spec.name, up=slot.up, pid=slot.worker.pid, waiting=waiting) for slot in self._slots
+        ]
 
     @property
     def worker_pids(self) -> list[int]:
@@ -166,12 +176,16 @@ class LocalEngine:
 
     async def _render_on(self, slot: _Slot, request: RenderRequest) -> RenderResult:
         worker = slot.worker
+        clock = asyncio.get_running_loop().time
+        begun = clock()
         try:
             result = await worker.render(request, self._options.render_timeout_s)
         except WorkerGoneError:
+            slot.meter.failed(clock() - begun)
             self._go_down(slot, worker)
             raise
         except RenderError:
+            slot.meter.failed(clock() - begun)
             slot.failures += 1
             if slot.failures >= FAILURES_TO_REPLACE:
                 logger.error("worker %s lost %d clips in a row and is replaced", slot.spec.name, slot.failures)
@@ -181,6 +195,7 @@ class LocalEngine:
                 self._release(slot)
             raise
         slot.failures = slot.deaths = 0
+        slot.meter.rendered(clock() - begun)
         self._release(slot)
         return result
 
@@ -221,6 +236,7 @@ class LocalEngine:
             self._go_down(slot, slot.worker)
             await slot.worker.close()
             slot.deaths += 1
+            slot.meter.restarts += 1
             wait_s = self._options.wait_s(slot.deaths)
             logger.warning("worker %s is gone; a replacement starts in %.1f s", slot.spec.name, wait_s)
             await asyncio.sleep(wait_s)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
 from echo_rtc.clips import ClipFormat, F16Array, F32Array, YuvFrames
+from echo_rtc.engine.meter import WorkerStatus
 
 Progress = Callable[[str], None]
 """Called with one line for the log whenever a worker reaches a further step of its start-up."""
@@ -78,6 +79,11 @@ class Engine(Protocol):
     @property
     def ready(self) -> bool:
         """Whether at least one worker can take a clip now."""
+        ...
+
+    @property
+    def workers(self) -> Sequence[WorkerStatus]:
+        """The workers as they stand, always in the same order."""
         ...
 
     async def start(self, progress: Progress) -> None:

@@ -26,6 +26,7 @@ from echo_rtc.engine.card import (
     read_level,
 )
 from echo_rtc.engine.devices import usable_cores
+from echo_rtc.engine.meter import WorkerMeter, WorkerStatus
 from echo_rtc.engine.protocol import Avatar, Progress, RenderRequest, RenderResult
 from echo_rtc.errors import RenderError
 
@@ -95,6 +96,8 @@ class TestCardEngine:
         self._script = script or ScriptedFaults()
         self._workers = asyncio.Semaphore(workers)
         self._capacity = capacity or max(1, math.floor(usable_cores() * USABLE_CORES / STREAM_CORES))
+        self._meter = WorkerMeter()
+        self._waiting = 0
         self._artist: CardArtist | None = None
         self._avatars: dict[str, Avatar] = {}
 
@@ -118,6 +121,11 @@ class TestCardEngine:
     def ready(self) -> bool:
         return self._artist is not None
 
+    @property
+    def workers(self) -> list[WorkerStatus]:
+        """The one artist, who draws in this process."""
+        return [self._meter.status("testcard", up=self.ready, waiting=self._waiting)]
+
     async def start(self, progress: Progress) -> None:
         self._artist = CardArtist(self._format)
         length = max(1, round(IDLE_S * self._format.fps))
@@ -134,17 +142,30 @@ class TestCardEngine:
         levels = frame_levels(request, self._format)
         act = self._script(request.pose_position // self._format.clip_frames)
         loop = asyncio.get_running_loop()
-        async with self._workers:
-            begun = loop.time()
+        await self._turn()
+        begun = loop.time()
+        try:
             if act.delay_s > 0:
                 await asyncio.sleep(act.delay_s)
             if act.failure is not None:
+                self._meter.failed(loop.time() - begun)
                 raise RenderError(act.failure)
             frames = self._artist.draw(request.pose_position, levels, mark_of_seed(request.seed))
-        return RenderResult(frames, stages_ms={"draw": (loop.time() - begun) * 1000})
+        finally:
+            self._workers.release()
+        took_s = loop.time() - begun
+        self._meter.rendered(took_s)
+        return RenderResult(frames, stages_ms={"draw": took_s * 1000})
 
     async def close(self) -> None:
         self._artist = None
+
+    async def _turn(self) -> None:
+        self._waiting += 1
+        try:
+            await self._workers.acquire()
+        finally:
+            self._waiting -= 1
 
 
 def frame_levels(request: RenderRequest, format: ClipFormat) -> list[float]:

@@ -16,6 +16,11 @@ class Turns(Generic[T]):
         self._free: deque[T] = deque()
         self._waiting: deque[asyncio.Future[T]] = deque()
 
+    @property
+    def waiting(self) -> int:
+        """How many wait for a thing."""
+        return sum(not turn.done() for turn in self._waiting)
+
     def give(self, thing: T) -> None:
         """``thing`` is free."""
         while self._waiting:

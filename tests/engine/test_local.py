@@ -126,7 +126,13 @@ async def test_killed_while_rendering_loses_one_clip_and_is_replaced() -> None:
             await hanging
         assert engine.worker_pids == [other]
         assert (await engine.render(request(position=7))).frames.y[0, 0, 0] == 7
+        one, two = engine.workers
+        assert (one.name, one.up, one.lost, one.clips) == ("one", False, 1, 0)
+        assert (two.name, two.up, two.lost, two.clips) == ("two", True, 0, 1)
+        assert two.pid == other
+        assert two.p50_s == two.p95_s == two.busy_s
         await until(lambda: len(engine.worker_pids) == 2)
+        assert [worker.restarts for worker in engine.workers] == [1, 0]
         assert victim not in engine.worker_pids
         assert not psutil.pid_exists(victim)
 

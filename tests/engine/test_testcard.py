@@ -155,6 +155,22 @@ def test_several_workers_take_clips_side_by_side() -> None:
     assert run(work()) == pytest.approx(2.0, abs=0.01)
 
 
+def test_it_counts_what_it_draws_and_what_waits() -> None:
+    async def work() -> None:
+        engine = await started(script=ScriptedFaults(delay_s=0.5, failures=frozenset({1})))
+        sound = np.zeros(0, np.float32)
+        clips = [asyncio.create_task(engine.render(request(FORMAT, clip, sound))) for clip in range(3)]
+        await asyncio.sleep(0.1)
+        assert engine.workers[0].waiting == 2
+        clips[2].cancel()
+        await asyncio.gather(*clips, return_exceptions=True)
+        [worker] = engine.workers
+        assert (worker.clips, worker.lost, worker.waiting) == (1, 1, 0)
+        assert [worker.busy_s, worker.p50_s, worker.p95_s] == pytest.approx([1.0, 0.5, 0.5])
+
+    run(work())
+
+
 def test_what_cannot_be_rendered_is_refused() -> None:
     async def work() -> None:
         idle_engine = TestCardEngine(FORMAT)

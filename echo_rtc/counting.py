@@ -1,0 +1,87 @@
+"""Counts for operators: histograms that can be added up, quantiles over a whole call, names with a bound on how many.
+
+Pure bookkeeping of bounded size. Knows nothing of what is counted, nor of how it is shown.
+"""
+
+from __future__ import annotations
+
+import bisect
+import math
+from collections import Counter
+from collections.abc import Iterable, Sequence
+
+OTHER = "other"
+"""The name under which everything is counted once there are too many names."""
+
+
+class Histogram:
+    """How many values fell at or below each of ``bounds`` (rising), and how many above all; and their sum."""
+
+    def __init__(self, bounds: Sequence[float]) -> None:
+        self.bounds = tuple(bounds)
+        self.counts = [0] * (len(self.bounds) + 1)
+        self.sum = 0.0
+
+    @property
+    def count(self) -> int:
+        return sum(self.counts)
+
+    def observe(self, value: float) -> None:
+        self.counts[bisect.bisect_left(self.bounds, value)] += 1
+        self.sum += value
+
+    def add(self, other: Histogram) -> None:
+        """Counts all that ``other`` has counted. Raises ValueError if its bounds are different."""
+        if other.bounds != self.bounds:
+            raise ValueError(f"a histogram with bounds {other.bounds} cannot be added to one with {self.bounds}")
+        self.counts = [mine + theirs for mine, theirs in zip(self.counts, other.counts, strict=True)]
+        self.sum += other.sum
+
+    def cumulative(self) -> list[tuple[str, int]]:
+        """(upper bound, how many values are at or below it), the last bound being +Inf, as Prometheus has it."""
+        total, rows = 0, []
+        for bound, count in zip((*self.bounds, math.inf), self.counts, strict=True):
+            total += count
+            rows.append(("+Inf" if bound == math.inf else repr(float(bound)), total))
+        return rows
+
+
+class Quantiles:
+    """Values rounded to ``step`` and counted, so that quantiles over hours take little memory: at most ``limit``
+    different ones are told apart, and what lies beyond counts as the nearest known one."""
+
+    def __init__(self, step: float, limit: int = 4_000) -> None:
+        self._step = step
+        self._limit = limit
+        self._counts: Counter[int] = Counter()
+
+    def observe(self, value: float) -> None:
+        key = round(value / self._step)
+        if key not in self._counts and len(self._counts) >= self._limit:
+            key = min(self._counts, key=lambda known: abs(known - key))
+        self._counts[key] += 1
+
+    def quantile(self, share: float) -> float | None:
+        """The smallest value that ``share`` (0..1) of the values do not exceed; None before the first."""
+        wanted = math.ceil(share * self._counts.total())
+        for key in sorted(self._counts):
+            wanted -= self._counts[key]
+            if wanted <= 0:
+                return key * self._step
+        return None
+
+
+class Names:
+    """Counts by name. Once there are ``limit`` different names, new ones count as OTHER, so that nobody can make the
+    list grow."""
+
+    def __init__(self, limit: int = 32) -> None:
+        self._limit = limit
+        self._counts: Counter[str] = Counter()
+
+    def count(self, name: str, by: int = 1) -> None:
+        known = name in self._counts or len(self._counts) < self._limit
+        self._counts[name if known else OTHER] += by
+
+    def items(self) -> Iterable[tuple[str, int]]:
+        return sorted(self._counts.items())

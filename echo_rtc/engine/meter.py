@@ -1,0 +1,63 @@
+"""What one worker has done, counted by the parent: for operators, never for decisions. Pure bookkeeping."""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from dataclasses import dataclass
+
+RECENT_CLIPS = 120
+"""The quantiles are those of the latest so many clips: a minute of one stream."""
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerStatus:
+    """One worker as it stands.
+
+    ``up``: can take a clip. ``pid``: of its process; None if it has none of its own. ``clips``, ``lost``: clips it has
+    rendered and lost. ``busy_s``: seconds it was given to render them. ``restarts``: how often it was replaced.
+    ``waiting``: clips that wait for it. ``p50_s``, ``p95_s``: quantiles of the seconds that its latest clips took, from
+    hand-over to hand-back; None before the first.
+    """
+
+    name: str
+    up: bool
+    pid: int | None
+    clips: int
+    lost: int
+    busy_s: float
+    restarts: int
+    waiting: int
+    p50_s: float | None
+    p95_s: float | None
+
+
+class WorkerMeter:
+    """Counts for the place of one worker; its replacements go on counting."""
+
+    def __init__(self) -> None:
+        self.clips = 0
+        self.lost = 0
+        self.busy_s = 0.0
+        self.restarts = 0
+        self._recent: deque[float] = deque(maxlen=RECENT_CLIPS)
+
+    def rendered(self, seconds: float) -> None:
+        self.clips += 1
+        self.busy_s += seconds
+        self._recent.append(seconds)
+
+    def failed(self, seconds: float) -> None:
+        self.lost += 1
+        self.busy_s += seconds
+
+    def status(self, name: str, *, up: bool, pid: int | None = None, waiting: int = 0) -> WorkerStatus:
+        p50_s, p95_s = self._quantile(0.5), self._quantile(0.95)
+        return WorkerStatus(
+            name, up, pid, self.clips, self.lost, self.busy_s, self.restarts, waiting, p50_s=p50_s, p95_s=p95_s
+        )
+
+    def _quantile(self, share: float) -> float | None:
+        """By nearest rank."""
+        seconds = sorted(self._recent)
+        return seconds[math.ceil(len(seconds) * share) - 1] if seconds else None
