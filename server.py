@@ -30,10 +30,14 @@ from echo_rtc.model.description import ModelDescription
 from echo_rtc.rtc.manager import ManagerOptions, StreamManager
 from echo_rtc.rtc.stream import StreamOptions
 from echo_rtc.settings import Settings, load_settings
-from echo_rtc.web.app import create_app, create_runner
+from echo_rtc.web.app import Access, create_app, create_runner
+from echo_rtc.web.auth import Authorisation
+from echo_rtc.web.clients import Clients
 from echo_rtc.web.health import Health, Lifecycle, Phase
 
 STATIC = Path(__file__).resolve().parent / "static"
+LOOPBACK = ("127.0.0.1", "::1", "localhost")
+"""Hosts on which nobody but this machine's own programs can reach the server."""
 CLOSE_STREAMS_S = 2.5
 CLOSE_ENGINE_S = 5.0
 """Together with the second that requests may still take, these keep the whole end below 10 s."""
@@ -85,10 +89,12 @@ async def serve(settings: Settings) -> None:
         life.push_async_callback(_within, CLOSE_ENGINE_S, engine.close, "the engine")
         streams = StreamManager(engine, _stream_settings(settings))
         life.push_async_callback(_within, CLOSE_STREAMS_S, streams.close, "the streams")
-        app = create_app(streams, Health(engine, lifecycle, settings.engine), STATIC)
+        access = _access(settings)
+        app = create_app(streams, Health(engine, lifecycle, settings.engine), STATIC, access)
         # The port comes before the engine: one that is taken is told at once, and the page can say "starting".
         url = await life.enter_async_context(_listening(app, settings.host, settings.port))
         logger.info("listening on %s; the %s engine is starting", url, settings.engine)
+        _say_who_may_call(settings.host, access)
         if await _started(engine, lifecycle, stop):
             lifecycle.phase = Phase.READY
             logger.info("echo_rtc is ready: %s", url)
@@ -132,6 +138,23 @@ def _stream_settings(settings: Settings) -> ManagerOptions:
         use_init_latent=settings.use_init_latent,
     )
     return ManagerOptions(stream=stream, max_streams=settings.max_streams)
+
+
+def _access(settings: Settings) -> Access:
+    """Who is let in, by the settings. Raises SettingsError."""
+    return Access(
+        authorisation=Authorisation.of(settings.auth_token, settings.token_secret),
+        clients=Clients.of(settings.trusted_proxy),
+    )
+
+
+def _say_who_may_call(host: str, access: Access) -> None:
+    if access.authorisation.required:
+        logger.info("calls need a token")
+    elif host in LOOPBACK:
+        logger.info("calls need no token; only programs of this machine reach %s (--host, --auth-token)", host)
+    else:
+        logger.warning("calls need no token: everybody who reaches %s can open them; --auth-token asks for one", host)
 
 
 async def _started(engine: Engine, lifecycle: Lifecycle, stop: asyncio.Event) -> bool:

@@ -1,4 +1,4 @@
-"""The command line: ``python -m echo_rtc render --audio IN --output OUT.mp4``.
+"""The command line: ``python -m echo_rtc render --audio IN --output OUT.mp4``, ``python -m echo_rtc token``.
 
 Exit codes: 0 done, 2 for a flag or setting that cannot be, 1 for a file that cannot be used, each with one sentence on
 stderr; 130 and 143 after SIGINT and SIGTERM. Knows the commands' flags; what they do is in the modules they call.
@@ -23,26 +23,19 @@ from echo_rtc.engine.factory import create_engine
 from echo_rtc.errors import EchoRtcError, InputError, SettingsError
 from echo_rtc.files import MovieFile, SoundFile
 from echo_rtc.offline import OfflineOptions, render_voice
-from echo_rtc.settings import Settings, SettingsParser, settings_from
+from echo_rtc.settings import Settings, SettingsParser, settings_from, settings_of
+from echo_rtc.web.token import token_of
 
 USAGE = """usage: python -m echo_rtc render --audio IN --output OUT.mp4 [settings]
+       python -m echo_rtc token --scope SCOPE --name NAME [--expires TIME]
 
 commands:
   render    render a file's voice to a movie; render --help lists its flags
+  token     print a signed token that allows one thing for some time; token --help lists its flags
 
 The server is started by python server.py, the measurements by python -m echo_rtc.bench.
 """
-LIVE_ONLY = (
-    "host",
-    "port",
-    "max_latency",
-    "max_streams",
-    "log_dir",
-    "log_level",
-    "log_format",
-    "log_file_size",
-    "log_files",
-)
+LIVE_ONLY = ("host", "port", "max_latency", "max_streams", *settings_of("access", "logs"))
 """Settings that mean nothing to a rendering offline."""
 
 
@@ -61,8 +54,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not words or words[0] in ("-h", "--help"):
         (sys.stdout if words else sys.stderr).write(USAGE)
         return 0 if words else 2
+    if words[0] == "token":
+        return _token(words[1:])
     if words[0] != "render":
-        sys.stderr.write(f"echo_rtc: {words[0]!r} is no command; there is render\n")
+        sys.stderr.write(f"echo_rtc: {words[0]!r} is no command; there are render and token\n")
         return 2
     logging.basicConfig(level=logging.WARNING, format="echo_rtc: %(message)s")
     try:
@@ -73,6 +68,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     except EchoRtcError as error:
         sys.stderr.write(f"echo_rtc render: {error}\n")
         return 2 if isinstance(error, SettingsError) else 1
+
+
+def _token(argv: Sequence[str]) -> int:
+    try:
+        sys.stdout.write(f"{token_of(argv)}\n")
+    except EchoRtcError as error:
+        sys.stderr.write(f"echo_rtc token: {error}\n")
+        return 2
+    return 0
 
 
 def _render_job(argv: Sequence[str]) -> RenderJob:

@@ -45,17 +45,20 @@ _TITLES = {
     "model": "model",
     "clips": "clips and picture",
     "streams": "streams",
+    "access": "who may do what",
     "logs": "logs",
 }
 
-Scalar = bool | int | float | str | Path
+Scalar = bool | int | float | str | Path | tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class Option:
     """What is known of one setting apart from its name and default.
 
-    ``low`` and ``high`` are inclusive. A text is one of ``choices``, or matches ``form``, which ``words`` describe.
+    ``low`` and ``high`` are inclusive. A text is one of ``choices``, or matches ``form``, which ``words`` describe; so
+    does each text of a setting that is a list, whose flag may be repeated. ``kind`` is the type of a setting whose
+    default is None. What is ``secret`` is never shown, neither in a message nor in the settings as text.
     """
 
     group: str
@@ -67,11 +70,15 @@ class Option:
     choices: tuple[str, ...] = ()
     form: str = ".*"
     words: str = ""
+    kind: type | None = None
+    secret: bool = False
 
     def admits(self, value: Scalar) -> bool:
         """Whether a value of the right type lies within the limits."""
         if isinstance(value, bool | Path):
             return True
+        if isinstance(value, tuple):
+            return all(self.admits(item) for item in value)
         if isinstance(value, str):
             return value in self.choices if self.choices else re.fullmatch(self.form, value) is not None
         return self.low <= value <= self.high and not (self.even and value % 2)
@@ -250,6 +257,41 @@ class Settings:
             "streams", "Time after which a clip is given up and its worker replaced.", unit="s", low=1, high=3_600
         ),
     )
+    auth_token: str | None = field(
+        default=None,
+        repr=False,
+        metadata=_about(
+            "access",
+            "Token that allows everything, in the header Authorization: Bearer. Give it as an environment variable: "
+            "flags can be read by every user of the machine.",
+            kind=str,
+            secret=True,
+            form=r"[A-Za-z0-9._~+/=-]{8,512}",
+            words="8 to 512 letters, digits and -._~+/=",
+        ),
+    )
+    token_secret: str | None = field(
+        default=None,
+        repr=False,
+        metadata=_about(
+            "access",
+            "Key that signs the tokens which allow one thing for some time (python -m echo_rtc token makes them). "
+            "Better given as an environment variable too.",
+            kind=str,
+            secret=True,
+            form=r"[!-~]{32,512}",
+            words="32 to 512 visible ASCII characters",
+        ),
+    )
+    trusted_proxy: tuple[str, ...] = field(
+        default=(),
+        metadata=_about(
+            "access",
+            "Address or network (10.0.0.0/8) of a proxy whose X-Forwarded-For is believed; may be repeated.",
+            form=r"[0-9A-Fa-f:.]+(/[0-9]{1,3})?",
+            words="an address such as 10.0.0.5 or a network such as 10.0.0.0/8",
+        ),
+    )
     log_dir: Path = field(
         default=Path("logs"), metadata=_about("logs", "Directory of the log files run_<timestamp>.log.")
     )
@@ -354,8 +396,10 @@ class SettingsParser(argparse.ArgumentParser):
                 _flag(name), action=argparse.BooleanOptionalAction, default=argparse.SUPPRESS, help=text
             )
         else:
-            metavar = "|".join(option.choices) or _METAVARS[type(_default(name))]
-            section.add_argument(_flag(name), metavar=metavar, default=argparse.SUPPRESS, help=text)
+            kind = _kind(name)
+            metavar = "|".join(option.choices) or _METAVARS[kind]
+            action = "append" if kind is tuple else "store"
+            section.add_argument(_flag(name), metavar=metavar, action=action, default=argparse.SUPPRESS, help=text)
 
     def arguments(self, argv: Sequence[str]) -> argparse.Namespace:
         """Parses ``argv`` (without the program's name). Settings that were not given are absent from the result."""
@@ -404,7 +448,8 @@ def settings_from(arguments: argparse.Namespace, environ: Mapping[str, str]) -> 
     values: dict[str, Scalar] = {}
     for source in (surroundings, given):
         for name, (label, raw) in source.items():
-            values[name] = raw if isinstance(raw, bool) else _parse(name, label, raw, Path.cwd())
+            text = " ".join(raw) if isinstance(raw, list) else raw
+            values[name] = text if isinstance(text, bool) else _parse(name, label, text, Path.cwd())
     config = values.get("config", _default("config"))
     assert isinstance(config, Path)
     content = read_config(config)
@@ -419,6 +464,11 @@ def settings_from(arguments: argparse.Namespace, environ: Mapping[str, str]) -> 
             f"model is missing in {config}; the local engine needs it to find the weights, --engine testcard does not"
         )
     return settings
+
+
+def settings_of(*groups: str) -> list[str]:
+    """The names of the settings of these groups, in the order of ``--help``."""
+    return [name for group in groups for name, option in _options().items() if option.group == group]
 
 
 def flag_table() -> list[FlagRow]:
@@ -524,6 +574,8 @@ def _from_file(content: Mapping[str, Any], path: Path) -> dict[str, tuple[str, s
         label = f"{name} in {path}"
         if raw is None:
             raise SettingsError(f"{label} has no value; it must be {_expected(name)}, or leave the key out")
+        if isinstance(raw, list) and raw and _kind(name) is tuple and all(isinstance(item, str) for item in raw):
+            raw = " ".join(raw)
         if not isinstance(raw, str):
             raise SettingsError(
                 f"{label} is a {'list' if isinstance(raw, list) else 'mapping'}; it must be {_expected(name)}"
@@ -556,9 +608,9 @@ def _environment(environ: Mapping[str, str]) -> dict[str, tuple[str, str]]:
 
 def _parse(name: str, label: str, raw: str, base: Path) -> Scalar:
     """The value of setting ``name`` from text; ``label`` is the key as the user wrote it, ``base`` starts paths."""
-    value = _convert(raw.strip(), type(_default(name)), base)
+    value = _convert(raw.strip(), _kind(name), base)
     if value is None:
-        raise SettingsError(f"{label} is {_shown(raw)}; it must be {_expected(name)}")
+        raise SettingsError(f"{label} is {_shown_of(name, raw)}; it must be {_expected(name)}")
     _check(name, value, label)
     return value
 
@@ -575,36 +627,42 @@ def _convert(text: str, kind: type, base: Path) -> Scalar | None:
         return float(text) if re.fullmatch(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]{1,3})?", text) else None
     if kind is str:
         return text
+    if kind is tuple:
+        return tuple(re.split(r"[\s,]+", text.strip(", ")))
     try:
         return Path(os.path.abspath(base / Path(text).expanduser()))
     except RuntimeError:  # ~name of a user who does not exist
         return None
 
 
-def _check(name: str, value: Scalar, label: str) -> None:
+def _check(name: str, value: Scalar | None, label: str) -> None:
     """Raises SettingsError if ``value`` is of another type than the setting's, or outside its limits."""
-    option, kind = _options()[name], type(_default(name))
-    fits = isinstance(value, (int, float) if kind is float else kind) and isinstance(value, bool) == (kind is bool)
-    if fits and option.admits(value):
+    option, kind = _options()[name], _kind(name)
+    if value is None and _default(name) is None:
         return
+    fits = isinstance(value, (int, float) if kind is float else kind) and isinstance(value, bool) == (kind is bool)
+    if fits and value is not None and option.admits(value):
+        return
+    if isinstance(value, tuple):
+        value = next((item for item in value if not isinstance(item, str) or not option.admits(item)), value)
     mend = ""
     if isinstance(value, str) and (close := difflib.get_close_matches(value, option.choices, n=1)):
         mend = f"; did you mean {close[0]}?"
-    raise SettingsError(f"{label} is {_shown(value)}; it must be {_expected(name)}{mend}")
+    raise SettingsError(f"{label} is {_shown_of(name, value)}; it must be {_expected(name)}{mend}")
 
 
 def _expected(name: str) -> str:
     """What a value of this setting must be, in words."""
-    option, default = _options()[name], _default(name)
+    option, kind = _options()[name], _kind(name)
     if option.choices:
         return f"{', '.join(option.choices[:-1])} or {option.choices[-1]}"
     if option.words:
         return option.words
-    if isinstance(default, bool):
+    if kind is bool:
         return "true or false"
-    if isinstance(default, Path):
+    if issubclass(kind, Path):
         return "a path"
-    number = "a number" if isinstance(default, float) else "an even number" if option.even else "a whole number"
+    number = "a number" if kind is float else "an even number" if option.even else "a whole number"
     return f"{number} from {option.low:g} to {option.high:g}"
 
 
@@ -617,6 +675,13 @@ def _shown(value: object) -> str:
     """A value for a message: quoted where it is text, and never long."""
     text = repr(str(value)) if isinstance(value, str | Path) else str(value)
     return text if len(text) <= _SHOWN_CHARACTERS else text[: _SHOWN_CHARACTERS - 3] + "..."
+
+
+def _shown_of(name: str, value: object) -> str:
+    """A setting's value for a message; a secret one only by its length."""
+    if not _options()[name].secret:
+        return _shown(value)
+    return f"a secret of {len(str(value))} characters, which is not shown" if value else "empty"
 
 
 def _bare(key: object) -> str:
@@ -639,16 +704,21 @@ def _defaults() -> dict[str, Any]:
     return {item.name: item.default for item in fields(Settings) if "option" in item.metadata}
 
 
-def _default(name: str) -> Scalar:
-    default: Scalar = _defaults()[name]
+def _default(name: str) -> Scalar | None:
+    default: Scalar | None = _defaults()[name]
     return default
+
+
+def _kind(name: str) -> type:
+    """The type of a setting's value, apart from None where that is its default."""
+    return _options()[name].kind or type(_default(name))
 
 
 def _default_text(name: str) -> str:
     default = _default(name)
     if isinstance(default, Path) and default.is_relative_to(_REPOSITORY):
         return str(default.relative_to(_REPOSITORY))
-    return str(default)
+    return "none" if default is None or default == () else str(default)
 
 
-_METAVARS: dict[type, str] = {int: "N", float: "X", str: "TEXT", type(Path()): "PATH"}
+_METAVARS: dict[type, str] = {int: "N", float: "X", str: "TEXT", tuple: "TEXT", type(Path()): "PATH", Path: "PATH"}

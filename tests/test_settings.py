@@ -334,6 +334,43 @@ def test_settings_are_checked_however_they_are_made() -> None:
         replace(settings, steps=True)
 
 
+def test_a_list_is_a_repeated_flag_a_list_of_a_file_or_words(tmp_path: Path, card: Path) -> None:
+    expected = ("10.0.0.1", "10.1.0.0/16")
+    path = tmp_path / "card.yaml"
+    for text in (
+        "[10.0.0.1, 10.1.0.0/16]",
+        "10.0.0.1 10.1.0.0/16",
+        "10.0.0.1,10.1.0.0/16",
+        "\n- 10.0.0.1\n- 10.1.0.0/16",
+    ):
+        path.write_text(f"engine: testcard\ntrusted_proxy: {text}\n")
+        assert load_settings(["--config", str(path)], {}).trusted_proxy == expected
+    flags = ["--trusted-proxy", "10.0.0.1", "--trusted-proxy", "10.1.0.0/16"]
+    assert load_settings(["--config", str(card), *flags], {}).trusted_proxy == expected
+    variable = {"ECHO_RTC_TRUSTED_PROXY": " 10.0.0.1, 10.1.0.0/16 "}
+    assert load_settings(["--config", str(card)], variable).trusted_proxy == expected
+    assert load_settings(["--config", str(card), "--trusted-proxy", "::1"], variable).trusted_proxy == ("::1",)
+    assert load_settings(["--config", str(card)], {}).trusted_proxy == ()
+    said = complaint(["--config", str(card), "--trusted-proxy", "10.0.0.1", "--trusted-proxy", "my.proxy"], {})
+    assert said.startswith("--trusted-proxy is 'my.proxy'; it must be an address such as")
+    for text in ("[]", "[{a: 1}]", "{a: 1}"):
+        assert "trusted_proxy in" in file_complaint(tmp_path, f"engine: testcard\ntrusted_proxy: {text}\n")
+
+
+def test_a_secret_is_never_shown(card: Path) -> None:
+    given = {"ECHO_RTC_AUTH_TOKEN": "a-token-for-everything", "ECHO_RTC_TOKEN_SECRET": "s" * 32}
+    settings = load_settings(["--config", str(card)], given)
+    assert (settings.auth_token, settings.token_secret) == tuple(given.values())
+    assert "a-token-for" not in repr(settings)
+    assert "sss" not in repr(settings)
+    assert load_settings(["--config", str(card)], {}).auth_token is None
+    said = complaint(["--config", str(card), "--auth-token", "not allowed: blanks"], {})
+    assert said == (
+        "--auth-token is a secret of 19 characters, which is not shown; it must be 8 to 512 letters, digits and -._~+/="
+    )
+    assert "ECHO_RTC_AUTH_TOKEN is empty" in complaint(["--config", str(card)], {"ECHO_RTC_AUTH_TOKEN": ""})
+
+
 def test_settings_travel_to_a_worker_process() -> None:
     settings = load_settings([], {})
     assert pickle.loads(pickle.dumps(settings)) == settings

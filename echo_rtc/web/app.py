@@ -5,12 +5,15 @@ Knows the streams and the engine by narrow protocols only, and nothing of WebRTC
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from aiohttp import web
+from aiohttp.typedefs import Middleware
 
+from echo_rtc.web.auth import GRANT, Authorisation, Scope, authorise
+from echo_rtc.web.clients import Clients
 from echo_rtc.web.health import Health
 from echo_rtc.web.pages import Pages
 from echo_rtc.web.problems import problem_middleware
@@ -50,11 +53,13 @@ Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 @dataclass(frozen=True, slots=True)
 class RouteRow:
-    """One row of the README's table of routes."""
+    """One row of the README's table of routes. ``scope`` is what a request's token must allow; a ``{name}`` in the path
+    is the stream that it must be for."""
 
     method: str
     path: str
     meaning: str
+    scope: Scope
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,20 +72,26 @@ class Handlers:
 
 
 _ROUTES: tuple[tuple[RouteRow, Callable[[Handlers], Handler]], ...] = (
-    (RouteRow("GET", "/", "The page."), lambda h: h.pages.page),
-    (RouteRow("GET", "/static/{path:.+}", "The page's files."), lambda h: h.pages.file),
+    (RouteRow("GET", "/", "The page.", Scope.OPEN), lambda h: h.pages.page),
+    (RouteRow("GET", "/static/{path:.+}", "The page's files.", Scope.OPEN), lambda h: h.pages.file),
     (
         RouteRow(
-            "POST", "/offer", "Opens a call: JSON with sdp, type and avatar in; sdp, type and stream (its id) out."
+            "POST",
+            "/offer",
+            "Opens a call: JSON with sdp, type and avatar in; sdp, type and stream (its id) out.",
+            Scope.CALL,
         ),
         lambda h: h.signalling.offer,
     ),
-    (RouteRow("GET", "/streams/{id}", "A stream's counters, as JSON."), lambda h: h.signalling.statistics),
-    (RouteRow("DELETE", "/streams/{id}", "Ends a stream."), lambda h: h.signalling.close),
-    (RouteRow("GET", "/config", "Picture size, frame rate, avatars and engine, as JSON."), lambda h: h.health.config),
-    (RouteRow("GET", "/healthz", "200 as long as the server lives."), lambda h: h.health.healthz),
+    (RouteRow("GET", "/streams/{id}", "A stream's counters, as JSON.", Scope.OWN), lambda h: h.signalling.statistics),
+    (RouteRow("DELETE", "/streams/{id}", "Ends a stream.", Scope.OWN), lambda h: h.signalling.close),
     (
-        RouteRow("GET", "/readyz", "200 if a call could be opened, else 503 with Retry-After."),
+        RouteRow("GET", "/config", "Picture size, frame rate, avatars and engine, as JSON.", Scope.OPEN),
+        lambda h: h.health.config,
+    ),
+    (RouteRow("GET", "/healthz", "200 as long as the server lives.", Scope.OPEN), lambda h: h.health.healthz),
+    (
+        RouteRow("GET", "/readyz", "200 if a call could be opened, else 503 with Retry-After.", Scope.OPEN),
         lambda h: h.health.readyz,
     ),
 )
@@ -91,14 +102,24 @@ def routes() -> list[RouteRow]:
     return [row for row, _ in _ROUTES]
 
 
-def create_app(streams: Streams, health: Health, static: Path) -> web.Application:
-    """The application. ``static`` is the page's folder; raises InputError if it has no index.html."""
+@dataclass(frozen=True, slots=True)
+class Access:
+    """Who is let in."""
+
+    authorisation: Authorisation = field(default_factory=Authorisation)
+    clients: Clients = field(default_factory=Clients)
+
+
+def create_app(streams: Streams, health: Health, static: Path, access: Access | None = None) -> web.Application:
+    """The application. ``static`` is the page's folder; raises InputError if it has no index.html. Without ``access``
+    everybody is let in."""
     handlers = Handlers(Pages.in_folder(static), Signalling(streams, health), health)
-    app = web.Application(middlewares=[problem_middleware], client_max_size=MAX_OFFER_BYTES)
+    scopes: dict[web.AbstractRoute, Scope] = {}
+    middlewares = [problem_middleware, _authorising(access or Access(), scopes)]
+    app = web.Application(middlewares=middlewares, client_max_size=MAX_OFFER_BYTES)
     for row, choose in _ROUTES:
-        app.router.add_route(row.method, row.path, choose(handlers))
-        if row.method == "GET":
-            app.router.add_route("HEAD", row.path, choose(handlers))
+        for method in (row.method, "HEAD") if row.method == "GET" else (row.method,):
+            scopes[app.router.add_route(method, row.path, choose(handlers))] = row.scope
     app.on_response_prepare.append(_add_security_headers)
     return app
 
@@ -106,6 +127,20 @@ def create_app(streams: Streams, health: Health, static: Path) -> web.Applicatio
 def create_runner(app: web.Application) -> web.AppRunner:
     """What serves the application on sites; its ``cleanup`` takes at most about FINISH_S."""
     return web.AppRunner(app, handle_signals=False, lingering_time=LINGER_S, shutdown_timeout=FINISH_S)
+
+
+def _authorising(access: Access, scopes: Mapping[web.AbstractRoute, Scope]) -> Middleware:
+    """Lets a request reach its handler only if its token allows what the route is for. What is not in the table of
+    routes is a 404 or 405, for which nobody is asked anything."""
+
+    @web.middleware
+    async def middleware(request: web.Request, handler: Handler) -> web.StreamResponse:
+        scope = scopes.get(request.match_info.route)
+        if scope is not None:
+            request[GRANT] = authorise(request, scope, access.authorisation, access.clients.on_this_machine)
+        return await handler(request)
+
+    return middleware
 
 
 async def _add_security_headers(_: web.Request, response: web.StreamResponse) -> None:

@@ -29,6 +29,8 @@ class ProblemType(StrEnum):
     UNSUPPORTED_MEDIA = "urn:echo-rtc:problem:unsupported-media"
     UNKNOWN_AVATAR = "urn:echo-rtc:problem:unknown-avatar"
     UNKNOWN_STREAM = "urn:echo-rtc:problem:unknown-stream"
+    UNAUTHORISED = "urn:echo-rtc:problem:unauthorised"
+    FORBIDDEN = "urn:echo-rtc:problem:forbidden"
     FULL = "urn:echo-rtc:problem:full"
     STARTING = "urn:echo-rtc:problem:starting"
     STOPPING = "urn:echo-rtc:problem:stopping"
@@ -39,6 +41,8 @@ _TITLES = {
     ProblemType.UNSUPPORTED_MEDIA: "The offer has nothing this server can use",
     ProblemType.UNKNOWN_AVATAR: "There is no such avatar",
     ProblemType.UNKNOWN_STREAM: "There is no such stream",
+    ProblemType.UNAUTHORISED: "A token is needed",
+    ProblemType.FORBIDDEN: "The token does not allow this",
     ProblemType.FULL: "The server is full",
     ProblemType.STARTING: "The server is starting",
     ProblemType.STOPPING: "The server is stopping",

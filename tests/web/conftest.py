@@ -11,7 +11,7 @@ from aiohttp import web
 from aiohttp.test_utils import TestClient, TestServer
 
 from echo_rtc.clips import ClipFormat
-from echo_rtc.web.app import create_app
+from echo_rtc.web.app import Access, create_app
 from echo_rtc.web.health import Health, Lifecycle, Phase
 
 
@@ -60,8 +60,17 @@ Client = Callable[[TestServer], Awaitable[TestClient[web.Request, web.Applicatio
 Server = Callable[..., Awaitable[TestServer]]
 
 
+MakeEdge = Callable[[Access], Awaitable[Edge]]
+
+
 @pytest.fixture
-async def edge(tmp_path: Path, aiohttp_client: Client, aiohttp_server: Server) -> Edge:
+async def edge(make_edge: MakeEdge) -> Edge:
+    """An edge that lets everybody in."""
+    return await make_edge(Access())
+
+
+@pytest.fixture
+def make_edge(tmp_path: Path, aiohttp_client: Client, aiohttp_server: Server) -> MakeEdge:
     static = tmp_path / "static"
     (static / "sub").mkdir(parents=True)
     (static / "index.html").write_text("<!doctype html><title>page</title>")
@@ -69,7 +78,11 @@ async def edge(tmp_path: Path, aiohttp_client: Client, aiohttp_server: Server) -
     (static / "sub" / "style.css").write_text("body {}")
     (static / ".hidden").write_text("secret")
     (tmp_path / "outside.txt").write_text("secret")
-    streams, engine, lifecycle = FakeStreams(), FakeEngine(), Lifecycle(Phase.READY)
-    app = create_app(streams, Health(engine, lifecycle, "local"), static)
-    server = await aiohttp_server(app, lingering_time=0.05)
-    return Edge(await aiohttp_client(server), streams, engine, lifecycle, static)
+
+    async def make(access: Access) -> Edge:
+        streams, engine, lifecycle = FakeStreams(), FakeEngine(), Lifecycle(Phase.READY)
+        app = create_app(streams, Health(engine, lifecycle, "local"), static, access)
+        server = await aiohttp_server(app, lingering_time=0.05)
+        return Edge(await aiohttp_client(server), streams, engine, lifecycle, static)
+
+    return make

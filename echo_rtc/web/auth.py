@@ -1,0 +1,230 @@
+"""Who may do what: one token that allows everything, and signed tokens that allow one thing for some time.
+
+A signed token is a JWT (RFC 7519, HS256) with the claims ``exp``, ``scope`` (words of :class:`Right`, apart by spaces)
+and ``name`` (of the one stream it is for; tokens of the scope admin have none). Any JWT library can make it, given the
+secret. Tokens come in the header ``Authorization: Bearer`` (RFC 6750) and nowhere else, so that no log of addresses
+ever has one.
+
+What a client has opened, it may watch and end by the unguessable address it was given, without a token: tokens may be
+short-lived, and an expired one keeps nobody from hanging up.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from enum import StrEnum
+
+import jwt
+from aiohttp import web
+
+from echo_rtc.web.problems import Problem, ProblemType
+
+ALGORITHM = "HS256"
+MIN_SECRET_CHARACTERS = 32
+"""RFC 7518, 3.2: a key of HS256 has at least 256 bits."""
+MAX_TOKEN_CHARACTERS = 4096
+MAX_NAME_CHARACTERS = 128
+LEEWAY_S = 10
+"""How far the clocks of who makes a token and of this server may differ."""
+REALM = "echo_rtc"
+
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+
+class Right(StrEnum):
+    """What a token can allow."""
+
+    PUBLISH = "publish"
+    VIEW = "view"
+    ADMIN = "admin"
+
+
+class Scope(StrEnum):
+    """What a route asks for.
+
+    ``open``: nothing. ``call``: to publish and to view. ``own``: to know the unguessable address, which only who opened
+    it was given. ``admin``: where no authorisation is set up, to be on this machine.
+    """
+
+    OPEN = "open"
+    CALL = "call"
+    PUBLISH = "publish"
+    VIEW = "view"
+    OWN = "own"
+    ADMIN = "admin"
+
+    @property
+    def rights(self) -> frozenset[Right]:
+        """What a token must allow for it."""
+        return _RIGHTS[self]
+
+
+_RIGHTS = {
+    Scope.OPEN: frozenset[Right](),
+    Scope.CALL: frozenset({Right.PUBLISH, Right.VIEW}),
+    Scope.PUBLISH: frozenset({Right.PUBLISH}),
+    Scope.VIEW: frozenset({Right.VIEW}),
+    Scope.OWN: frozenset[Right](),
+    Scope.ADMIN: frozenset({Right.ADMIN}),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Grant:
+    """What a request may do. ``name`` is the one stream it may do it with; None for any."""
+
+    rights: frozenset[Right]
+    name: str | None = None
+
+    def allows(self, scope: Scope) -> bool:
+        """Whether it holds all that a route asks for, on some stream."""
+        return scope.rights <= self.rights
+
+    def covers(self, name: str | None) -> bool:
+        """Whether it is good for the stream of this name, or for one without a name."""
+        return self.name is None or name == self.name
+
+
+EVERYTHING = Grant(frozenset(Right))
+NOTHING = Grant(frozenset())
+GRANT = web.RequestKey("echo_rtc.grant", Grant)
+"""The key under which a request carries its Grant."""
+
+
+@dataclass(frozen=True, slots=True)
+class Authorisation:
+    """The secrets of a server. With neither, everybody may do everything but what is for administrators."""
+
+    token: str | None = None
+    secret: str | None = None
+
+    @classmethod
+    def of(cls, auth_token: str | None, token_secret: str | None) -> Authorisation:
+        """From ``--auth-token`` and ``--token-secret``; without the latter a long enough token signs, too."""
+        if token_secret is None and auth_token is not None and len(auth_token) >= MIN_SECRET_CHARACTERS:
+            return cls(auth_token, auth_token)
+        return cls(auth_token, token_secret)
+
+    @property
+    def required(self) -> bool:
+        return self.token is not None or self.secret is not None
+
+    def grant(self, token: str) -> Grant:
+        """What a token allows. Raises Problem 401 if it is none of ours, or no longer."""
+        if self.token is not None and _same(token, self.token):
+            return EVERYTHING
+        if self.secret is None or len(token) > MAX_TOKEN_CHARACTERS:
+            raise _unauthorised("The token is not one of this server's.", "invalid_token")
+        try:
+            claims = jwt.decode(
+                token, self.secret, algorithms=[ALGORITHM], options={"require": ["exp"]}, leeway=LEEWAY_S
+            )
+        except jwt.ExpiredSignatureError:
+            raise _unauthorised("The token has expired; ask for a new one.", "invalid_token") from None
+        except jwt.PyJWTError:
+            raise _unauthorised("The token is not one of this server's.", "invalid_token") from None
+        return _grant_of(claims)
+
+
+def mint(secret: str, rights: frozenset[Right], name: str | None, lifetime_s: float, now_s: float | None = None) -> str:
+    """A signed token. ``now_s`` is seconds since 1970, the present time if left out."""
+    issued = int(time.time() if now_s is None else now_s)
+    claims: dict[str, object] = {
+        "iat": issued,
+        "exp": issued + int(lifetime_s),
+        "scope": " ".join(right for right in Right if right in rights),
+    }
+    if name is not None:
+        claims["name"] = name
+    return jwt.encode(claims, secret, algorithm=ALGORITHM)
+
+
+def grant_of(request: web.Request) -> Grant:
+    """What this request may do, as :func:`authorise` found it."""
+    return request[GRANT]
+
+
+def require_name(request: web.Request, name: str | None) -> None:
+    """For names that are in a request's body: raises Problem 403 unless its token is for the stream of that name."""
+    if not grant_of(request).covers(name):
+        raise _forbidden(f"The token is for another stream than {_shown(name)}.", None)
+
+
+def authorise(
+    request: web.Request, scope: Scope, authorisation: Authorisation, on_this_machine: Callable[[web.Request], bool]
+) -> Grant:
+    """What the request may do, if that is enough for a route of this scope. Raises Problem 401 or 403.
+
+    Where a route asks for no token, one that is wrong does no harm: it may be meant for a proxy in front.
+    """
+    if not authorisation.required:
+        if on_this_machine(request):
+            return EVERYTHING
+        if scope is Scope.ADMIN:
+            raise _forbidden("Without --auth-token, this is shown on the server's own machine only.", None)
+        return Grant(frozenset({Right.PUBLISH, Right.VIEW}))
+    token = _bearer(request)
+    if not scope.rights:
+        try:
+            return NOTHING if token is None else authorisation.grant(token)
+        except Problem:
+            return NOTHING
+    if token is None:
+        raise _unauthorised("This needs a token; send it in the header Authorization: Bearer.", None)
+    grant = authorisation.grant(token)
+    if not grant.allows(scope):
+        missing = " and ".join(sorted(scope.rights - grant.rights))
+        raise _forbidden(f"The token does not allow this; it must have the scope {missing}.", scope)
+    name = request.match_info.get("name")
+    if name is not None and not grant.covers(name):
+        raise _forbidden(f"The token is for another stream than {_shown(name)}.", None)
+    return grant
+
+
+def _bearer(request: web.Request) -> str | None:
+    kind, _, token = request.headers.get("Authorization", "").partition(" ")
+    return token.strip() if kind.lower() == "bearer" and token.strip() else None
+
+
+def _same(given: str, expected: str) -> bool:
+    """Compared in a time that tells nothing, not even the length."""
+    return hmac.compare_digest(_digest(given), _digest(expected))
+
+
+def _digest(text: str) -> bytes:
+    return hashlib.sha256(text.encode("utf-8", "surrogateescape")).digest()
+
+
+def _grant_of(claims: dict[str, object]) -> Grant:
+    """A signed token's claims; the signature says that they are meant, not that they make sense."""
+    scope, name = claims.get("scope"), claims.get("name")
+    words = frozenset(scope.split()) if isinstance(scope, str) else frozenset[str]()
+    if not words or not words <= set(Right):
+        raise _unauthorised("The token's scope must be of the words publish, view and admin.", "invalid_token")
+    if name is not None and not (isinstance(name, str) and 0 < len(name) <= MAX_NAME_CHARACTERS):
+        raise _unauthorised("The token's name must be the name of a stream.", "invalid_token")
+    rights = frozenset(Right(word) for word in words)
+    if name is None and Right.ADMIN not in rights:
+        raise _unauthorised("The token has no name of a stream; put it into its claims.", "invalid_token")
+    if name is not None and Right.ADMIN in rights:
+        raise _unauthorised("The token's scope admin cannot be for one stream.", "invalid_token")
+    return Grant(rights, name)
+
+
+def _shown(name: str | None) -> str:
+    return "one without a name" if name is None else repr(name[:80])
+
+
+def _unauthorised(detail: str, error: str | None) -> Problem:
+    challenge = f'Bearer realm="{REALM}"' + (f', error="{error}", error_description="{detail}"' if error else "")
+    return Problem(401, detail, ProblemType.UNAUTHORISED, {"WWW-Authenticate": challenge})
+
+
+def _forbidden(detail: str, scope: Scope | None) -> Problem:
+    wanted = f', scope="{" ".join(sorted(scope.rights))}"' if scope else ""
+    challenge = f'Bearer realm="{REALM}", error="insufficient_scope"{wanted}'
+    return Problem(403, detail, ProblemType.FORBIDDEN, {"WWW-Authenticate": challenge})

@@ -1,0 +1,76 @@
+"""Whose request it is, behind proxies that are trusted and ones that are not."""
+
+from __future__ import annotations
+
+import ipaddress
+from typing import Any
+from unittest.mock import Mock
+
+import pytest
+from aiohttp import web
+from aiohttp.test_utils import make_mocked_request
+from multidict import CIMultiDict
+
+from echo_rtc.errors import SettingsError
+from echo_rtc.web.clients import NOWHERE, Clients, household
+
+BEHIND = Clients.of(["10.0.0.0/8", "127.0.0.1", "2001:db8::/32"])
+
+
+def request(remote: str | None, *forwarded: str, **headers: str) -> web.Request:
+    values: list[tuple[str, Any]] = [("X-Forwarded-For", text) for text in forwarded]
+    values += [(name.replace("_", "-"), text) for name, text in headers.items()]
+    transport = Mock()
+    transport.get_extra_info.side_effect = lambda key, default=None: (
+        (remote, 4711) if key == "peername" and remote else default
+    )
+    return make_mocked_request("GET", "/", headers=CIMultiDict(values), transport=transport)
+
+
+@pytest.mark.parametrize(
+    ("remote", "forwarded", "expected"),
+    [
+        ("192.0.2.1", [], "192.0.2.1"),
+        ("192.0.2.1", ["198.51.100.7"], "192.0.2.1"),
+        ("10.1.1.1", ["198.51.100.7"], "198.51.100.7"),
+        ("10.1.1.1", ["1.2.3.4, 198.51.100.7"], "198.51.100.7"),
+        ("10.1.1.1", ["1.2.3.4", "198.51.100.7"], "198.51.100.7"),
+        ("10.1.1.1", ["198.51.100.7, 10.2.2.2"], "198.51.100.7"),
+        ("10.1.1.1", ["198.51.100.7, 10.2.2.2", " 10.3.3.3 , "], "198.51.100.7"),
+        ("10.1.1.1", ["10.9.9.9"], "10.9.9.9"),
+        ("10.1.1.1", ["unknown"], "10.1.1.1"),
+        ("10.1.1.1", [], "10.1.1.1"),
+        ("2001:db8::1", ["2001:db9::7"], "2001:db9::7"),
+        ("::ffff:10.1.1.1", ["::ffff:198.51.100.7"], "198.51.100.7"),
+        (None, ["198.51.100.7"], str(NOWHERE)),
+    ],
+)
+def test_the_client_is_the_nearest_whom_no_trusted_proxy_is(
+    remote: str | None, forwarded: list[str], expected: str
+) -> None:
+    assert str(BEHIND.address(request(remote, *forwarded))) == expected
+
+
+def test_only_this_machine_is_this_machine() -> None:
+    alone = Clients()
+    assert alone.on_this_machine(request("127.0.0.1"))
+    assert alone.on_this_machine(request("::1"))
+    assert not alone.on_this_machine(request("192.0.2.1"))
+    assert not alone.on_this_machine(request(None))
+    # A proxy on this machine speaks for others, and says so.
+    assert not alone.on_this_machine(request("127.0.0.1", "127.0.0.1"))
+    assert not alone.on_this_machine(request("127.0.0.1", Forwarded="for=192.0.2.1"))
+    assert BEHIND.on_this_machine(request("127.0.0.1", "127.0.0.1"))
+    assert not BEHIND.on_this_machine(request("127.0.0.1", "192.0.2.1"))
+
+
+def test_an_ipv6_network_is_one_household() -> None:
+    one, two = ipaddress.ip_address("2001:db8:1:2::1"), ipaddress.ip_address("2001:db8:1:2:ffff::9")
+    assert household(one) == household(two) != household(ipaddress.ip_address("2001:db8:1:3::1"))
+    assert household(ipaddress.ip_address("192.0.2.1")) == "192.0.2.1"
+
+
+def test_a_proxy_that_cannot_be_is_one_sentence() -> None:
+    for text in ("10.0.0.1/8", "10.0.0.0/99", "1.2.3"):
+        with pytest.raises(SettingsError, match="it must be an address such as"):
+            Clients.of([text])
