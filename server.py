@@ -22,13 +22,13 @@ from pathlib import Path
 
 from aiohttp import web
 
+from echo_rtc.avatar import stream_options
 from echo_rtc.engine.factory import create_engine
 from echo_rtc.engine.protocol import Engine
 from echo_rtc.errors import EchoRtcError, SettingsError
 from echo_rtc.logs import LogOptions, logging_to
 from echo_rtc.model.description import ModelDescription
 from echo_rtc.rtc.manager import ManagerOptions, StreamManager
-from echo_rtc.rtc.stream import StreamOptions
 from echo_rtc.settings import Settings, load_settings
 from echo_rtc.web.app import Access, create_app, create_runner
 from echo_rtc.web.auth import Authorisation
@@ -132,12 +132,7 @@ def _log_settings(settings: Settings) -> LogOptions:
 
 def _stream_settings(settings: Settings) -> ManagerOptions:
     """The streams' part of the settings."""
-    stream = StreamOptions(
-        vad_threshold=settings.vad_threshold,
-        max_latency_s=settings.max_latency,
-        use_init_latent=settings.use_init_latent,
-    )
-    return ManagerOptions(stream=stream, max_streams=settings.max_streams)
+    return ManagerOptions(stream=stream_options(settings), max_streams=settings.max_streams)
 
 
 def _access(settings: Settings) -> Access:

@@ -442,11 +442,26 @@ def settings_from(arguments: argparse.Namespace, environ: Mapping[str, str]) -> 
 
     Attributes of ``arguments`` that are no settings are left alone. Raises SettingsError.
     """
-    options = _options()
-    given = {name: (_flag(name), value) for name, value in vars(arguments).items() if name in options}
-    surroundings = _environment(environ)
+    given = {name: (_flag(name), value) for name, value in vars(arguments).items() if name in _options()}
+    return _settings([_environment(environ), given])
+
+
+def settings_of(given: Mapping[str, object]) -> Settings:
+    """The settings of a program that names them itself, as keys of the YAML file, which ``config`` names.
+
+    What it leaves out comes from that file and the defaults; relative paths start from the working directory. Raises
+    SettingsError.
+    """
+    for name in given:
+        if name not in _options():
+            raise SettingsError(f"{_bare(name)} is not a setting; {_suggestion(name, _options(), 'see --help')}")
+    return _settings([{name: (name, raw if isinstance(raw, bool) else str(raw)) for name, raw in given.items()}])
+
+
+def _settings(sources: Sequence[Mapping[str, tuple[str, Any]]]) -> Settings:
+    """The settings from labelled values, of which a later source wins, then the YAML file, then the defaults."""
     values: dict[str, Scalar] = {}
-    for source in (surroundings, given):
+    for source in sources:
         for name, (label, raw) in source.items():
             text = " ".join(raw) if isinstance(raw, list) else raw
             values[name] = text if isinstance(text, bool) else _parse(name, label, text, Path.cwd())

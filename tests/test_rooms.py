@@ -110,7 +110,7 @@ def test_nothing_imports_the_training() -> None:
         assert not any(belongs(name, {"echo_rtc.train"}) for name in imports_of(path)), path
 
 
-@pytest.mark.parametrize("room", ["settings", "logs", "web", "rtc", "engine", "server"])
+@pytest.mark.parametrize("room", ["settings", "logs", "web", "rtc", "engine", "avatar", "server"])
 def test_the_server_process_never_loads_torch(room: str) -> None:
     assert loaded(modules_of(room), TORCH) == {}
 

@@ -388,6 +388,11 @@ class Playout:
         """When ``position`` leaves, in seconds of the clock of ``now``; infinity before the first sound."""
         return self._clock.time_of(position) if self._clock else math.inf
 
+    def media_sample(self, position: int) -> int:
+        """The sample of media time that leaves at ``position``; negative before the first sound does."""
+        shift = next((shift for shift in reversed(self._shifts) if shift.position <= position), self._shifts[0])
+        return position - shift.samples
+
     def leaves(self, media_sample: int) -> float:
         """When a sample of media time leaves as the delay stands now: the deadline for what belongs to it."""
         return self.due(media_sample + self._shifts[-1].samples)

@@ -166,6 +166,11 @@ class Timeline:
         """The media sample (fractional) that an undelayed microphone has reached at ``now``; 0 before the first."""
         return self._clock.reading(now) if self._clock else 0.0
 
+    def media_sample(self, pts: int) -> int | None:
+        """Where the sample stamped ``pts`` belongs in media time as stamps are placed now; None before the first
+        block."""
+        return None if self._offset is None else pts - self._offset
+
     def statistics(self) -> TimelineStatistics:
         return TimelineStatistics(
             samples=self._head,

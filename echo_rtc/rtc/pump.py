@@ -1,5 +1,5 @@
 """The heart of a stream's output: takes sound and frames from the playout a little ahead of time, has them encoded,
-and hands the packets to every viewer when they are due.
+and hands the packets to every viewer, and the raw frames to every tap, when they are due.
 
 Output is counted in positions (samples at 48 kHz), which the playout's clock maps to times; sound goes in blocks of
 20 ms, and a frame belongs to the block into which it falls. So both leave by one clock and carry pts of one count.
@@ -13,7 +13,7 @@ import math
 from collections import deque
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Generic, Protocol, TypeAlias, TypeVarTuple
 
 import av
 
@@ -26,6 +26,7 @@ from echo_rtc.rtc.encoder import (
     Portion,
     VideoCodec,
 )
+from echo_rtc.rtc.frames import Tap
 from echo_rtc.rtc.tracks import Viewer
 
 LEAD_S = 0.04
@@ -50,6 +51,8 @@ class Source(Protocol):
     def due(self, position: int) -> float: ...
 
     def media_now(self, now: float) -> int: ...
+
+    def media_sample(self, position: int) -> int: ...
 
     def sound(self, start_sample: int, count: int) -> S16Array: ...
 
@@ -87,7 +90,7 @@ class Recent:
 
 
 class Pump:
-    """Runs a stream's output. ``viewers`` is the stream's own collection, read anew for every packet."""
+    """Runs a stream's output. ``viewers`` and ``taps`` are the stream's own collections, read anew every time."""
 
     def __init__(
         self,
@@ -97,12 +100,14 @@ class Pump:
         bank: PortionEncoder,
         viewers: Collection[Viewer],
         clock: Callable[[], float],
+        taps: Collection[Tap] = (),
     ) -> None:
         self._format = format
         self._source = source
         self._idle = idle
         self._bank = bank
         self._viewers = viewers
+        self._taps = taps
         self._clock = clock
         self._shown: deque[tuple[float, FrameKind]] = deque(maxlen=2 * math.ceil((RECENT_S + LEAD_S) * format.fps))
         self.counters = PumpCounters()
@@ -110,10 +115,12 @@ class Pump:
     async def run(self) -> None:
         """Runs for ever. The source must have begun: ``due(0)`` is finite."""
         outbox = _Outbox(self._deliver)
+        raw = _Outbox(self._deliver_raw)
         try:
-            await self._prepare(outbox)
+            await self._prepare(outbox, raw)
         finally:
             outbox.close()
+            raw.close()
 
     def recent(self) -> Recent:
         """How the picture did in the last second."""
@@ -123,7 +130,7 @@ class Pump:
         kinds = [kind for due, kind in self._shown if due <= now]
         return Recent(len(kinds), kinds.count(FrameKind.HELD), kinds[-1] if kinds else None)
 
-    async def _prepare(self, outbox: _Outbox) -> None:
+    async def _prepare(self, outbox: _Packets, raw: _RawFrames) -> None:
         number = self._first_block()
         base = -number * SOUND_BLOCK_SAMPLES
         while True:
@@ -139,6 +146,8 @@ class Pump:
             while end < number + MAX_PORTION_BLOCKS and self._source.due(end * SOUND_BLOCK_SAMPLES) - LEAD_S <= now:
                 end += 1
             dues, portion = self._take(range(number, end), base, now)
+            if any(tap.live for tap in self._taps):
+                self._send_raw(raw, range(number, end), base, portion.pictures)
             if any(viewer.live for viewer in self._viewers):
                 self._send(outbox, dues, await self._bank.encode(portion, now))
             number = end
@@ -182,7 +191,7 @@ class Pump:
         self._shown.append((due, kind))
         return picture
 
-    def _send(self, outbox: _Outbox, dues: _Dues, encoded: EncodedPortion) -> None:
+    def _send(self, outbox: _Packets, dues: _Dues, encoded: EncodedPortion) -> None:
         """Puts a portion's packets where they wait until they are due."""
         waiting: list[tuple[float, VideoCodec | None, av.Packet[Any]]] = [
             (dues.sounds[packet.pts or 0], None, packet) for packet in encoded.sounds
@@ -204,6 +213,30 @@ class Pump:
             elif viewer.codec is codec:
                 viewer.take_picture(packet, due)
 
+    def _send_raw(
+        self, raw: _RawFrames, numbers: range, base: int, pictures: tuple[tuple[YuvFrames, int], ...]
+    ) -> None:
+        """Puts a portion's raw frames where they wait until they are due. Nothing lags here as the encoder does, so the
+        sound is that of its own time."""
+        waiting: list[tuple[float, int, int, S16Array | YuvFrames]] = []
+        for start in (number * SOUND_BLOCK_SAMPLES for number in numbers):
+            media_sample = self._source.media_sample(start)
+            pcm = self._source.sound(start, SOUND_BLOCK_SAMPLES)
+            waiting.append((self._source.due(start), start + base, media_sample, pcm))
+        for picture, pts in pictures:
+            position = -(-pts * MEDIA_RATE // PICTURE_RATE) - base
+            waiting.append((self._source.due(position), pts, self._source.media_sample(position), picture))
+        for entry in sorted(waiting, key=lambda entry: entry[0]):
+            raw.put(*entry)
+
+    def _deliver_raw(self, _: float, pts: int, media_sample: int, what: S16Array | YuvFrames) -> None:
+        """Hands a frame that is due to every tap that is read."""
+        for tap in tuple(self._taps):
+            if isinstance(what, YuvFrames):
+                tap.take_picture(what, pts, media_sample)
+            else:
+                tap.take_sound(what, pts, media_sample)
+
     async def _until(self, when: float) -> None:
         wait = when - self._clock()
         if wait > 0:
@@ -218,18 +251,21 @@ class _Dues:
     pictures: dict[int, float] = field(default_factory=dict)
 
 
-class _Outbox:
-    """Packets in the order in which they are due, each handed over at its time by one timer of the event loop, which is
-    cheaper than a task that sleeps. What waits is bounded, because nothing is put in long before it is due."""
+W = TypeVarTuple("W")
 
-    def __init__(self, deliver: Callable[[float, VideoCodec | None, av.Packet[Any]], None]) -> None:
+
+class _Outbox(Generic[*W]):
+    """What leaves, in the order in which it is due, each handed over at its time by one timer of the event loop, which
+    is cheaper than a task that sleeps. What waits is bounded, because nothing is put in long before it is due."""
+
+    def __init__(self, deliver: Callable[[float, *W], None]) -> None:
         self._deliver = deliver
-        self._waiting: deque[tuple[float, VideoCodec | None, av.Packet[Any]]] = deque()
+        self._waiting: deque[tuple[float, *W]] = deque()
         self._loop = asyncio.get_running_loop()
         self._timer: asyncio.TimerHandle | None = None
 
-    def put(self, due: float, codec: VideoCodec | None, packet: av.Packet[Any]) -> None:
-        self._waiting.append((due, codec, packet))
+    def put(self, due: float, *what: *W) -> None:
+        self._waiting.append((due, *what))
         if self._timer is None:
             self._timer = self._loop.call_at(due, self._hand_over)
 
@@ -246,3 +282,7 @@ class _Outbox:
         finally:
             if self._waiting:
                 self._timer = self._loop.call_at(self._waiting[0][0], self._hand_over)
+
+
+_Packets: TypeAlias = "_Outbox[VideoCodec | None, av.Packet[Any]]"
+_RawFrames: TypeAlias = "_Outbox[int, int, S16Array | YuvFrames]"

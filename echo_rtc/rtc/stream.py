@@ -24,6 +24,7 @@ from echo_rtc.media.playout import DelayPolicy, FrameKind, Playout
 from echo_rtc.media.timeline import Timeline
 from echo_rtc.rtc.dispatch import Dispatcher, RenderOrder
 from echo_rtc.rtc.encoder import EncoderBank, VideoCodec
+from echo_rtc.rtc.frames import Tap
 from echo_rtc.rtc.log import StreamLog
 from echo_rtc.rtc.microphone import Microphone, SpeechResampler
 from echo_rtc.rtc.pump import Pump
@@ -100,8 +101,11 @@ class Stream:
         self._dispatcher = Dispatcher(engine, order, self._playout, self.log, self._clock)
         self._viewers: dict[int, Viewer] = {}
         self._viewers_so_far = 0
+        self._taps: list[Tap] = []
         self._bank = EncoderBank(format, self.log)
-        self._pump = Pump(format, self._playout, avatar.idle, self._bank, self._viewers.values(), self._clock)
+        self._pump = Pump(
+            format, self._playout, avatar.idle, self._bank, self._viewers.values(), self._clock, self._taps
+        )
         self._event_sinks: list[EventSink] = []
         self._events_dropped = 0
         self._tasks: set[asyncio.Task[None]] = set()
@@ -146,6 +150,27 @@ class Stream:
             if viewer.codec is not None:
                 self._bank.estimate(viewer.codec, viewer.number, None)
             self._choose_codecs()
+
+    def add_tap(self) -> Tap:
+        """A pair of tracks that give raw frames."""
+        tap = Tap()
+        self._taps.append(tap)
+        return tap
+
+    def remove_tap(self, tap: Tap) -> None:
+        """Ends a tap's tracks."""
+        tap.close()
+        if tap in self._taps:
+            self._taps.remove(tap)
+
+    @property
+    def delay_s(self) -> float:
+        """Media time minus playout time as it stands now, in seconds."""
+        return self._playout.delay_s
+
+    def media_sample(self, pts: int) -> int | None:
+        """Where the microphone's sample stamped ``pts`` (48 kHz) lies in media time; None before the first block."""
+        return self._timeline.media_sample(pts)
 
     def want_key_frame(self, viewer: Viewer) -> None:
         """A viewer's receiver reports a lost picture."""
@@ -208,6 +233,15 @@ class Stream:
                     "picture_dropped": viewer.picture_dropped,
                 }
                 for viewer in self._viewers.values()
+            ],
+            "taps": [
+                {
+                    "sound_frames": tap.sound.frames,
+                    "picture_frames": tap.picture.frames,
+                    "sound_dropped": tap.sound.dropped,
+                    "picture_dropped": tap.picture.dropped,
+                }
+                for tap in self._taps
             ],
         }
 
@@ -299,6 +333,8 @@ class Stream:
         await asyncio.gather(*tasks, return_exceptions=True)
         for viewer in tuple(self._viewers.values()):
             self.remove_viewer(viewer)
+        for tap in tuple(self._taps):
+            self.remove_tap(tap)
         await self._bank.close()
         picture = self._picture_statistics()
         self.log.info(

@@ -16,6 +16,7 @@ import pytest
 from echo_rtc.clips import MEDIA_RATE, ClipFormat, S16Array, YuvFrames
 from echo_rtc.media.playout import FrameKind
 from echo_rtc.rtc.encoder import EncodedPortion, Portion, VideoCodec
+from echo_rtc.rtc.frames import FrameTrack, Tap
 from echo_rtc.rtc.pump import LEAD_S, MAX_LAG_S, MAX_PORTION_BLOCKS, PORTION_BLOCKS, Pump
 from echo_rtc.rtc.tracks import Viewer
 from tests.rtc.virtual import run
@@ -43,6 +44,9 @@ class Source:
 
     def media_now(self, now: float) -> int:
         return math.floor((now - self.begins) * MEDIA_RATE * self.rate)
+
+    def media_sample(self, position: int) -> int:
+        return position - 100
 
     def sound(self, start: int, count: int) -> S16Array:
         return (np.arange(start, start + count) % 1000).astype(np.int16)
@@ -230,6 +234,49 @@ def test_nobody_watching_costs_no_encoding_and_the_source_goes_on() -> None:
     assert portions == 0
     assert asked == list(range(len(asked)))
     assert len(asked) > 50
+
+
+async def read_frames(track: FrameTrack[Any], into: list[tuple[float, int, int, int]]) -> None:
+    """Reads (time, pts, media sample, first sample or luma) for ever."""
+    while True:
+        frame = await track.recv()
+        first = int(frame.to_ndarray().flat[0])
+        into.append((asyncio.get_running_loop().time(), frame.pts, track.media_sample, first))
+
+
+def test_a_tap_gets_raw_frames_when_they_are_due_with_the_sound_of_their_own_time() -> None:
+    async def live() -> tuple[Tap, list[tuple[float, int, int, int]], list[tuple[float, int, int, int]], Source, Bank]:
+        loop = asyncio.get_running_loop()
+        source, bank, tap = Source(loop.time() + DELAY_S), Bank(), Tap()
+        pump = Pump(FORMAT, source, frames(5, 50), bank, [], loop.time, [tap])
+        pumping = asyncio.create_task(pump.run())
+        await asyncio.sleep(1.0)  # nobody reads yet, and nothing is kept for later
+        sound: list[tuple[float, int, int, int]] = []
+        picture: list[tuple[float, int, int, int]] = []
+        reading = [
+            asyncio.create_task(read_frames(track, into))
+            for track, into in ((tap.sound, sound), (tap.picture, picture))
+        ]
+        await asyncio.sleep(3.0)
+        for task in (pumping, *reading):
+            task.cancel()
+        await asyncio.gather(pumping, *reading, return_exceptions=True)
+        return tap, sound, picture, source, bank
+
+    tap, sound, picture, source, bank = run(live())
+    assert bank.portions == 0
+    assert len(sound) == pytest.approx(148, abs=4)
+    assert len(picture) == pytest.approx(71, abs=3)
+    assert tap.sound.dropped == tap.picture.dropped == 0
+    for when, pts, media_sample, first in sound:
+        assert when == pytest.approx(source.due(media_sample + 100), abs=1e-4)
+        assert first == (media_sample + 100) % 1000
+        assert media_sample - pts == sound[0][2] - sound[0][1]
+    assert np.all(np.diff([pts for _, pts, _, _ in picture]) == 3_750)
+    for when, pts, media_sample, _ in picture:
+        assert when == pytest.approx(source.due(media_sample + 100), abs=1e-4)
+        # One count for both: the same place in media time has the same time stamp.
+        assert pts / 90_000 - media_sample / MEDIA_RATE == pytest.approx((sound[0][1] - sound[0][2]) / MEDIA_RATE)
 
 
 @pytest.mark.parametrize(("kind", "held"), [(FrameKind.HELD, 24), (FrameKind.RENDERED, 0)])
