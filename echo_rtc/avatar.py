@@ -29,7 +29,7 @@ from echo_rtc.model.description import ModelDescription
 from echo_rtc.rtc.frames import FrameTrack
 from echo_rtc.rtc.stream import Stream, StreamOptions
 from echo_rtc.rtc.voice import VoiceTrack
-from echo_rtc.settings import Settings, settings_of
+from echo_rtc.settings import Settings, named_settings
 
 __all__ = ["AvatarService", "TalkingFace", "stream_options"]
 
@@ -59,7 +59,7 @@ class AvatarService:
         ``engine="testcard"``, ``width=512``. Without any, the embedded model is used. The environment is not looked
         at. Raises SettingsError or InputError with one sentence.
         """
-        chosen = settings_of(settings)
+        chosen = named_settings(settings)
         if chosen.engine == "local":
             # A missing folder need not wait for the minute that a worker takes to find it.
             ModelDescription.from_mapping(chosen.model, chosen.model_base)

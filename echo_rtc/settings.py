@@ -446,7 +446,7 @@ def settings_from(arguments: argparse.Namespace, environ: Mapping[str, str]) -> 
     return _settings([_environment(environ), given])
 
 
-def settings_of(given: Mapping[str, object]) -> Settings:
+def named_settings(given: Mapping[str, object]) -> Settings:
     """The settings of a program that names them itself, as keys of the YAML file, which ``config`` names.
 
     What it leaves out comes from that file and the defaults; relative paths start from the working directory. Raises
@@ -455,7 +455,14 @@ def settings_of(given: Mapping[str, object]) -> Settings:
     for name in given:
         if name not in _options():
             raise SettingsError(f"{_bare(name)} is not a setting; {_suggestion(name, _options(), 'see --help')}")
-    return _settings([{name: (name, raw if isinstance(raw, bool) else str(raw)) for name, raw in given.items()}])
+    words = {
+        name: (
+            name,
+            raw if isinstance(raw, bool) else [str(word) for word in raw] if isinstance(raw, list) else str(raw),
+        )
+        for name, raw in given.items()
+    }
+    return _settings([words])
 
 
 def _settings(sources: Sequence[Mapping[str, tuple[str, Any]]]) -> Settings:
