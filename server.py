@@ -33,6 +33,7 @@ from echo_rtc.settings import Settings, load_settings
 from echo_rtc.web.app import Access, create_app, create_runner
 from echo_rtc.web.auth import Authorisation
 from echo_rtc.web.clients import Clients
+from echo_rtc.web.cors import CrossOrigin
 from echo_rtc.web.health import Health, Lifecycle, Phase
 
 STATIC = Path(__file__).resolve().parent / "static"
@@ -140,6 +141,7 @@ def _access(settings: Settings) -> Access:
     return Access(
         authorisation=Authorisation.of(settings.auth_token, settings.token_secret),
         clients=Clients.of(settings.trusted_proxy),
+        cross_origin=CrossOrigin.of(settings.allow_origin),
     )
 
 

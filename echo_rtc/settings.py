@@ -283,6 +283,15 @@ class Settings:
             words="32 to 512 visible ASCII characters",
         ),
     )
+    allow_origin: tuple[str, ...] = field(
+        default=(),
+        metadata=_about(
+            "access",
+            "Origin (https://app.example) whose pages may use this server besides its own; * for all; may be repeated.",
+            form=r"\*|[A-Za-z][A-Za-z0-9+.-]*://[^/\s]+/?",
+            words="an origin such as https://app.example, or *",
+        ),
+    )
     trusted_proxy: tuple[str, ...] = field(
         default=(),
         metadata=_about(

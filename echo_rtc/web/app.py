@@ -14,6 +14,7 @@ from aiohttp.typedefs import Middleware
 
 from echo_rtc.web.auth import GRANT, Authorisation, Scope, authorise
 from echo_rtc.web.clients import Clients
+from echo_rtc.web.cors import CrossOrigin
 from echo_rtc.web.health import Health
 from echo_rtc.web.pages import Pages
 from echo_rtc.web.problems import problem_middleware
@@ -104,23 +105,25 @@ def routes() -> list[RouteRow]:
 
 @dataclass(frozen=True, slots=True)
 class Access:
-    """Who is let in."""
+    """Who is let in: with which tokens, from where, and the pages of which origins."""
 
     authorisation: Authorisation = field(default_factory=Authorisation)
     clients: Clients = field(default_factory=Clients)
+    cross_origin: CrossOrigin = field(default_factory=CrossOrigin)
 
 
 def create_app(streams: Streams, health: Health, static: Path, access: Access | None = None) -> web.Application:
     """The application. ``static`` is the page's folder; raises InputError if it has no index.html. Without ``access``
-    everybody is let in."""
+    everybody is let in who needs no permission of another origin's."""
+    access = access or Access()
     handlers = Handlers(Pages.in_folder(static), Signalling(streams, health), health)
     scopes: dict[web.AbstractRoute, Scope] = {}
-    middlewares = [problem_middleware, _authorising(access or Access(), scopes)]
+    middlewares = [access.cross_origin.middleware(), problem_middleware, _authorising(access, scopes)]
     app = web.Application(middlewares=middlewares, client_max_size=MAX_OFFER_BYTES)
     for row, choose in _ROUTES:
         for method in (row.method, "HEAD") if row.method == "GET" else (row.method,):
             scopes[app.router.add_route(method, row.path, choose(handlers))] = row.scope
-    app.on_response_prepare.append(_add_security_headers)
+    app.on_response_prepare.append(_headers_for_all(access.cross_origin))
     return app
 
 
@@ -143,6 +146,11 @@ def _authorising(access: Access, scopes: Mapping[web.AbstractRoute, Scope]) -> M
     return middleware
 
 
-async def _add_security_headers(_: web.Request, response: web.StreamResponse) -> None:
-    for name, value in SECURITY_HEADERS.items():
-        response.headers[name] = value
+def _headers_for_all(cross_origin: CrossOrigin) -> Callable[[web.Request, web.StreamResponse], Awaitable[None]]:
+    headers = {**SECURITY_HEADERS, "Cross-Origin-Resource-Policy": cross_origin.resource_policy}
+
+    async def add(request: web.Request, response: web.StreamResponse) -> None:
+        response.headers.update(headers)
+        cross_origin.mark(request, response)
+
+    return add
