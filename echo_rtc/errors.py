@@ -35,5 +35,25 @@ class CapacityError(EchoRtcError):
         self.retry_after_s = retry_after_s
 
 
+class NameTakenError(EchoRtcError):
+    """Somebody publishes under this name; it may be free after ``retry_after_s`` seconds."""
+
+    def __init__(self, message: str, retry_after_s: int) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
+
+
+class NotLiveError(EchoRtcError):
+    """Nobody publishes under this name now; somebody may after ``retry_after_s`` seconds."""
+
+    def __init__(self, message: str, retry_after_s: int) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
+
+
+class IceRestartError(EchoRtcError):
+    """ICE candidates of another ICE session than the one that was agreed on, which goes on."""
+
+
 class RenderError(EchoRtcError):
     """A clip could not be rendered: its worker failed, died or took too long. The stream goes on without it."""

@@ -115,10 +115,10 @@ async def answer(manager: StreamManager, request: Mapping[str, str]) -> dict[str
     """The answer to one request."""
     if "offer" in request:
         try:
-            stream_id, sdp = await manager.open_call(request["offer"], "default")
+            opened = await manager.open_call(request["offer"], "default")
         except EchoRtcError as error:
             return {"error": str(error)}
-        return {"stream": stream_id, "answer": sdp}
+        return {"stream": opened.stream, "answer": opened.answer_sdp}
     if "statistics" in request:
         return {"statistics": manager.statistics(request["statistics"])}
     await manager.close_stream(request["end"], "the caller asked for it")

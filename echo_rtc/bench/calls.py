@@ -83,7 +83,7 @@ class Caller:
     """A call: :meth:`connect`, then sound and frames go to the callbacks until :meth:`close`.
 
     ``codec`` limits the offer's picture codecs to that one ("H264", "VP8"); None offers all that aiortc has. A voice of
-    None is a microphone that sends nothing at all.
+    None is a microphone that sends nothing at all. ``speaks=False`` is a viewer, who has no microphone.
     """
 
     def __init__(
@@ -92,6 +92,7 @@ class Caller:
         on_sound: Callable[[Heard], None] | None = None,
         on_picture: Callable[[Seen], None] | None = None,
         codec: str | None = None,
+        speaks: bool = True,
     ) -> None:
         self.connection = RTCPeerConnection(RTCConfiguration(iceServers=[]))
         self.microphone = ScriptedMicrophone(voice) if voice is not None else None
@@ -100,7 +101,7 @@ class Caller:
         self._on_sound = on_sound or (lambda _: None)
         self._on_picture = on_picture or (lambda _: None)
         self._tasks: list[asyncio.Task[None]] = []
-        sound = self.connection.addTransceiver(self.microphone or "audio", "sendrecv")
+        sound = self.connection.addTransceiver(self.microphone or "audio", "sendrecv" if speaks else "recvonly")
         self._sound_sender = sound.sender
         picture = self.connection.addTransceiver("video", "recvonly")
         if codec is not None:
@@ -119,18 +120,7 @@ class Caller:
 
     async def connect(self, exchange: Exchange) -> None:
         """Makes an offer and returns once the connection is up. Raises TimeoutError or what ``exchange`` raises."""
-        up = asyncio.Event()
-
-        def on_state() -> None:
-            if self.connection.connectionState == "connected":
-                up.set()
-
-        self.connection.on("connectionstatechange", on_state)
-        await self.connection.setLocalDescription(await self.connection.createOffer())
-        answer = await exchange(self.connection.localDescription.sdp)
-        await self.connection.setRemoteDescription(RTCSessionDescription(answer, "answer"))
-        async with asyncio.timeout(CONNECT_TIMEOUT_S):
-            await up.wait()
+        await connect(self.connection, exchange)
 
     async def received_bytes(self) -> float:
         """All bytes that came so far, over the one transport."""
@@ -161,6 +151,39 @@ class Caller:
                     self._on_sound(Heard(now, frame.pts or 0, pcm))
             elif isinstance(frame, av.VideoFrame):
                 self._on_picture(Seen(now, frame.pts or 0, luma(frame)))
+
+
+class Publisher:
+    """Sends a voice and wants nothing back: :meth:`connect`, then :meth:`close`."""
+
+    def __init__(self, voice: Voice) -> None:
+        self.connection = RTCPeerConnection(RTCConfiguration(iceServers=[]))
+        self.microphone = ScriptedMicrophone(voice)
+        self.connection.addTransceiver(self.microphone, "sendonly")
+
+    async def connect(self, exchange: Exchange) -> None:
+        """As a caller's."""
+        await connect(self.connection, exchange)
+
+    async def close(self) -> None:
+        """Hangs up."""
+        await self.connection.close()
+
+
+async def connect(connection: RTCPeerConnection, exchange: Exchange) -> None:
+    """Makes an offer and returns once the connection is up. Raises TimeoutError or what ``exchange`` raises."""
+    up = asyncio.Event()
+
+    def on_state() -> None:
+        if connection.connectionState == "connected":
+            up.set()
+
+    connection.on("connectionstatechange", on_state)
+    await connection.setLocalDescription(await connection.createOffer())
+    answer = await exchange(connection.localDescription.sdp)
+    await connection.setRemoteDescription(RTCSessionDescription(answer, "answer"))
+    async with asyncio.timeout(CONNECT_TIMEOUT_S):
+        await up.wait()
 
 
 def luma(frame: av.VideoFrame) -> U8Array:

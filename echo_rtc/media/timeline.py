@@ -182,6 +182,13 @@ class Timeline:
             drift_ppm=self.drift_ppm,
         )
 
+    def new_microphone(self, now: float) -> None:
+        """Another microphone goes on from here: its stamps and its clock have nothing to do with those before."""
+        self._forget_late()
+        self._offset = None
+        if self._clock is not None:
+            self._clock = ArrivalClock(round(self._clock.reading(now)), now)
+
     def advance(self, now: float) -> list[Piece]:
         """Silence by our clock, if the microphone has been silent for longer than HOLD_OFF_S."""
         if self._clock is None:

@@ -1,24 +1,36 @@
-"""All streams of this server: opens them from offers, refuses what is too much, and ends them.
+"""All streams of this server, their names and their peers: opens them from offers, refuses what is too much, ends them.
 
-The only part that knows several streams. Knows no HTTP: what it raises are the classes of ``errors``.
+A stream lives as long as somebody publishes it. One that has a name and viewers outlives a publisher who is lost (not
+one who leaves) by a few seconds: it shows the idle loop, and whoever publishes under its name takes it over. The only
+part that knows several streams. Knows no HTTP: what it raises are the classes of ``errors``.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from echo_rtc.engine.protocol import Engine
-from echo_rtc.errors import CapacityError, OfferError
-from echo_rtc.rtc.offer import CallPlan, Offer, plan_call, read_offer
+from echo_rtc.errors import CapacityError, NameTakenError, NotLiveError, OfferError
+from echo_rtc.rtc.fragment import read_fragment
+from echo_rtc.rtc.offer import MediaPlan, Offer, plan_call, plan_publishing, plan_viewing, read_offer
 from echo_rtc.rtc.peer import CONNECT_TIMEOUT_S, Peer
+from echo_rtc.rtc.session import Opened, Role, checked_name
 from echo_rtc.rtc.stream import Stream, StreamOptions
 
 logger = logging.getLogger(__name__)
 
 RETRY_AFTER_S = 10
 """When a refused client may ask again: places become free as calls end, which nobody can foresee."""
+NAME_RETRY_S = 2
+"""When to ask again for a name that is taken or not live: a publisher who is lost is noticed within seconds."""
+LINGER_S = 10.0
+"""How long viewers see the idle loop after their publisher was lost, before the stream ends."""
+LOST = "the publisher was lost"
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,31 +41,64 @@ class ManagerOptions:
     stream: StreamOptions = field(default_factory=StreamOptions)
     max_streams: int = 0
     connect_timeout_s: float = CONNECT_TIMEOUT_S
+    linger_s: float = LINGER_S
 
 
 @dataclass(slots=True)
-class _Call:
-    """A stream and the one peer that publishes and views it, and the task that ends both together."""
+class ManagerCounters:
+    """Offers refused: for want of room; because the name is taken; because nothing is live under the name. And streams
+    that a lost publisher came back to."""
+
+    full: int = 0
+    name_taken: int = 0
+    not_live: int = 0
+    resumed: int = 0
+
+
+@dataclass(slots=True, eq=False)
+class _Session:
+    """One peer of a stream, and the task that looks after it until it is gone."""
+
+    id: str
+    tag: str
+    role: Role
+    peer: Peer
+    attendant: asyncio.Task[None] | None = None
+
+
+@dataclass(slots=True, eq=False)
+class _Live:
+    """A stream, its name if it has one, its peers, and the task that ends it with all of them."""
 
     stream: Stream
-    peer: Peer
-    supervisor: asyncio.Task[None]
+    name: str | None
+    supervisor: asyncio.Task[None] | None = None
+    publisher: _Session | None = None
+    sessions: dict[str, _Session] = field(default_factory=dict)
+    linger: asyncio.TimerHandle | None = None
+    """Runs while a lost publisher is waited for."""
+    claimed: bool = False
+    """Whether another publisher is just being let in."""
 
 
 class StreamManager:
-    """Opens, finds and ends streams."""
+    """Opens, finds and ends streams and their peers."""
 
     def __init__(self, engine: Engine, options: ManagerOptions) -> None:
         self._engine = engine
         self._options = options
-        self._calls: dict[str, _Call] = {}
+        self._live: dict[str, _Live] = {}
+        self._names: dict[str, _Live | None] = {}
+        """Every name in use; None while its stream is being built."""
+        self._new_streams = 0
+        """Streams that are being built."""
         self._building = 0
+        """Peers that are being built."""
         self._built = asyncio.Event()
         """Set whenever nothing is being built."""
         self._built.set()
         self._closed = False
-        self.refused = 0
-        """Offers refused for want of room."""
+        self.counters = ManagerCounters()
 
     @property
     def capacity(self) -> int:
@@ -63,80 +108,259 @@ class StreamManager:
     @property
     def streams(self) -> dict[str, Stream]:
         """The streams that are open, by id."""
-        return {stream_id: call.stream for stream_id, call in self._calls.items()}
+        return {stream_id: live.stream for stream_id, live in self._live.items()}
 
-    async def open_call(self, offer_sdp: str, avatar: str) -> tuple[str, str]:
-        """Opens a stream for a peer that sends a microphone and receives the avatar; (stream id, answer SDP).
+    async def open_call(self, offer_sdp: str, avatar: str, name: str | None = None) -> Opened:
+        """Lets a peer in that sends a microphone and receives the avatar; with ``name``, others may view it under that.
 
-        Raises OfferError, UnsupportedMediaError or CapacityError; nothing is left behind then.
+        Raises OfferError, UnsupportedMediaError, NameTakenError or CapacityError; nothing is left behind then.
         """
         offer = read_offer(offer_sdp)
-        plan = plan_call(offer)
-        if avatar not in self._engine.avatars:
-            raise OfferError(f"there is no avatar {avatar!r}; choose one of {', '.join(self._engine.avatars)}")
-        self._admit()
-        self._building += 1
-        self._built.clear()
-        try:
-            stream, peer = await self._build(offer, plan, avatar)
-            supervisor = asyncio.create_task(self._supervise(stream, peer), name=f"supervise stream {stream.id[:8]}")
-            self._calls[stream.id] = _Call(stream, peer, supervisor)
-        finally:
-            self._building -= 1
-            if not self._building:
-                self._built.set()
-        codec = peer.viewer.codec if peer.viewer else None
-        stream.log.info("opened: avatar %s, %s", stream.avatar, codec)
-        return stream.id, peer.answer_sdp
+        return await self._publish(offer, plan_call(offer), Role.CALL, avatar, name)
+
+    async def publish(self, name: str, offer_sdp: str, avatar: str) -> Opened:
+        """Lets a peer in that sends a microphone, whose avatar is to be viewed under ``name``. Raises as above."""
+        offer = read_offer(offer_sdp)
+        return await self._publish(offer, plan_publishing(offer), Role.PUBLISH, avatar, name)
+
+    async def view(self, name: str, offer_sdp: str) -> Opened:
+        """Lets a peer in that receives the stream of that name or id.
+
+        Raises OfferError, UnsupportedMediaError, NotLiveError or CapacityError; nothing is left behind then.
+        """
+        offer = read_offer(offer_sdp)
+        plan = plan_viewing(offer)
+        if self._closed:
+            raise _stopping()
+        live = self._find(name)
+        with self._build():
+            peer = await self._answer(offer, plan, live.stream)
+            try:
+                self._find(name)  # it may have ended meanwhile
+            except NotLiveError:
+                await peer.close()
+                raise
+            return self._admit(live, peer, Role.VIEW)
+
+    def find(self, role: Role, name: str, session_id: str) -> Opened | None:
+        """The peer of this id, if it has this role in the stream of this name or id."""
+        live = self._names.get(name) or self._live.get(name)
+        session = live.sessions.get(session_id) if live else None
+        if live is None or session is None or session.role is not role:
+            return None
+        return Opened(session.id, live.stream.id, session.tag, session.peer.answer_sdp)
+
+    async def add_candidates(self, opened: Opened, fragment: str) -> None:
+        """Takes ICE candidates of a peer that come after its offer. Raises OfferError or IceRestartError."""
+        read = read_fragment(fragment)
+        live = self._live.get(opened.stream)
+        session = live.sessions.get(opened.session) if live else None
+        if session is not None:
+            await session.peer.add_candidates(read)
+
+    async def close_session(self, opened: Opened, reason: str) -> bool:
+        """Ends a peer, and its stream if it is the publisher; waits until nothing of it is left. False if it has ended
+        already."""
+        live = self._live.get(opened.stream)
+        session = live.sessions.get(opened.session) if live else None
+        if live is None or session is None:
+            return False
+        if session is live.publisher:
+            return await self.close_stream(opened.stream, reason)
+        await session.peer.close(reason)
+        assert session.attendant is not None
+        await asyncio.wait({session.attendant})
+        return True
 
     async def close_stream(self, stream_id: str, reason: str) -> bool:
-        """Ends a stream and waits until nothing of it is left; False if there is none of that id."""
-        call = self._calls.get(stream_id)
-        if call is None:
+        """Ends a stream with all its peers and waits until nothing of it is left; False if there is none of that id."""
+        live = self._live.get(stream_id)
+        if live is None:
             return False
-        await call.stream.close(reason)
-        await asyncio.shield(call.supervisor)
+        await live.stream.close(reason)
+        assert live.supervisor is not None
+        await asyncio.wait({live.supervisor})
         return True
 
     def statistics(self, stream_id: str) -> dict[str, object] | None:
         """The counters of a stream; None if there is none of that id."""
-        call = self._calls.get(stream_id)
-        return call.stream.statistics() if call else None
+        live = self._live.get(stream_id)
+        if live is None:
+            return None
+        return {**live.stream.statistics(), "name": live.name, "published": live.publisher is not None}
 
     async def close(self) -> None:
         """Takes no further streams and ends all there are, those that are just being built too."""
         self._closed = True
         await self._built.wait()
-        await asyncio.gather(*(self.close_stream(stream_id, "the server is stopping") for stream_id in self._calls))
+        await asyncio.gather(*(self.close_stream(stream_id, "the server is stopping") for stream_id in self._live))
 
-    def _admit(self) -> None:
+    async def _publish(self, offer: Offer, plan: MediaPlan, role: Role, avatar: str, name: str | None) -> Opened:
+        if avatar not in self._engine.avatars:
+            raise OfferError(f"there is no avatar {avatar!r}; choose one of {', '.join(self._engine.avatars)}")
+        orphan = self._orphan(name, avatar) if name is not None else None
+        if orphan is not None:
+            with self._build():
+                return await self._resume(orphan, offer, plan, role)
+        self._require_room()
+        with self._build():
+            return await self._open(offer, plan, role, avatar, name)
+
+    def _find(self, name: str) -> _Live:
+        """The live stream of that name or id. Raises NotLiveError."""
+        live = self._names.get(name) or self._live.get(name)
+        if live is None or live.stream.ended.done():
+            self.counters.not_live += 1
+            raise NotLiveError(f"nothing is live under the name {name[:80]!r} now; try again later", NAME_RETRY_S)
+        return live
+
+    def _orphan(self, name: str, avatar: str) -> _Live | None:
+        """The stream under this name whose publisher was lost, to be taken over; None where the name is free.
+
+        Raises NameTakenError, and OfferError for what cannot be a name.
+        """
+        checked_name(name)
+        if name not in self._names and name not in self._live:
+            return None
+        live = self._names.get(name)
+        if live is None or live.linger is None or live.claimed or live.stream.avatar != avatar:
+            raise self._taken(name)
+        return live
+
+    def _taken(self, name: str) -> NameTakenError:
+        self.counters.name_taken += 1
+        return NameTakenError(
+            f"somebody publishes under the name {name!r}; take another, or wait until they leave", NAME_RETRY_S
+        )
+
+    def _require_room(self) -> None:
         if self._closed:
-            raise CapacityError("the server is stopping and takes no new streams", RETRY_AFTER_S)
-        if len(self._calls) + self._building >= self.capacity:
-            self.refused += 1
+            raise _stopping()
+        if len(self._live) + self._new_streams >= self.capacity:
+            self.counters.full += 1
             raise CapacityError(
                 f"all {self.capacity} streams that this server holds in real time are taken; try again later",
                 RETRY_AFTER_S,
             )
 
-    async def _build(self, offer: Offer, plan: CallPlan, avatar: str) -> tuple[Stream, Peer]:
-        """The two halves of a call. Leaves nothing behind if it fails or is cancelled."""
-        stream = Stream(self._engine, self._engine.avatars[avatar], self._options.stream)
+    async def _open(self, offer: Offer, plan: MediaPlan, role: Role, avatar: str, name: str | None) -> Opened:
+        """A new stream with its publisher. Leaves nothing behind if it fails or is cancelled."""
+        self._new_streams += 1
+        if name is not None:
+            self._names[name] = None
         try:
-            peer = await Peer.answer_call(offer, plan, stream, self._engine.format, self._options.connect_timeout_s)
-        except BaseException as error:
-            await stream.close(f"the offer could not be answered ({type(error).__name__})")
-            raise
-        return stream, peer
-
-    async def _supervise(self, stream: Stream, peer: Peer) -> None:
-        """A call's life: both ends go together, whichever is first."""
-        await asyncio.wait((stream.ended, peer.ended), return_when=asyncio.FIRST_COMPLETED)
-        reason = stream.ended.result() if stream.ended.done() else peer.ended.result()
-        try:
-            await stream.close(reason)
-        finally:
+            stream = Stream(self._engine, self._engine.avatars[avatar], self._options.stream)
             try:
-                await peer.close()
+                peer = await self._answer(offer, plan, stream)
+            except BaseException as error:
+                await stream.close(f"the offer could not be answered ({type(error).__name__})")
+                raise
+        except BaseException:
+            if name is not None:
+                del self._names[name]
+            raise
+        finally:
+            self._new_streams -= 1
+        live = _Live(stream, name)
+        self._live[stream.id] = live
+        if name is not None:
+            self._names[name] = live
+        live.supervisor = asyncio.create_task(self._supervise(live), name=f"supervise stream {stream.id[:8]}")
+        stream.log.info("opened%s: avatar %s, %s", f" as {name}" if name else "", stream.avatar, role)
+        return self._admit(live, peer, role)
+
+    async def _resume(self, live: _Live, offer: Offer, plan: MediaPlan, role: Role) -> Opened:
+        """A new publisher for a stream whose own was lost."""
+        live.claimed = True
+        try:
+            peer = await self._answer(offer, plan, live.stream)
+        except BaseException:
+            if live.linger is None:
+                live.stream.end(LOST)
+            raise
+        finally:
+            live.claimed = False
+        if live.stream.ended.done():
+            await peer.close()
+            raise self._taken(live.name or "")
+        if live.linger is not None:
+            live.linger.cancel()
+            live.linger = None
+        self.counters.resumed += 1
+        live.stream.log.info("the publisher is back")
+        return self._admit(live, peer, role)
+
+    def _admit(self, live: _Live, peer: Peer, role: Role) -> Opened:
+        """Makes a peer that was answered one of a stream's, and looks after it from now on."""
+        session = _Session(secrets.token_urlsafe(16), secrets.token_urlsafe(9), role, peer)
+        live.sessions[session.id] = session
+        if role is not Role.VIEW:
+            live.publisher = session
+        name = f"attend a peer of stream {live.stream.id[:8]}"
+        session.attendant = asyncio.create_task(self._attend(live, session), name=name)
+        return Opened(session.id, live.stream.id, session.tag, peer.answer_sdp)
+
+    async def _answer(self, offer: Offer, plan: MediaPlan, stream: Stream) -> Peer:
+        return await Peer.answer(offer, plan, stream, self._engine.format, self._options.connect_timeout_s)
+
+    @contextmanager
+    def _build(self) -> Iterator[None]:
+        """A peer is being built while inside; the manager's end waits for it."""
+        self._building += 1
+        self._built.clear()
+        try:
+            yield
+        finally:
+            self._building -= 1
+            if not self._building:
+                self._built.set()
+
+    async def _attend(self, live: _Live, session: _Session) -> None:
+        """A peer's life, and what its end means for the stream."""
+        await asyncio.wait({session.peer.ended})
+        reason = session.peer.ended.result()
+        try:
+            await session.peer.close()
+        finally:
+            del live.sessions[session.id]
+        if session.role is Role.VIEW:
+            live.stream.log.info("a viewer is gone: %s", reason)
+        if session is live.publisher:
+            live.publisher = None
+            if live.name is not None and live.sessions and not live.stream.ended.done():
+                live.stream.log.info("the publisher is lost: %s; its name is kept for %g s", reason, LINGER_S)
+                loop = asyncio.get_running_loop()
+                live.linger = loop.call_later(self._options.linger_s, self._give_up, live)
+            else:
+                live.stream.end(reason)
+        elif live.publisher is None and not live.sessions and not live.claimed:
+            live.stream.end(LOST)
+
+    @staticmethod
+    def _give_up(live: _Live) -> None:
+        """Nobody has come back for a lost publisher."""
+        live.linger = None
+        if not live.claimed:
+            live.stream.end(LOST)
+
+    async def _supervise(self, live: _Live) -> None:
+        """A stream's life: once it is to end, all its peers go with it."""
+        await asyncio.wait({live.stream.ended})
+        reason = live.stream.ended.result()
+        try:
+            await live.stream.close(reason)
+        finally:
+            if live.linger is not None:
+                live.linger.cancel()
+            peers = tuple(live.sessions.values())
+            attendants = [session.attendant for session in peers if session.attendant is not None]
+            try:
+                await asyncio.gather(*(session.peer.close(reason) for session in peers), *attendants)
             finally:
-                del self._calls[stream.id]
+                del self._live[live.stream.id]
+                if live.name is not None:
+                    del self._names[live.name]
+
+
+def _stopping() -> CapacityError:
+    return CapacityError("the server is stopping and takes no new streams", RETRY_AFTER_S)

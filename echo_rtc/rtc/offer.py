@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 import logging
+import re
 from dataclasses import dataclass
 
 from aiortc import sdp
@@ -49,22 +50,38 @@ class Section:
 
 @dataclass(frozen=True, slots=True)
 class Offer:
-    """A readable offer: the text (mended where aiortc needs it) and its sections in order."""
+    """A readable offer: the text (mended where aiortc needs it), its sections in order, the mids of those that share
+    one transport, and the ICE username fragment of the first section."""
 
     sdp: str
     sections: tuple[Section, ...]
+    bundle: tuple[str, ...]
+    ufrag: str
+
+    def transport_of(self, mid: str | None, index: int) -> str | None:
+        """The mid of the section whose transport serves the section of this mid, or of this index where ``mid`` is
+        None; None if there is no such section."""
+        mids = [section.mid for section in self.sections]
+        if mid is None:
+            mid = mids[index] if index < len(mids) else None
+        return self.bundle[0] if mid in self.bundle else mid if mid in mids else None
 
 
 @dataclass(frozen=True, slots=True)
-class CallPlan:
-    """Which sections of an offer serve a call: indices into ``Offer.sections``.
+class MediaPlan:
+    """Which sections of an offer serve what: indices into ``Offer.sections``, None where nothing does.
 
-    ``sound`` is None where the offerer wants no sound back.
+    ``microphone``: where the voice comes from; ``picture`` and ``sound``: where the avatar goes to.
     """
 
-    microphone: int
-    picture: int
-    sound: int | None
+    microphone: int | None = None
+    picture: int | None = None
+    sound: int | None = None
+
+    @property
+    def sections(self) -> frozenset[int]:
+        """The sections that are of use."""
+        return frozenset(i for i in (self.microphone, self.picture, self.sound) if i is not None)
 
 
 def read_offer(text: str) -> Offer:
@@ -88,25 +105,72 @@ def read_offer(text: str) -> Offer:
     for media in description.media:
         _check_section(media)
     _check_bundle(description)
-    return Offer(text, tuple(_section(media) for media in description.media))
+    bundles = (tuple(map(str, group.items)) for group in description.group if group.semantic == "BUNDLE")
+    ice = description.media[0].ice
+    assert ice is not None
+    return Offer(
+        sdp=text,
+        sections=tuple(_section(media) for media in description.media),
+        bundle=next(bundles, ()),
+        ufrag=ice.usernameFragment or "",
+    )
 
 
-def plan_call(offer: Offer) -> CallPlan:
-    """Finds the microphone, and where picture and sound go back. Raises UnsupportedMediaError, naming what lacks."""
+def plan_call(offer: Offer) -> MediaPlan:
+    """For a peer that speaks and watches: finds the microphone, and where picture and sound go back.
+
+    Raises UnsupportedMediaError, naming what lacks.
+    """
+    return MediaPlan(microphone=_microphone(offer), picture=_picture(offer), sound=_sound(offer))
+
+
+def plan_publishing(offer: Offer) -> MediaPlan:
+    """For a peer that only speaks: finds the microphone. Pictures that it sends are not looked at.
+
+    Raises UnsupportedMediaError, naming what lacks.
+    """
+    return MediaPlan(microphone=_microphone(offer))
+
+
+def plan_viewing(offer: Offer) -> MediaPlan:
+    """For a peer that only watches: finds where picture and sound go; one of them will do.
+
+    Raises UnsupportedMediaError, naming what lacks.
+    """
+    sound = _sound(offer)
+    if sound is not None and not any(s.kind == "video" and s.receives for s in offer.sections):
+        return MediaPlan(sound=sound)
+    return MediaPlan(picture=_picture(offer), sound=sound)
+
+
+def _microphone(offer: Offer) -> int:
     audio = [(i, s) for i, s in enumerate(offer.sections) if s.kind == "audio"]
-    video = [(i, s) for i, s in enumerate(offer.sections) if s.kind == "video"]
     microphone = next((i for i, s in audio if s.sends and s.takes(_SOUND_CODECS)), None)
     if microphone is None:
         if any(s.sends for _, s in audio):
             raise UnsupportedMediaError("the offer's audio has no Opus; offer the opus codec for the microphone")
         raise UnsupportedMediaError("the offer sends no audio; add the microphone's track before making the offer")
+    return microphone
+
+
+def _picture(offer: Offer) -> int:
+    video = [(i, s) for i, s in enumerate(offer.sections) if s.kind == "video"]
     picture = next((i for i, s in video if s.receives and s.takes(_PICTURE_CODECS)), None)
     if picture is None:
         if any(s.receives for _, s in video):
             raise UnsupportedMediaError("the offer's video has neither H264 nor VP8; offer one of them")
         raise UnsupportedMediaError("the offer receives no video; add a video transceiver that is recvonly")
-    sound = next((i for i, s in audio if s.receives and s.takes(_SOUND_CODECS)), None)
-    return CallPlan(microphone=microphone, picture=picture, sound=sound)
+    return picture
+
+
+def _sound(offer: Offer) -> int | None:
+    sections = enumerate(offer.sections)
+    return next((i for i, s in sections if s.kind == "audio" and s.receives and s.takes(_SOUND_CODECS)), None)
+
+
+def with_rtcp_mux_only(answer: str) -> str:
+    """An answer that says in so many words that RTCP shares the port of RTP (RFC 8858), as WHIP asks for."""
+    return re.sub(r"^(a=rtcp-mux)\r?$", r"\1\r\na=rtcp-mux-only\r", answer, flags=re.MULTILINE)
 
 
 def _section(media: sdp.MediaDescription) -> Section:

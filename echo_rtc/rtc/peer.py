@@ -1,7 +1,7 @@
 """One RTCPeerConnection of a stream: answers an offer, wires its tracks to the stream, and says when it is over.
 
-Owns the connection and nothing else. A call publishes and views in one connection; what a peer does is a plan of which
-media section serves what, so that a connection that only publishes or only views is the same code.
+Owns the connection and nothing else. A call publishes and views in one connection, others do one of the two: what a
+peer does is a plan of which media section serves what.
 """
 
 from __future__ import annotations
@@ -9,12 +9,14 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Callable
+from dataclasses import replace
 
 from aiortc import (
     RTCConfiguration,
     RTCDataChannel,
     RTCPeerConnection,
     RTCRtpCodecCapability,
+    RTCRtpCodecParameters,
     RTCRtpSender,
     RTCRtpTransceiver,
     RTCSessionDescription,
@@ -23,7 +25,7 @@ from aiortc import (
 from aiortc.exceptions import OperationError
 
 from echo_rtc.clips import ClipFormat
-from echo_rtc.errors import OfferError, UnsupportedMediaError
+from echo_rtc.errors import IceRestartError, OfferError, UnsupportedMediaError
 from echo_rtc.rtc.aiortc_seams import (
     report_due_times,
     shorten_consent,
@@ -31,7 +33,8 @@ from echo_rtc.rtc.aiortc_seams import (
     wire_feedback,
 )
 from echo_rtc.rtc.encoder import VideoCodec, codec_preference
-from echo_rtc.rtc.offer import CallPlan, Offer
+from echo_rtc.rtc.fragment import Fragment
+from echo_rtc.rtc.offer import MAX_CANDIDATES, MediaPlan, Offer, with_rtcp_mux_only
 from echo_rtc.rtc.stream import Event, Stream
 from echo_rtc.rtc.tracks import PacketTrack, Viewer
 
@@ -48,11 +51,13 @@ MAX_CHANNEL_BACKLOG_BYTES = 64 * 1024
 
 
 class Peer:
-    """A connection that is being answered, up, or over. Made by :meth:`answer_call`."""
+    """A connection that is being answered, up, or over. Made by :meth:`answer`."""
 
-    def __init__(self, stream: Stream, connect_timeout_s: float) -> None:
+    def __init__(self, offer: Offer, plan: MediaPlan, stream: Stream, connect_timeout_s: float) -> None:
         shorten_consent()
         loop = asyncio.get_running_loop()
+        self._offer = offer
+        self._plan = plan
         self._stream = stream
         # No STUN server: the default one is a stranger's, and unreachable it costs five seconds.
         self._connection = RTCPeerConnection(RTCConfiguration(iceServers=[]))
@@ -61,22 +66,26 @@ class Peer:
         self._connect_timer = loop.call_later(connect_timeout_s, self._end, "the connection never came up")
         self._closing: asyncio.Task[None] | None = None
         self.answer_sdp = ""
+        self._candidates = offer.sdp.count("a=candidate:")
+        self.candidates_dropped = 0
+        """ICE candidates that came after the offer and are of no use, or too many."""
         self.ended: asyncio.Future[str] = loop.create_future()
         """Done, with the reason, as soon as the connection is over or given up."""
         self._connection.on("connectionstatechange", self._on_state)
         self._connection.on("datachannel", self._on_channel)
 
     @classmethod
-    async def answer_call(
-        cls, offer: Offer, plan: CallPlan, stream: Stream, format: ClipFormat, connect_timeout_s: float
+    async def answer(
+        cls, offer: Offer, plan: MediaPlan, stream: Stream, format: ClipFormat, connect_timeout_s: float
     ) -> Peer:
-        """Answers the offer of a call: its microphone drives ``stream``, which comes back as picture and sound.
+        """Answers an offer: its microphone, if the plan has one, drives ``stream``; picture and sound of the stream go
+        where the plan says.
 
         Raises UnsupportedMediaError if no codec fits and OfferError if aiortc finds another fault; nothing is left of
         the connection then.
         """
-        peer = cls(stream, connect_timeout_s)
-        answering = asyncio.create_task(peer._answer(offer, plan, format), name="answer an offer")
+        peer = cls(offer, plan, stream, connect_timeout_s)
+        answering = asyncio.create_task(peer._answer(format), name="answer an offer")
         try:
             await asyncio.shield(answering)
         except BaseException:
@@ -90,17 +99,39 @@ class Peer:
     def viewer(self) -> Viewer | None:
         return self._viewer
 
-    async def close(self) -> None:
-        """Closes the connection and waits for it."""
-        self._end("closed by the server")
+    async def add_candidates(self, fragment: Fragment) -> None:
+        """Takes ICE candidates that come after the offer; those that are of no use are counted and left out.
+
+        Raises IceRestartError if they are not of the ICE session that the offer began.
+        """
+        if fragment.ufrag is not None and fragment.ufrag != self._offer.ufrag:
+            raise IceRestartError(
+                "the candidates belong to another ICE session, and this server does not restart ICE; "
+                "the session goes on as it is, delete it and post a new offer to begin anew"
+            )
+        self.candidates_dropped += fragment.unusable
+        for candidate in fragment.candidates:
+            mid = self._offer.transport_of(candidate.sdpMid, candidate.sdpMLineIndex or 0)
+            if mid is None or self._candidates >= MAX_CANDIDATES or self.ended.done():
+                self.candidates_dropped += 1
+                continue
+            self._candidates += 1
+            try:
+                await self._connection.addIceCandidate(replace(candidate, sdpMid=mid, sdpMLineIndex=None))
+            except ValueError:  # no address, or the offer said that these were all
+                self.candidates_dropped += 1
+
+    async def close(self, reason: str = "closed by the server") -> None:
+        """Closes the connection and waits for it. The first reason counts."""
+        self._end(reason)
         if self._closing is None:
             self._closing = asyncio.create_task(self._close(), name="close a peer")
         await asyncio.shield(self._closing)
 
-    async def _answer(self, offer: Offer, plan: CallPlan, format: ClipFormat) -> None:
-        transceivers = self._add_transceivers(offer, plan, format)
+    async def _answer(self, format: ClipFormat) -> None:
+        transceivers = self._add_transceivers(format)
         try:
-            await self._connection.setRemoteDescription(RTCSessionDescription(offer.sdp, "offer"))
+            await self._connection.setRemoteDescription(RTCSessionDescription(self._offer.sdp, "offer"))
         except OperationError as error:
             raise UnsupportedMediaError(
                 "a section of the offer has no codec in common with this server; offer Opus, and H264 or VP8"
@@ -108,18 +139,19 @@ class Peer:
         except Exception as error:  # a boundary: whatever aiortc trips over in a stranger's offer is the offer's fault
             self._stream.log.warning("an offer that could be read cannot be answered", exc_info=True)
             raise OfferError("the session description cannot be answered; send that of an RTCPeerConnection") from error
-        shorten_microphone_buffer(transceivers[plan.microphone].receiver)
+        if self._plan.microphone is not None:
+            shorten_microphone_buffer(transceivers[self._plan.microphone].receiver)
         await self._connection.setLocalDescription(await self._connection.createAnswer())
-        self.answer_sdp = self._connection.localDescription.sdp
-        self._wire(transceivers, plan)
+        self.answer_sdp = with_rtcp_mux_only(self._connection.localDescription.sdp)
+        self._wire(transceivers)
 
-    def _add_transceivers(self, offer: Offer, plan: CallPlan, format: ClipFormat) -> dict[int, RTCRtpTransceiver]:
+    def _add_transceivers(self, format: ClipFormat) -> dict[int, RTCRtpTransceiver]:
         """One per section of sound or picture, in the offer's order, which is how aiortc pairs them."""
-        directions = {plan.microphone: "recvonly", plan.picture: "sendonly"}
-        if plan.sound is not None:
-            directions[plan.sound] = "sendrecv" if plan.sound == plan.microphone else "sendonly"
+        plan = self._plan
+        directions: dict[int | None, str] = {plan.picture: "sendonly", plan.sound: "sendonly"}
+        directions[plan.microphone] = "sendrecv" if plan.sound == plan.microphone else "recvonly"
         transceivers: dict[int, RTCRtpTransceiver] = {}
-        for i, section in enumerate(offer.sections):
+        for i, section in enumerate(self._offer.sections):
             if section.kind == "application":
                 continue
             transceiver = self._connection.addTransceiver(section.kind, directions.get(i, "inactive"))
@@ -128,26 +160,36 @@ class Peer:
             transceivers[i] = transceiver
         return transceivers
 
-    def _wire(self, transceivers: dict[int, RTCRtpTransceiver], plan: CallPlan) -> None:
+    def _wire(self, transceivers: dict[int, RTCRtpTransceiver]) -> None:
         """Ties the tracks to the stream; runs before the connection can be up."""
-        answered = sdp.SessionDescription.parse(self.answer_sdp).media[plan.picture].rtp.codecs[0]
-        viewer = self._stream.add_viewer(VideoCodec(answered.name), with_sound=plan.sound is not None)
-        self._viewer = viewer
+        plan = self._plan
+        answered = None
+        if plan.picture is not None:
+            answered = sdp.SessionDescription.parse(self.answer_sdp).media[plan.picture].rtp.codecs[0]
+        if answered is not None or plan.sound is not None:
+            codec = VideoCodec(answered.name) if answered is not None else None
+            self._viewer = self._stream.add_viewer(codec, with_sound=plan.sound is not None)
+        if answered is not None and plan.picture is not None:
+            self._wire_picture(transceivers[plan.picture].sender, answered)
+        if plan.sound is not None and self._viewer is not None and self._viewer.sound is not None:
+            sound = transceivers[plan.sound].sender
+            sound.replaceTrack(self._viewer.sound)
+            self._report_due_times(sound, self._viewer.sound)
+        if plan.microphone is not None:
+            self._stream.listen(transceivers[plan.microphone].receiver.track)
+
+    def _wire_picture(self, sender: RTCRtpSender, codec: RTCRtpCodecParameters) -> None:
+        viewer = self._viewer
+        assert viewer is not None
         assert viewer.picture is not None
-        picture = transceivers[plan.picture].sender
-        picture.replaceTrack(viewer.picture)
+        sender.replaceTrack(viewer.picture)
         wire_feedback(
-            picture,
-            answered,
+            sender,
+            codec,
             on_key_frame=lambda: self._stream.want_key_frame(viewer),
             on_bitrate=lambda bitrate: self._stream.estimate(viewer, bitrate),
         )
-        self._report_due_times(picture, viewer.picture)
-        if plan.sound is not None and viewer.sound is not None:
-            sound = transceivers[plan.sound].sender
-            sound.replaceTrack(viewer.sound)
-            self._report_due_times(sound, viewer.sound)
-        self._stream.listen(transceivers[plan.microphone].receiver.track)
+        self._report_due_times(sender, viewer.picture)
 
     @staticmethod
     def _report_due_times(sender: RTCRtpSender, track: PacketTrack) -> None:

@@ -132,7 +132,8 @@ class Stream:
         self._spawn(self._report(), "report")
 
     def listen(self, track: MediaStreamTrack) -> None:
-        """Takes the voice from ``track`` from now on, until it ends."""
+        """Takes the voice from ``track`` from now on, until it ends. The one before, if there was one, has ended."""
+        self._timeline.new_microphone(self._clock())
         self._spawn(self._microphone.run(track), "microphone")
 
     def add_viewer(self, codec: VideoCodec | None, with_sound: bool) -> Viewer:
@@ -193,10 +194,14 @@ class Stream:
 
         return unsubscribe
 
-    async def close(self, reason: str) -> None:
-        """Ends the stream and waits until nothing of it is left. The first reason counts."""
+    def end(self, reason: str) -> None:
+        """Says that the stream is to be closed, by whoever looks after it. The first reason counts."""
         if not self.ended.done():
             self.ended.set_result(reason)
+
+    async def close(self, reason: str) -> None:
+        """Ends the stream and waits until nothing of it is left. The first reason counts."""
+        self.end(reason)
         if self._closing is None:
             self._closing = asyncio.create_task(self._close(), name=f"close stream {self.id[:8]}")
         await asyncio.shield(self._closing)
@@ -321,8 +326,7 @@ class Stream:
         if task.cancelled() or task.exception() is None:
             return
         self.log.error("%s failed", task.get_name(), exc_info=task.exception())
-        if not self.ended.done():
-            self.ended.set_result("an internal error")
+        self.end("an internal error")
 
     async def _close(self) -> None:
         reason = self.ended.result()

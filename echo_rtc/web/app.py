@@ -5,13 +5,15 @@ Knows the streams and the engine by narrow protocols only, and nothing of WebRTC
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Protocol
 
 from aiohttp import web
 from aiohttp.typedefs import Middleware
 
+from echo_rtc.rtc.session import Role
 from echo_rtc.web.auth import GRANT, Authorisation, Scope, authorise
 from echo_rtc.web.clients import Clients
 from echo_rtc.web.cors import CrossOrigin
@@ -19,6 +21,7 @@ from echo_rtc.web.health import Health
 from echo_rtc.web.pages import Pages
 from echo_rtc.web.problems import problem_middleware
 from echo_rtc.web.signalling import MAX_OFFER_BYTES, Signalling, Streams
+from echo_rtc.web.whip import IceServer, Sessions, WhipWhep
 
 SECURITY_HEADERS = {
     "Content-Security-Policy": "; ".join(
@@ -69,6 +72,8 @@ class Handlers:
 
     pages: Pages
     signalling: Signalling
+    whip: WhipWhep
+    whep: WhipWhep
     health: Health
 
 
@@ -79,13 +84,53 @@ _ROUTES: tuple[tuple[RouteRow, Callable[[Handlers], Handler]], ...] = (
         RouteRow(
             "POST",
             "/offer",
-            "Opens a call: JSON with sdp, type and avatar in; sdp, type and stream (its id) out.",
+            "Opens a call: JSON with sdp, type, avatar and name (both optional) in; sdp, type and stream (its id) out.",
             Scope.CALL,
         ),
         lambda h: h.signalling.offer,
     ),
     (RouteRow("GET", "/streams/{id}", "A stream's counters, as JSON.", Scope.OWN), lambda h: h.signalling.statistics),
     (RouteRow("DELETE", "/streams/{id}", "Ends a stream.", Scope.OWN), lambda h: h.signalling.close),
+    (
+        RouteRow(
+            "POST",
+            "/whip/{name}",
+            "Publishes a voice under a name (WHIP); `?avatar=` chooses who speaks.",
+            Scope.PUBLISH,
+        ),
+        lambda h: h.whip.post,
+    ),
+    (RouteRow("GET", "/whip/{name}", "Empty; says that offers are taken here.", Scope.OPEN), lambda h: h.whip.describe),
+    (RouteRow("OPTIONS", "/whip/{name}", "What may be posted.", Scope.OPEN), lambda h: h.whip.options),
+    (
+        RouteRow("PATCH", "/whip/{name}/{session}", "Further ICE candidates of a publisher.", Scope.OWN),
+        lambda h: h.whip.patch,
+    ),
+    (
+        RouteRow("GET", "/whip/{name}/{session}", "204 as long as the publisher is there.", Scope.OWN),
+        lambda h: h.whip.look,
+    ),
+    (RouteRow("OPTIONS", "/whip/{name}/{session}", "What may be patched.", Scope.OPEN), lambda h: h.whip.options),
+    (
+        RouteRow("DELETE", "/whip/{name}/{session}", "Ends publishing, and the stream.", Scope.OWN),
+        lambda h: h.whip.delete,
+    ),
+    (
+        RouteRow("POST", "/whep/{name}", "Views the stream of a name or an id (WHEP).", Scope.VIEW),
+        lambda h: h.whep.post,
+    ),
+    (RouteRow("GET", "/whep/{name}", "Empty; says that offers are taken here.", Scope.OPEN), lambda h: h.whep.describe),
+    (RouteRow("OPTIONS", "/whep/{name}", "What may be posted.", Scope.OPEN), lambda h: h.whep.options),
+    (
+        RouteRow("PATCH", "/whep/{name}/{session}", "Further ICE candidates of a viewer.", Scope.OWN),
+        lambda h: h.whep.patch,
+    ),
+    (
+        RouteRow("GET", "/whep/{name}/{session}", "204 as long as the viewer is there.", Scope.OWN),
+        lambda h: h.whep.look,
+    ),
+    (RouteRow("OPTIONS", "/whep/{name}/{session}", "What may be patched.", Scope.OPEN), lambda h: h.whep.options),
+    (RouteRow("DELETE", "/whep/{name}/{session}", "Ends viewing.", Scope.OWN), lambda h: h.whep.delete),
     (
         RouteRow("GET", "/config", "Picture size, frame rate, avatars and engine, as JSON.", Scope.OPEN),
         lambda h: h.health.config,
@@ -96,6 +141,15 @@ _ROUTES: tuple[tuple[RouteRow, Callable[[Handlers], Handler]], ...] = (
         lambda h: h.health.readyz,
     ),
 )
+
+
+class PeersAndStreams(Streams, Sessions, Protocol):
+    """All that the HTTP edge asks of the streams and their peers."""
+
+
+def no_ice_servers() -> Sequence[IceServer]:
+    """What clients are told of STUN and TURN servers: there are none."""
+    return ()
 
 
 def routes() -> list[RouteRow]:
@@ -112,11 +166,12 @@ class Access:
     cross_origin: CrossOrigin = field(default_factory=CrossOrigin)
 
 
-def create_app(streams: Streams, health: Health, static: Path, access: Access | None = None) -> web.Application:
+def create_app(streams: PeersAndStreams, health: Health, static: Path, access: Access | None = None) -> web.Application:
     """The application. ``static`` is the page's folder; raises InputError if it has no index.html. Without ``access``
     everybody is let in who needs no permission of another origin's."""
     access = access or Access()
-    handlers = Handlers(Pages.in_folder(static), Signalling(streams, health), health)
+    whip, whep = (WhipWhep(role, streams, health, no_ice_servers) for role in (Role.PUBLISH, Role.VIEW))
+    handlers = Handlers(Pages.in_folder(static), Signalling(streams, health), whip, whep, health)
     scopes: dict[web.AbstractRoute, Scope] = {}
     middlewares = [access.cross_origin.middleware(), problem_middleware, _authorising(access, scopes)]
     app = web.Application(middlewares=middlewares, client_max_size=MAX_OFFER_BYTES)

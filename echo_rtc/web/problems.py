@@ -12,7 +12,15 @@ from http import HTTPStatus
 
 from aiohttp import web
 
-from echo_rtc.errors import CapacityError, EchoRtcError, OfferError, UnsupportedMediaError
+from echo_rtc.errors import (
+    CapacityError,
+    EchoRtcError,
+    IceRestartError,
+    NameTakenError,
+    NotLiveError,
+    OfferError,
+    UnsupportedMediaError,
+)
 
 CONTENT_TYPE = "application/problem+json"
 
@@ -31,6 +39,10 @@ class ProblemType(StrEnum):
     UNKNOWN_STREAM = "urn:echo-rtc:problem:unknown-stream"
     UNAUTHORISED = "urn:echo-rtc:problem:unauthorised"
     FORBIDDEN = "urn:echo-rtc:problem:forbidden"
+    UNKNOWN_SESSION = "urn:echo-rtc:problem:unknown-session"
+    NAME_TAKEN = "urn:echo-rtc:problem:name-taken"
+    NOT_LIVE = "urn:echo-rtc:problem:not-live"
+    NO_RESTART = "urn:echo-rtc:problem:no-restart"
     FULL = "urn:echo-rtc:problem:full"
     STARTING = "urn:echo-rtc:problem:starting"
     STOPPING = "urn:echo-rtc:problem:stopping"
@@ -43,6 +55,10 @@ _TITLES = {
     ProblemType.UNKNOWN_STREAM: "There is no such stream",
     ProblemType.UNAUTHORISED: "A token is needed",
     ProblemType.FORBIDDEN: "The token does not allow this",
+    ProblemType.UNKNOWN_SESSION: "There is no such session",
+    ProblemType.NAME_TAKEN: "The name is taken",
+    ProblemType.NOT_LIVE: "Nothing is live under this name",
+    ProblemType.NO_RESTART: "ICE is not restarted",
     ProblemType.FULL: "The server is full",
     ProblemType.STARTING: "The server is starting",
     ProblemType.STOPPING: "The server is stopping",
@@ -100,6 +116,12 @@ def _from_error(error: EchoRtcError) -> Problem:
     detail = f"{text[:1].upper()}{text[1:].rstrip('.')}."
     if isinstance(error, CapacityError):
         return Problem(503, detail, ProblemType.FULL, {"Retry-After": str(error.retry_after_s)})
+    if isinstance(error, NameTakenError):
+        return Problem(409, detail, ProblemType.NAME_TAKEN, {"Retry-After": str(error.retry_after_s)})
+    if isinstance(error, NotLiveError):
+        return Problem(409, detail, ProblemType.NOT_LIVE, {"Retry-After": str(error.retry_after_s)})
+    if isinstance(error, IceRestartError):
+        return Problem(422, detail, ProblemType.NO_RESTART)
     if isinstance(error, UnsupportedMediaError):
         return Problem(422, detail, ProblemType.UNSUPPORTED_MEDIA)
     if isinstance(error, OfferError):

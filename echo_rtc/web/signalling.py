@@ -14,6 +14,8 @@ from typing import Protocol
 
 from aiohttp import web
 
+from echo_rtc.rtc.session import Opened
+from echo_rtc.web.auth import require_name
 from echo_rtc.web.health import Health
 from echo_rtc.web.problems import Problem, ProblemType
 
@@ -26,8 +28,8 @@ BODY_TIMEOUT_S = 10.0
 class Streams(Protocol):
     """What the HTTP edge asks of the streams."""
 
-    async def open_call(self, offer_sdp: str, avatar: str) -> tuple[str, str]:
-        """(stream id, answer SDP). Raises OfferError, UnsupportedMediaError, CapacityError."""
+    async def open_call(self, offer_sdp: str, avatar: str, name: str | None = None) -> Opened:
+        """Raises OfferError, UnsupportedMediaError, NameTakenError, CapacityError."""
         ...
 
     async def close_stream(self, stream_id: str, reason: str) -> bool:
@@ -41,10 +43,12 @@ class Streams(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Offer:
-    """The body of POST /offer, checked. ``avatar`` is None where the client leaves the choice to the server."""
+    """The body of POST /offer, checked. ``avatar`` is None where the client leaves the choice to the server, ``name``
+    where nobody is to find the stream by one."""
 
     sdp: str
     avatar: str | None
+    name: str | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,18 +59,19 @@ class Signalling:
     health: Health
 
     async def offer(self, request: web.Request) -> web.StreamResponse:
-        """200 with the answer; 400, 408, 413, 415, 422 or 503 as a problem."""
+        """200 with the answer; 400, 408, 409, 413, 415, 422 or 503 as a problem."""
         if request.content_type != "application/json":
             raise Problem(
                 415,
                 f"The content type is {request.headers.get('Content-Type', 'missing')[:80]!r}; send application/json.",
                 headers={"Accept-Post": "application/json"},
             )
-        offer = parse_offer(await _read_body(request))
+        offer = parse_offer(await read_body(request))
+        require_name(request, offer.name)
         self.health.require_ready()
-        stream_id, answer = await self.streams.open_call(offer.sdp, self._avatar(offer.avatar))
+        opened = await self.streams.open_call(offer.sdp, choose_avatar(self.health, offer.avatar), offer.name)
         return web.json_response(
-            {"sdp": answer, "type": "answer", "stream": stream_id}, headers={"Cache-Control": "no-store"}
+            {"sdp": opened.answer_sdp, "type": "answer", "stream": opened.stream}, headers={"Cache-Control": "no-store"}
         )
 
     async def statistics(self, request: web.Request) -> web.StreamResponse:
@@ -82,21 +87,9 @@ class Signalling:
             raise _unknown_stream()
         return web.Response(status=204)
 
-    def _avatar(self, name: str | None) -> str:
-        known = list(self.health.engine.avatars)
-        if name is None:
-            return known[0]
-        if name not in known:
-            raise Problem(
-                422,
-                f"There is no avatar {name[:80]!r}; choose one of {', '.join(known)}.",
-                ProblemType.UNKNOWN_AVATAR,
-            )
-        return name
-
 
 def parse_offer(body: bytes) -> Offer:
-    """Reads ``{"sdp": ..., "type": "offer", "avatar": ...?}``. Raises Problem 400 with what is wrong."""
+    """Reads ``{"sdp": ..., "type": "offer", "avatar": ...?, "name": ...?}``. Raises Problem 400 with what is wrong."""
     try:
         content = json.loads(body.decode("utf-8"))
     except UnicodeDecodeError:
@@ -115,10 +108,25 @@ def parse_offer(body: bytes) -> Offer:
     avatar = content.get("avatar")
     if avatar is not None and not isinstance(avatar, str):
         raise _bad_offer(f"avatar is {_shown(content, 'avatar')}; it must be an avatar's name, or left out.")
-    return Offer(sdp, avatar)
+    name = content.get("name")
+    if name is not None and not isinstance(name, str):
+        raise _bad_offer(f"name is {_shown(content, 'name')}; it must be the stream's name as text, or left out.")
+    return Offer(sdp, avatar, name)
 
 
-async def _read_body(request: web.Request) -> bytes:
+def choose_avatar(health: Health, name: str | None) -> str:
+    """The avatar of this name, or the first one. Raises Problem 422 where there is none of this name."""
+    known = list(health.engine.avatars)
+    if name is None:
+        return known[0]
+    if name not in known:
+        detail = f"There is no avatar {name[:80]!r}; choose one of {', '.join(known)}."
+        raise Problem(422, detail, ProblemType.UNKNOWN_AVATAR)
+    return name
+
+
+async def read_body(request: web.Request) -> bytes:
+    """A request's body. Raises Problem 400, 408 or 413 where it does not come, or not whole, or is too large."""
     if request.content_length is not None and request.content_length > MAX_OFFER_BYTES:
         raise _too_large()
     try:

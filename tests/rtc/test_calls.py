@@ -74,9 +74,9 @@ class House:
         opened: list[str] = []
 
         async def exchange(offer: str) -> str:
-            stream_id, answer = await self.manager.open_call(offer, AVATAR)
-            opened.append(stream_id)
-            return answer
+            peer = await self.manager.open_call(offer, AVATAR)
+            opened.append(peer.stream)
+            return peer.answer_sdp
 
         await caller.connect(exchange)
         return opened[0]
@@ -275,10 +275,10 @@ async def test_a_full_server_refuses_before_anything_is_built() -> None:
         refusals = [result for result in results if isinstance(result, CapacityError)]
         assert len(refusals) == 2
         assert refusals[0].retry_after_s > 0
-        assert home.manager.refused == 2
+        assert home.manager.counters.full == 2
         (stream_id,) = home.manager.streams
         await home.manager.close_stream(stream_id, "making room")
-        stream_id, _ = await home.manager.open_call(offers[0], AVATAR)
+        await home.manager.open_call(offers[0], AVATAR)
         await home.manager.close()
         with pytest.raises(CapacityError, match="stopping"):
             await home.manager.open_call(offers[1], AVATAR)
@@ -338,11 +338,11 @@ async def test_mutated_offers_are_answered_or_refused_in_words() -> None:
                             chance.choice("0123"), chance.choice(["", "9", "-1", "99999999999"])
                         )
             try:
-                stream_id, _ = await home.manager.open_call("\r\n".join(lines) + "\r\n", AVATAR)
+                opened = await home.manager.open_call("\r\n".join(lines) + "\r\n", AVATAR)
             except OfferError as error:
                 assert len(str(error)) > 20  # noqa: PT017
             else:
-                await home.manager.close_stream(stream_id, "the next one")
+                await home.manager.close_stream(opened.stream, "the next one")
         assert home.manager.streams == {}
 
 
@@ -367,7 +367,7 @@ async def test_a_browser_that_hides_its_addresses_connects_at_once() -> None:
         async def exchange(offer: str) -> str:
             hidden = re.sub(r"(a=candidate:\S+ \d+ udp \d+) \S+ (\d+ typ host)", r"\1 0a1b2c3d-4e5f.local \2", offer)
             assert hidden.count(".local ") == offer.count("a=candidate:")
-            return (await home.manager.open_call(hidden, AVATAR))[1]
+            return (await home.manager.open_call(hidden, AVATAR)).answer_sdp
 
         begun = asyncio.get_running_loop().time()
         await caller.connect(exchange)

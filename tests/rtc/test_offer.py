@@ -8,7 +8,16 @@ import pytest
 from aiortc import RTCConfiguration, RTCPeerConnection, RTCRtpSender
 
 from echo_rtc.errors import OfferError, UnsupportedMediaError
-from echo_rtc.rtc.offer import MAX_CANDIDATES, MAX_SDP_CHARACTERS, MAX_SECTIONS, plan_call, read_offer
+from echo_rtc.rtc.offer import (
+    MAX_CANDIDATES,
+    MAX_SDP_CHARACTERS,
+    MAX_SECTIONS,
+    plan_call,
+    plan_publishing,
+    plan_viewing,
+    read_offer,
+    with_rtcp_mux_only,
+)
 
 AUDIO = """m=audio 9 UDP/TLS/RTP/SAVPF 111 0
 c=IN IP4 0.0.0.0
@@ -78,6 +87,43 @@ def test_sections_may_come_in_any_order_and_apart() -> None:
 
 def test_a_call_may_want_no_sound_back() -> None:
     assert plan_call(read_offer(offer(audio("sendonly"), video()))).sound is None
+
+
+def test_a_publisher_needs_a_microphone_only() -> None:
+    plan = plan_publishing(read_offer(offer(video("sendonly"), audio("sendonly"))))
+    assert (plan.microphone, plan.picture, plan.sound) == (1, None, None)
+    with pytest.raises(UnsupportedMediaError, match="sends no audio"):
+        plan_publishing(read_offer(offer(audio("recvonly"), video())))
+
+
+def test_a_viewer_may_do_without_one_of_the_two() -> None:
+    for sections, picture, sound in (
+        ((audio("recvonly"), video()), 1, 0),
+        ((video(),), 0, None),
+        ((audio("recvonly"), DATA), None, 0),
+        ((audio("recvonly"), video("sendonly")), None, 0),
+    ):
+        plan = plan_viewing(read_offer(offer(*sections)))
+        assert (plan.microphone, plan.picture, plan.sound) == (None, picture, sound)
+    neither = video().replace("VP8", "AV1").replace("H264", "H265")
+    for text in (offer(audio("sendonly")), offer(audio("recvonly"), neither)):
+        with pytest.raises(UnsupportedMediaError):
+            plan_viewing(read_offer(text))
+
+
+def test_candidates_belong_to_the_transport_of_their_section() -> None:
+    bundled = read_offer(offer(audio(), video(), DATA))
+    assert bundled.ufrag == "abcd"
+    assert [bundled.transport_of(mid, 9) for mid in ("0", "1", "2", "3")] == ["0", "0", "0", None]
+    assert [bundled.transport_of(None, index) for index in (0, 2, 3)] == ["0", "0", None]
+    apart = read_offer(offer(audio(), video()).replace("a=group:BUNDLE 0 1\r\n", ""))
+    assert [apart.transport_of(mid, 9) for mid in ("0", "1")] == ["0", "1"]
+
+
+def test_answers_say_that_rtcp_has_no_port_of_its_own() -> None:
+    answer = with_rtcp_mux_only(offer(audio(), video(), DATA))
+    assert answer.count("a=rtcp-mux\r\na=rtcp-mux-only\r\n") == 2
+    assert "\r\r" not in answer
 
 
 async def test_aiortcs_own_offer_is_planned() -> None:

@@ -11,6 +11,7 @@ from aiohttp import web
 from aiohttp.test_utils import TestClient, TestServer
 
 from echo_rtc.clips import ClipFormat
+from echo_rtc.rtc.session import Opened, Role
 from echo_rtc.web.app import Access, create_app
 from echo_rtc.web.health import Health, Lifecycle, Phase
 
@@ -30,12 +31,45 @@ class FakeStreams:
     offers: list[tuple[str, str]] = field(default_factory=list)
     closed: list[tuple[str, str]] = field(default_factory=list)
     live: dict[str, dict[str, object]] = field(default_factory=lambda: {"known-id": {"rendered": 24}})
+    names: list[str | None] = field(default_factory=list)
+    sessions: dict[tuple[Role, str, str], Opened] = field(default_factory=dict)
+    fragments: list[str] = field(default_factory=list)
 
-    async def open_call(self, offer_sdp: str, avatar: str) -> tuple[str, str]:
+    async def open_call(self, offer_sdp: str, avatar: str, name: str | None = None) -> Opened:
         self.offers.append((offer_sdp, avatar))
+        self.names.append(name)
+        return self._open(Role.CALL, name or "")
+
+    async def publish(self, name: str, offer_sdp: str, avatar: str) -> Opened:
+        self.offers.append((offer_sdp, avatar))
+        return self._open(Role.PUBLISH, name)
+
+    async def view(self, name: str, offer_sdp: str) -> Opened:
+        self.offers.append((offer_sdp, ""))
+        return self._open(Role.VIEW, name)
+
+    def find(self, role: Role, name: str, session_id: str) -> Opened | None:
+        return self.sessions.get((role, name, session_id))
+
+    async def add_candidates(self, opened: Opened, fragment: str) -> None:
+        self.fragments.append(fragment)
         if self.failure is not None:
             raise self.failure
-        return "new-id", "v=0 answer"
+
+    async def close_session(self, opened: Opened, reason: str) -> bool:
+        for key, session in tuple(self.sessions.items()):
+            if session == opened:
+                del self.sessions[key]
+                return True
+        return False
+
+    def _open(self, role: Role, name: str) -> Opened:
+        if self.failure is not None:
+            raise self.failure
+        number = len(self.sessions)
+        opened = Opened(f"session-{number}", "new-id", f"tag-{number}", "v=0 answer")
+        self.sessions[role, name, opened.session] = opened
+        return opened
 
     async def close_stream(self, stream_id: str, reason: str) -> bool:
         self.closed.append((stream_id, reason))

@@ -43,6 +43,13 @@ async def test_an_offer_is_answered(edge: Edge) -> None:
         assert response.headers["Cache-Control"] == "no-store"
         assert await response.json() == {"sdp": "v=0 answer", "type": "answer", "stream": "new-id"}
     assert edge.streams.offers == [("v=0 offer", "bob")]
+    assert edge.streams.names == [None]
+
+
+async def test_a_call_may_have_a_name(edge: Edge) -> None:
+    async with edge.client.post("/offer", json={**GOOD, "name": "studio"}) as response:
+        assert response.status == 200
+    assert edge.streams.names == ["studio"]
 
 
 async def test_without_a_choice_the_first_avatar_speaks(edge: Edge) -> None:
@@ -79,6 +86,7 @@ async def test_another_content_type_is_415(edge: Edge, content_type: str) -> Non
         ({"type": "offer", "sdp": "  "}, "sdp is '  '"),
         ({"type": "offer", "sdp": "v=0 \ud800"}, "sdp has half of a surrogate pair"),
         ({**GOOD, "avatar": {"a": "b" * 500}}, "..."),
+        ({**GOOD, "name": 7}, "name is 7; it must be the stream's name"),
     ],
 )
 async def test_a_body_that_is_no_offer_is_400(edge: Edge, body: Any, words: str) -> None:

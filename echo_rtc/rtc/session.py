@@ -1,0 +1,43 @@
+"""What a client holds of a stream: one peer with an id that nobody can guess, in one role.
+
+The words that the HTTP edge and the manager share; knows neither of them, nor any connection.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from enum import StrEnum
+
+from echo_rtc.errors import OfferError
+
+MAX_NAME_CHARACTERS = 64
+_NAME = re.compile(rf"[A-Za-z0-9._~-]{{1,{MAX_NAME_CHARACTERS}}}")
+
+
+class Role(StrEnum):
+    """What a peer does: speak and watch in one connection; speak; watch."""
+
+    CALL = "call"
+    PUBLISH = "publish"
+    VIEW = "view"
+
+
+@dataclass(frozen=True, slots=True)
+class Opened:
+    """A peer that was let in. ``session`` is its own id; ``stream`` the id of the stream that it speaks to or watches;
+    ``tag`` names its ICE session, which candidates that come later must be meant for."""
+
+    session: str
+    stream: str
+    tag: str
+    answer_sdp: str
+
+
+def checked_name(name: str) -> str:
+    """``name`` itself. Raises OfferError unless it can be a stream's name."""
+    if not _NAME.fullmatch(name):
+        raise OfferError(
+            f"the name {name[:80]!r} cannot be a stream's; take 1 to {MAX_NAME_CHARACTERS} letters, digits or . _ ~ -"
+        )
+    return name

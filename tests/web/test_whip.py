@@ -1,0 +1,450 @@
+"""WHIP and WHEP as HTTP says them, over scripted streams; then whole, with real peers."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
+
+import aiohttp
+import pytest
+from aiohttp import web
+from aiohttp.test_utils import TestClient
+
+from echo_rtc.bench.calls import Caller, Exchange, Publisher
+from echo_rtc.bench.stream import babble
+from echo_rtc.clips import ClipFormat
+from echo_rtc.engine.card import read_card
+from echo_rtc.engine.testcard import TestCardEngine
+from echo_rtc.errors import (
+    CapacityError,
+    EchoRtcError,
+    IceRestartError,
+    NameTakenError,
+    NotLiveError,
+    OfferError,
+    UnsupportedMediaError,
+)
+from echo_rtc.rtc.manager import ManagerOptions, StreamManager
+from echo_rtc.web.app import create_app
+from echo_rtc.web.health import Health, Lifecycle, Phase
+from echo_rtc.web.whip import FRAGMENT, SDP, IceServer, ice_links
+from tests.web.conftest import Edge
+
+OFFER = {"Content-Type": SDP}
+TRICKLE = {"Content-Type": FRAGMENT}
+PROTOCOLS = ("whip", "whep")
+BOTH = pytest.mark.parametrize("protocol", PROTOCOLS)
+PROBLEM = "application/problem+json"
+
+
+@BOTH
+async def test_an_offer_is_answered_with_a_session_of_its_own(edge: Edge, protocol: str) -> None:
+    places = set()
+    for number in range(2):
+        async with edge.client.post(f"/{protocol}/ann's", data="v=0", headers=OFFER) as response:
+            assert response.status == 201
+            assert response.content_type == SDP
+            assert await response.text() == "v=0 answer"
+            assert response.headers["ETag"] == f'"tag-{number}"'
+            assert response.headers["Cache-Control"] == "no-store"
+            assert "Link" not in response.headers
+            places.add(response.headers["Location"])
+        async with edge.client.get(response.headers["Location"]) as found:
+            assert found.status == 204
+    assert places == {f"/{protocol}/ann's/session-0", f"/{protocol}/ann's/session-1"}
+
+
+async def test_who_speaks_is_chosen_in_the_query(edge: Edge) -> None:
+    for query in ("", "?avatar=bob"):
+        async with edge.client.post(f"/whip/x{query}", data="v=0", headers=OFFER) as response:
+            assert response.headers["Location"].startswith("/whip/x/")
+    assert [avatar for _, avatar in edge.streams.offers] == ["ann", "bob"]
+    async with edge.client.post("/whip/x?avatar=eve", data="v=0", headers=OFFER) as response:
+        assert response.status == 422
+        assert (await response.json(content_type=PROBLEM))["type"].endswith(":unknown-avatar")
+
+
+@BOTH
+async def test_other_bodies_are_refused(edge: Edge, protocol: str) -> None:
+    for content_type in ("application/json", "text/plain", ""):
+        async with edge.client.post(f"/{protocol}/x", data=b"v=0", headers={"Content-Type": content_type}) as response:
+            assert response.status == 415
+            assert response.headers["Accept-Post"] == SDP
+    async with edge.client.post(f"/{protocol}/x", data=b"\xff", headers=OFFER) as response:
+        assert response.status == 400
+    async with edge.client.post(f"/{protocol}/x", data=b"v" * 70_000, headers=OFFER) as response:
+        assert response.status == 413
+    assert edge.streams.offers == []
+
+
+@BOTH
+@pytest.mark.parametrize(
+    ("failure", "status", "kind", "retry"),
+    [
+        (OfferError("it cannot be read"), 400, "bad-offer", None),
+        (UnsupportedMediaError("it sends no audio"), 422, "unsupported-media", None),
+        (NameTakenError("somebody publishes", 2), 409, "name-taken", "2"),
+        (NotLiveError("nothing is live", 3), 409, "not-live", "3"),
+        (CapacityError("all are taken", 17), 503, "full", "17"),
+    ],
+)
+async def test_refusals_become_statuses(
+    edge: Edge, protocol: str, failure: EchoRtcError, status: int, kind: str, retry: str | None
+) -> None:
+    edge.streams.failure = failure
+    async with edge.client.post(f"/{protocol}/x", data="v=0", headers=OFFER) as response:
+        problem = await response.json(content_type=PROBLEM)
+        assert response.status == problem["status"] == status
+        assert problem["type"] == f"urn:echo-rtc:problem:{kind}"
+        assert response.headers.get("Retry-After") == retry
+
+
+async def test_nobody_publishes_before_the_server_is_ready(edge: Edge) -> None:
+    edge.lifecycle.phase = Phase.STARTING
+    async with edge.client.post("/whip/x", data="v=0", headers=OFFER) as response:
+        assert response.status == 503
+        assert int(response.headers["Retry-After"]) > 0
+    assert edge.streams.offers == []
+
+
+@BOTH
+async def test_options_and_head_say_what_is_taken(edge: Edge, protocol: str) -> None:
+    async with edge.client.options(f"/{protocol}/x") as response:
+        assert response.status == 204
+        assert response.headers["Accept-Post"] == SDP
+        assert set(response.headers["Allow"].split(", ")) == {"GET", "HEAD", "OPTIONS", "POST"}
+    async with edge.client.options(f"/{protocol}/x/1") as response:
+        assert response.status == 204
+        assert response.headers["Accept-Patch"] == FRAGMENT
+        assert set(response.headers["Allow"].split(", ")) == {"DELETE", "GET", "HEAD", "OPTIONS", "PATCH"}
+    for ask in (edge.client.head, edge.client.get):
+        async with ask(f"/{protocol}/x") as response:
+            assert response.status == 200
+            assert response.content_type == SDP
+            assert await response.read() == b""
+
+
+@BOTH
+async def test_candidates_need_the_right_tag(edge: Edge, protocol: str) -> None:
+    async with edge.client.post(f"/{protocol}/x", data="v=0", headers=OFFER) as response:
+        place, tag = response.headers["Location"], response.headers["ETag"]
+    for headers, status in (
+        ({}, 428),
+        ({"If-Match": '"other"'}, 412),
+        ({"If-Match": f"W/{tag}"}, 412),
+        ({"If-Match": tag}, 204),
+        ({"If-Match": f'"other", {tag}'}, 204),
+        ({"If-Match": "*"}, 204),
+        ({"If-Match": '"*"'}, 204),
+        ({"If-Match": tag, "Content-Type": SDP}, 415),
+    ):
+        async with edge.client.patch(place, data="a=mid:0", headers={**TRICKLE, **headers}) as response:
+            assert response.status == status, headers
+            assert "ETag" not in response.headers
+            if status == 415:
+                assert response.headers["Accept-Patch"] == FRAGMENT
+    assert edge.streams.fragments == ["a=mid:0"] * 4
+    edge.streams.failure = IceRestartError("another session")
+    async with edge.client.patch(place, data="a=mid:0", headers={**TRICKLE, "If-Match": "*"}) as response:
+        assert response.status == 422
+        assert (await response.json(content_type=PROBLEM))["type"].endswith(":no-restart")
+    async with edge.client.get(place) as response:
+        assert response.status == 204
+
+
+@BOTH
+async def test_a_session_ends_once_and_has_one_address(edge: Edge, protocol: str) -> None:
+    other = PROTOCOLS[1 - PROTOCOLS.index(protocol)]
+    async with edge.client.post(f"/{protocol}/x", data="v=0", headers=OFFER) as response:
+        place = response.headers["Location"]
+    for wrong in (place.replace(protocol, other), place.replace("/x/", "/y/"), place + "0"):
+        async with edge.client.delete(wrong) as response:
+            assert response.status == 404
+            assert (await response.json(content_type=PROBLEM))["type"].endswith(":unknown-session")
+    async with edge.client.delete(place) as response:
+        assert response.status == 200
+    for method, headers in (("DELETE", {}), ("GET", {}), ("PATCH", {**TRICKLE, "If-Match": "*"})):
+        async with edge.client.request(method, place, headers=headers) as response:
+            assert response.status == 404
+
+
+def test_ice_servers_become_links() -> None:
+    assert ice_links([]) == []
+    servers: list[IceServer] = [
+        {"urls": ["stun:a.example", "stun:b.example:99"]},
+        {"urls": "turn:a.example?transport=udp", "username": 'me "x"', "credential": "se\\cret"},
+    ]
+    assert ice_links(servers) == [
+        '<stun:a.example>; rel="ice-server"',
+        '<stun:b.example:99>; rel="ice-server"',
+        '<turn:a.example?transport=udp>; rel="ice-server"; username="me \\"x\\""; credential="se\\\\cret"; '
+        'credential-type="password"',
+    ]
+
+
+# -------------------------------------------------------------------------------------------------- with real peers
+
+FORMAT = ClipFormat(fps=24, clip_frames=6, width=160, height=160)
+PATIENCE_S = 15.0
+
+
+class Service:
+    """The application with a real manager and test cards, and its clients."""
+
+    def __init__(self, client: TestClient[web.Request, web.Application], manager: StreamManager) -> None:
+        self.client = client
+        self.manager = manager
+        self.peers: list[Caller | Publisher] = []
+        self.places: list[str] = []
+
+    def exchange(self, path: str, offer: Callable[[str], str] = lambda text: text) -> Exchange:
+        """Posts offers to ``path``, changed by ``offer``; the sessions' places are kept."""
+
+        async def post(sdp: str) -> str:
+            async with self.client.post(path, data=offer(sdp), headers=OFFER) as response:
+                text = await response.text()
+                assert response.status == 201, text
+                assert text.count("a=rtcp-mux-only\r\n") == len(re.findall("^m=(?:audio|video)", text, re.MULTILINE))
+                self.places.append(response.headers["Location"])
+                return text
+
+        return post
+
+    async def publish(self, name: str) -> Publisher:
+        publisher = Publisher(babble)
+        self.peers.append(publisher)
+        await publisher.connect(self.exchange(f"/whip/{name}"))
+        return publisher
+
+    async def view(self, name: str, offer: Callable[[str], str] = lambda text: text) -> Watcher:
+        watcher = Watcher()
+        self.peers.append(watcher.caller)
+        await watcher.caller.connect(self.exchange(f"/whep/{name}", offer))
+        return watcher
+
+    async def refused(self, path: str, peer: Caller | Publisher) -> aiohttp.ClientResponse:
+        self.peers.append(peer)
+        await peer.connection.setLocalDescription(await peer.connection.createOffer())
+        async with self.client.post(path, data=peer.connection.localDescription.sdp, headers=OFFER) as response:
+            return response
+
+
+class Watcher:
+    """A viewer, and what it has seen and heard."""
+
+    def __init__(self) -> None:
+        self.frames: list[int] = []
+        self.idle: list[bool] = []
+        self.blocks = 0
+        self.caller = Caller(None, lambda _: self.hear(), lambda seen: self.see(seen.luma), speaks=False)
+
+    def hear(self) -> None:
+        self.blocks += 1
+
+    def see(self, luma: object) -> None:
+        card = read_card(luma)  # type: ignore[arg-type]
+        self.idle.append(card.idle)
+        self.frames.append(card.frame)
+
+    async def until(self, what: Callable[[Watcher], bool]) -> None:
+        await until(lambda: what(self))
+
+
+async def until(what: Callable[[], bool]) -> None:
+    async with asyncio.timeout(PATIENCE_S):
+        while not what():  # noqa: ASYNC110  what is waited for are counters, which have no event
+            await asyncio.sleep(0.02)
+
+
+Serve = Callable[..., Awaitable[Service]]
+
+
+@pytest.fixture
+async def serve(
+    tmp_path: Path, aiohttp_client: Callable[[web.Application], Awaitable[TestClient[web.Request, web.Application]]]
+) -> AsyncIterator[Serve]:
+    """Makes a service of the given options; everything of it is closed in the end."""
+    (tmp_path / "index.html").touch()
+    engine = TestCardEngine(FORMAT, capacity=2)
+    await engine.start(lambda _: None)
+    made: list[Service] = []
+
+    async def begin(options: ManagerOptions | None = None) -> Service:
+        manager = StreamManager(engine, options or ManagerOptions())
+        app = create_app(manager, Health(engine, Lifecycle(Phase.READY), "testcard"), tmp_path)
+        made.append(Service(await aiohttp_client(app), manager))
+        return made[0]
+
+    yield begin
+    for service in made:
+        await asyncio.gather(*(peer.close() for peer in service.peers))
+        await service.manager.close()
+    await engine.close()
+
+
+async def test_a_voice_is_published_and_viewed(serve: Serve) -> None:
+    service = await serve()
+    publisher = await service.publish("studio")
+    answer = publisher.connection.remoteDescription.sdp
+    assert "a=recvonly" in answer
+    assert "m=video" not in answer
+    first, second = await service.view("studio"), await service.view("studio")
+    for watcher in (first, second):
+        assert "a=sendonly" in watcher.caller.connection.remoteDescription.sdp
+        await watcher.until(lambda w: w.idle.count(False) > 24 and w.blocks > 50)
+        assert {event["type"] for event in watcher.caller.events} == {"state", "stats"}
+    (stream_id,) = service.manager.streams
+    statistics = service.manager.statistics(stream_id)
+    assert statistics is not None
+    assert statistics["name"] == "studio"
+    assert len(statistics["viewers"]) == 2  # type: ignore[arg-type]
+    # By the stream's id, too; and one viewer's end is nobody else's.
+    third = await service.view(stream_id)
+    await third.until(lambda w: len(w.frames) > 5)
+    async with service.client.delete(service.places[1]) as response:
+        assert response.status == 200
+    await until(lambda: first.caller.connection.connectionState == "closed")
+    seen = len(second.frames)
+    await second.until(lambda w: len(w.frames) > seen + 24)
+    # The publisher leaves: the stream ends for all, and the name is free.
+    async with service.client.delete(service.places[0]) as response:
+        assert response.status == 200
+    assert service.manager.streams == {}
+    await until(lambda: second.caller.connection.connectionState == "closed")
+    assert second.caller.events[-1] == {"type": "end", "reason": "closed by the client"}
+    await service.publish("studio")
+
+
+async def test_a_name_belongs_to_one_and_nothing_is_live_under_others(serve: Serve) -> None:
+    service = await serve()
+    await service.publish("studio")
+    taken = await service.refused("/whip/studio", Publisher(babble))
+    assert taken.status == 409
+    assert int(taken.headers["Retry-After"]) > 0
+    (stream_id,) = service.manager.streams
+    assert (await service.refused(f"/whip/{stream_id}", Publisher(babble))).status == 409
+    idle = await service.refused("/whep/kitchen", Caller(None, speaks=False))
+    assert idle.status == 409
+    assert int(idle.headers["Retry-After"]) > 0
+    assert (await service.refused("/whip/with%20blank", Publisher(babble))).status == 400
+    assert (await service.refused("/whep/studio", Publisher(babble))).status == 422
+    assert (await service.refused("/whip/kitchen", Caller(None, speaks=False))).status == 422
+    await service.publish("kitchen")
+    assert (await service.refused("/whip/bath", Publisher(babble))).status == 503
+    counters = service.manager.counters
+    assert (counters.name_taken, counters.not_live, counters.full) == (2, 1, 1)
+
+
+async def test_two_who_want_a_name_at_once_do_not_share_it(serve: Serve) -> None:
+    service = await serve()
+    answers = await asyncio.gather(*(service.refused("/whip/studio", Publisher(babble)) for _ in range(2)))
+    assert sorted(answer.status for answer in answers) == [201, 409]
+
+
+async def test_a_call_with_a_name_is_viewed(serve: Serve) -> None:
+    service = await serve()
+    caller = Caller(babble)
+    service.peers.append(caller)
+
+    async def exchange(offer: str) -> str:
+        body = {"sdp": offer, "type": "offer", "name": "desk"}
+        async with service.client.post("/offer", json=body) as response:
+            assert response.status == 200
+            return str((await response.json())["sdp"])
+
+    await caller.connect(exchange)
+    watcher = await service.view("desk")
+    await watcher.until(lambda w: w.idle.count(False) > 5)
+
+
+async def test_viewers_wait_for_a_publisher_who_was_lost(serve: Serve) -> None:
+    service = await serve()
+    publisher = await service.publish("studio")
+    watcher = await service.view("studio")
+    await watcher.until(lambda w: w.idle.count(False) > 12)
+    (stream_id,) = service.manager.streams
+    await publisher.close()
+    await until(lambda: not (service.manager.statistics(stream_id) or {"published": False})["published"])
+    await watcher.until(lambda w: w.idle[-1])
+    await service.publish("studio")
+    seen = len(watcher.frames)
+    await watcher.until(lambda w: w.idle[seen:].count(False) > 12)
+    assert list(service.manager.streams) == [stream_id]
+    assert service.manager.counters.resumed == 1
+    statistics = service.manager.statistics(stream_id)
+    assert statistics is not None
+    assert statistics["viewers"][0]["picture_dropped"] == 0  # type: ignore[index]
+    # Frames go on counting: for the viewer nothing was interrupted.
+    numbers = [frame for frame, idle in zip(watcher.frames, watcher.idle, strict=True) if not idle]
+    assert numbers == sorted(numbers)
+
+
+async def test_a_lost_publisher_is_not_waited_for_long_nor_for_nobody(serve: Serve) -> None:
+    service = await serve(ManagerOptions(linger_s=0.3))
+    alone = await service.publish("alone")
+    await alone.close()
+    await until(lambda: not service.manager.streams)
+    publisher = await service.publish("studio")
+    watcher = await service.view("studio")
+    await watcher.until(lambda w: len(w.frames) > 3)
+    await publisher.close()
+    await until(lambda: watcher.caller.connection.connectionState == "closed")
+    assert service.manager.streams == {}
+    assert watcher.caller.events[-1] == {"type": "end", "reason": "the publisher was lost"}
+
+
+async def test_the_last_viewer_of_a_lost_publisher_ends_the_stream(serve: Serve) -> None:
+    service = await serve()
+    publisher = await service.publish("studio")
+    watcher = await service.view("studio")
+    await publisher.close()
+    (stream_id,) = service.manager.streams
+    await until(lambda: not (service.manager.statistics(stream_id) or {"published": False})["published"])
+    await watcher.caller.close()
+    await until(lambda: not service.manager.streams)
+
+
+def without_candidates(offer: str) -> str:
+    return re.sub(r"^a=(candidate:.*|end-of-candidates)\r\n", "", offer, flags=re.MULTILINE)
+
+
+async def test_an_offer_without_candidates_connects(serve: Serve) -> None:
+    service = await serve()
+    await service.publish("studio")
+    watcher = await service.view("studio", without_candidates)
+    await watcher.until(lambda w: len(w.frames) > 3)
+
+
+async def test_candidates_that_come_later_are_what_connects(serve: Serve) -> None:
+    """The answer's own candidates are kept from the client, so that only the server can find the client."""
+    service = await serve()
+    await service.publish("studio")
+    watcher = Watcher()
+    service.peers.append(watcher.caller)
+    offer = ""
+
+    async def exchange(sdp: str) -> str:
+        nonlocal offer
+        offer = sdp
+        return without_candidates(await service.exchange("/whep/studio", without_candidates)(sdp))
+
+    connecting = asyncio.create_task(watcher.caller.connect(exchange))
+    await until(lambda: len(service.places) == 2)
+    place = service.places[1]
+    [ufrag, *_] = re.findall(r"a=ice-ufrag:(\S+)", offer)
+    candidates = "".join(f"{line}\r\n" for line in offer.splitlines() if line.startswith("a=candidate:"))
+    fragment = f"a=ice-ufrag:{ufrag}\r\nm=audio 9 UDP/TLS/RTP/SAVPF 0\r\na=mid:0\r\n{candidates}a=end-of-candidates\r\n"
+    async with service.client.head(place) as response:
+        assert response.status == 204
+    for text, status in (
+        (fragment.replace(ufrag, "other"), 422),
+        ("nonsense", 400),
+        (fragment, 204),
+    ):
+        headers = {**TRICKLE, "If-Match": "*"}
+        async with service.client.patch(place, data=text, headers=headers) as response:
+            assert response.status == status, await response.text()
+    await connecting
+    await watcher.until(lambda w: len(w.frames) > 3)
