@@ -15,7 +15,7 @@ from typing import Protocol
 from aiohttp import web
 
 from echo_rtc.rtc.session import Opened
-from echo_rtc.web.auth import require_name
+from echo_rtc.web.auth import grant_of, require_name
 from echo_rtc.web.health import Health
 from echo_rtc.web.problems import Problem, ProblemType
 
@@ -67,9 +67,11 @@ class Signalling:
                 headers={"Accept-Post": "application/json"},
             )
         offer = parse_offer(await read_body(request))
-        require_name(request, offer.name)
+        # Who has a token for one stream need not say which.
+        name = grant_of(request).name if offer.name is None else offer.name
+        require_name(request, name)
         self.health.require_ready()
-        opened = await self.streams.open_call(offer.sdp, choose_avatar(self.health, offer.avatar), offer.name)
+        opened = await self.streams.open_call(offer.sdp, choose_avatar(self.health, offer.avatar), name)
         return web.json_response(
             {"sdp": opened.answer_sdp, "type": "answer", "stream": opened.stream}, headers={"Cache-Control": "no-store"}
         )

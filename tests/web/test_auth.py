@@ -69,6 +69,9 @@ async def test_the_token_for_everything_opens_a_call(locked: Edge, kind: str) ->
 async def test_a_signed_token_opens_what_its_scope_says(locked: Edge) -> None:
     async with locked.client.post("/offer", json=OFFER, headers=bearer(signed())) as response:
         assert response.status == 200
+    assert locked.streams.names == ["studio"]
+    async with locked.client.post("/offer", json={**OFFER, "name": "other"}, headers=bearer(signed())) as response:
+        assert response.status == 403
     for rights, missing in ((frozenset({Right.VIEW}), "publish"), (frozenset({Right.PUBLISH}), "view")):
         async with locked.client.post("/offer", json=OFFER, headers=bearer(signed(rights))) as response:
             problem = await response.json(content_type="application/problem+json")
