@@ -22,11 +22,12 @@ from pathlib import Path
 
 from aiohttp import web
 
+from echo_rtc import __version__
 from echo_rtc.avatar import stream_options
 from echo_rtc.engine.factory import create_engine
 from echo_rtc.engine.protocol import Engine
 from echo_rtc.errors import EchoRtcError, SettingsError
-from echo_rtc.logs import LogOptions, logging_to
+from echo_rtc.logs import LogFile, LogOptions, logging_to
 from echo_rtc.model.description import ModelDescription
 from echo_rtc.rtc.manager import ManagerOptions, StreamManager
 from echo_rtc.settings import Settings, load_settings
@@ -35,6 +36,7 @@ from echo_rtc.web.auth import Authorisation
 from echo_rtc.web.clients import Clients
 from echo_rtc.web.cors import CrossOrigin
 from echo_rtc.web.health import Health, Lifecycle, Phase
+from echo_rtc.web.metrics import Watch
 
 STATIC = Path(__file__).resolve().parent / "static"
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
@@ -61,7 +63,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if log_file.path is not None:
             logger.info("logging to %s", log_file.path)
         try:
-            asyncio.run(serve(settings))
+            asyncio.run(serve(settings, log_file))
         except SettingsError as error:
             logger.error("%s", error)
             return 2
@@ -74,8 +76,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-async def serve(settings: Settings) -> None:
-    """A server's life, from binding its port to its end by SIGINT or SIGTERM.
+async def serve(settings: Settings, log_file: LogFile) -> None:
+    """A server's life, from binding its port to its end by SIGINT or SIGTERM. ``log_file`` is what metrics tell of.
 
     Raises SettingsError or InputError before anything is loaded, ListenError if the port cannot be had, and what the
     engine raises if it does not start. Whatever was begun is ended.
@@ -91,7 +93,8 @@ async def serve(settings: Settings) -> None:
         streams = StreamManager(engine, _stream_settings(settings))
         life.push_async_callback(_within, CLOSE_STREAMS_S, streams.close, "the streams")
         access = _access(settings)
-        app = create_app(streams, Health(engine, lifecycle, settings.engine), STATIC, access)
+        watch = Watch(__version__, lambda: engine.workers, log_file)
+        app = create_app(streams, Health(engine, lifecycle, settings.engine), STATIC, access, watch)
         # The port comes before the engine: one that is taken is told at once, and the page can say "starting".
         url = await life.enter_async_context(_listening(app, settings.host, settings.port))
         logger.info("listening on %s; the %s engine is starting", url, settings.engine)

@@ -37,7 +37,8 @@ ALLOWED: dict[str, set[str]] = {
     "media": SHARED | {"echo_rtc.media"},
     "engine": SHARED | {"echo_rtc.engine", "echo_rtc.settings"},
     "rtc": SHARED | {"echo_rtc.rtc", "echo_rtc.media", "echo_rtc.engine.protocol"},
-    "web": SHARED | {"echo_rtc.web", "echo_rtc.rtc", "echo_rtc.settings"},
+    "web": SHARED
+    | {"echo_rtc.web", "echo_rtc.rtc", "echo_rtc.engine.meter", "echo_rtc.engine.usage", "echo_rtc.settings"},
     "model": SHARED | {"echo_rtc.model", "echo_rtc.engine.protocol"},
 }
 """What the modules of each room may import of this package; rooms that are not named may import all but ``train``."""

@@ -27,6 +27,7 @@ from echo_rtc.clips import ClipFormat
 from echo_rtc.engine.meter import WorkerStatus
 from echo_rtc.engine.protocol import Avatar, Progress, RenderRequest, RenderResult
 from echo_rtc.errors import InputError, RenderError
+from echo_rtc.logs import LogFile
 from echo_rtc.settings import Settings
 
 ROOT = Path(__file__).parents[1]
@@ -95,7 +96,7 @@ async def begin(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> AsyncIterato
     async def run(engine: ScriptedEngine) -> Life:
         monkeypatch.setattr(server, "create_engine", lambda settings: engine)
         settings = Settings(engine="testcard", port=free_port())
-        task = asyncio.create_task(server.serve(settings))
+        task = asyncio.create_task(server.serve(settings, LogFile(None, None)))
         tasks.append(task)
         begun = asyncio.create_task(engine.begun.wait())
         await asyncio.wait({begun, task}, timeout=START_S, return_when=asyncio.FIRST_COMPLETED)

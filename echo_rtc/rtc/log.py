@@ -18,7 +18,7 @@ class StreamLog(logging.LoggerAdapter[logging.Logger]):
         self._prefix = f"[stream {stream_id[:8]}] "
 
     def process(self, msg: Any, kwargs: MutableMapping[str, Any]) -> tuple[Any, MutableMapping[str, Any]]:
-        kwargs.setdefault("extra", self.extra)
+        kwargs["extra"] = {**(self.extra or {}), **kwargs.get("extra", {})}
         return f"{self._prefix}{msg}", kwargs
 
 

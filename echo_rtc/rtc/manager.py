@@ -21,6 +21,7 @@ from echo_rtc.rtc.offer import MediaPlan, Offer, plan_call, plan_publishing, pla
 from echo_rtc.rtc.peer import CONNECT_TIMEOUT_S, Peer
 from echo_rtc.rtc.session import Opened, Role, checked_name
 from echo_rtc.rtc.stream import Stream, StreamOptions
+from echo_rtc.rtc.tally import Ledger, Tally
 
 logger = logging.getLogger(__name__)
 
@@ -99,6 +100,7 @@ class StreamManager:
         self._built.set()
         self._closed = False
         self.counters = ManagerCounters()
+        self.ledger = Ledger()
 
     @property
     def capacity(self) -> int:
@@ -189,6 +191,10 @@ class StreamManager:
             return None
         return {**live.stream.statistics(), "name": live.name, "published": live.publisher is not None}
 
+    def tally(self) -> Tally:
+        """What all streams have counted since the start, those that ended too."""
+        return self.ledger.total(live.stream for live in self._live.values())
+
     async def close(self) -> None:
         """Takes no further streams and ends all there are, those that are just being built too."""
         self._closed = True
@@ -263,6 +269,7 @@ class StreamManager:
             self._new_streams -= 1
         live = _Live(stream, name)
         self._live[stream.id] = live
+        self.ledger.opened += 1
         if name is not None:
             self._names[name] = live
         live.supervisor = asyncio.create_task(self._supervise(live), name=f"supervise stream {stream.id[:8]}")
@@ -358,6 +365,7 @@ class StreamManager:
                 await asyncio.gather(*(session.peer.close(reason) for session in peers), *attendants)
             finally:
                 del self._live[live.stream.id]
+                self.ledger.close(live.stream, reason)
                 if live.name is not None:
                     del self._names[live.name]
 

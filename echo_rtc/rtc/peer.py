@@ -34,6 +34,7 @@ from echo_rtc.rtc.aiortc_seams import (
 )
 from echo_rtc.rtc.encoder import VideoCodec, codec_preference
 from echo_rtc.rtc.fragment import Fragment
+from echo_rtc.rtc.microphone import reception_of
 from echo_rtc.rtc.offer import MAX_CANDIDATES, MediaPlan, Offer, with_rtcp_mux_only
 from echo_rtc.rtc.stream import Event, Stream
 from echo_rtc.rtc.tracks import PacketTrack, Viewer
@@ -176,7 +177,8 @@ class Peer:
             sound.replaceTrack(self._viewer.sound)
             self._report_due_times(sound, self._viewer.sound)
         if plan.microphone is not None:
-            self._stream.listen(transceivers[plan.microphone].receiver.track)
+            microphone = transceivers[plan.microphone].receiver
+            self._stream.listen(microphone.track, lambda: reception_of(microphone))
 
     def _wire_picture(self, sender: RTCRtpSender, codec: RTCRtpCodecParameters) -> None:
         viewer = self._viewer

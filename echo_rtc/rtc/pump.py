@@ -27,6 +27,7 @@ from echo_rtc.rtc.encoder import (
     VideoCodec,
 )
 from echo_rtc.rtc.frames import Tap
+from echo_rtc.rtc.sync import SyncMeter
 from echo_rtc.rtc.tracks import Viewer
 
 LEAD_S = 0.04
@@ -111,6 +112,9 @@ class Pump:
         self._clock = clock
         self._shown: deque[tuple[float, FrameKind]] = deque(maxlen=2 * math.ceil((RECENT_S + LEAD_S) * format.fps))
         self.counters = PumpCounters()
+        self.sync = SyncMeter()
+        self.sent_bytes: dict[str, int] = {}
+        """Bytes of the packets that have left, once each however many viewers there are, by codec ("Opus")."""
 
     async def run(self) -> None:
         """Runs for ever. The source must have begun: ``due(0)`` is finite."""
@@ -203,7 +207,15 @@ class Pump:
 
     def _deliver(self, due: float, codec: VideoCodec | None, packet: av.Packet[Any]) -> None:
         """Hands a packet that is due to everybody whom it concerns; ``codec`` is None for sound."""
-        late_s = self._clock() - due
+        now = self._clock()
+        media_s = float((packet.pts or 0) * (packet.time_base or 0))
+        if codec is None:
+            self.sync.sound(media_s, now)
+        else:
+            self.sync.picture(media_s, now)
+        name = "Opus" if codec is None else codec.value
+        self.sent_bytes[name] = self.sent_bytes.get(name, 0) + packet.size
+        late_s = now - due
         self.counters.late_packets += late_s > LATE_S
         self.counters.worst_late_s = max(self.counters.worst_late_s, late_s)
         self.counters.blocks += codec is None

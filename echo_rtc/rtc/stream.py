@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import secrets
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import asdict, dataclass
 from enum import StrEnum
 from typing import Any
@@ -26,8 +26,10 @@ from echo_rtc.rtc.dispatch import Dispatcher, RenderOrder
 from echo_rtc.rtc.encoder import EncoderBank, VideoCodec
 from echo_rtc.rtc.frames import Tap
 from echo_rtc.rtc.log import StreamLog
-from echo_rtc.rtc.microphone import Microphone, SpeechResampler
+from echo_rtc.rtc.microphone import Microphone, MicrophoneLink, Probe, SpeechResampler
 from echo_rtc.rtc.pump import Pump
+from echo_rtc.rtc.sync import CallRecord
+from echo_rtc.rtc.tally import Tally, TimedRenderer
 from echo_rtc.rtc.tracks import Viewer
 
 logger = logging.getLogger(__name__)
@@ -38,6 +40,8 @@ REPORT_S = 0.2
 """How often the state is looked at."""
 REPORTS_PER_STATISTICS = 5
 """Statistics go to the page with every fifth look: once a second."""
+
+VIEWER_COUNTERS = ("sound_packets", "picture_packets", "sound_dropped", "picture_dropped")
 
 Event = dict[str, object]
 EventSink = Callable[[Event], bool]
@@ -51,6 +55,21 @@ class StreamState(StrEnum):
     IDLE = "idle"
     SPEAKING = "speaking"
     BEHIND = "behind"
+
+
+@dataclass(frozen=True, slots=True)
+class Vitals:
+    """A stream at a moment. ``offset_ms``: the picture against the sound as they left in the last second, positive
+    where it is late; ``jitter_s``: of the microphone's packets; both None where nothing came or went. ``bitrates``:
+    bit/s sent in the last second by codec. ``viewers``: those that get packets."""
+
+    state: StreamState
+    delay_s: float
+    offset_ms: float | None
+    waiting_clips: int
+    viewers: int
+    bitrates: Mapping[str, int]
+    jitter_s: float | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +117,8 @@ class Stream:
             chained=options.use_init_latent,
             expected_s=engine.expected_render_s,
         )
-        self._dispatcher = Dispatcher(engine, order, self._playout, self.log, self._clock)
+        self._renderer = TimedRenderer(engine, self._clock)
+        self._dispatcher = Dispatcher(self._renderer, order, self._playout, self.log, self._clock)
         self._viewers: dict[int, Viewer] = {}
         self._viewers_so_far = 0
         self._taps: list[Tap] = []
@@ -110,6 +130,10 @@ class Stream:
         self._events_dropped = 0
         self._tasks: set[asyncio.Task[None]] = set()
         self._opened_at = self._clock()
+        self._record = CallRecord(self._opened_at)
+        self._links: list[MicrophoneLink] = []
+        self._past = Tally()
+        """What viewers and microphones that are gone have counted."""
         self._begun = False
         self._state = StreamState.CONNECTING
         self._closing: asyncio.Task[None] | None = None
@@ -131,10 +155,11 @@ class Stream:
         self._spawn(self._pump.run(), "pump")
         self._spawn(self._report(), "report")
 
-    def listen(self, track: MediaStreamTrack) -> None:
-        """Takes the voice from ``track`` from now on, until it ends. The one before, if there was one, has ended."""
+    def listen(self, track: MediaStreamTrack, probe: Probe | None = None) -> None:
+        """Takes the voice from ``track`` from now on, until it ends. The one before, if there was one, has ended.
+        ``probe`` says how its packets arrive."""
         self._timeline.new_microphone(self._clock())
-        self._spawn(self._microphone.run(track), "microphone")
+        self._spawn(self._listen(track, MicrophoneLink(probe)), "microphone")
 
     def add_viewer(self, codec: VideoCodec | None, with_sound: bool) -> Viewer:
         """A further viewer, whose tracks the caller hands to a connection."""
@@ -148,6 +173,7 @@ class Stream:
         """Ends a viewer's tracks; encoders that only it needed go."""
         viewer.close()
         if self._viewers.pop(viewer.number, None) is not None:
+            self._past.count("viewers", _viewer_counts(viewer))
             if viewer.codec is not None:
                 self._bank.estimate(viewer.codec, viewer.number, None)
             self._choose_codecs()
@@ -206,6 +232,51 @@ class Stream:
             self._closing = asyncio.create_task(self._close(), name=f"close stream {self.id[:8]}")
         await asyncio.shield(self._closing)
 
+    @property
+    def vitals(self) -> Vitals:
+        """How the stream is at this moment."""
+        return Vitals(
+            state=self._state,
+            delay_s=self._playout.delay_s,
+            offset_ms=self._record.offset_ms,
+            waiting_clips=self._dispatcher.pending,
+            viewers=sum(viewer.live for viewer in self._viewers.values()),
+            bitrates=self._record.bitrates,
+            jitter_s=max((link.latest.jitter_s for link in self._links), default=None),
+        )
+
+    def tally(self) -> Tally:
+        """All that this stream has counted so far and that only grows."""
+        playout, heard, output = self._playout.statistics(), self._timeline.statistics(), self._pump.counters
+        tally = Tally(
+            histograms={
+                "clip_s": self._renderer.clip_s,
+                "delay_s": self._record.delay_s,
+                "offset_size_ms": self._record.offset_size_ms,
+            },
+            stages_s=dict(self._renderer.stages_s),
+        )
+        for name in ("rendered", "idle", "held", "skipped", "dropped"):
+            tally.counts[f"frames.{name}"] = getattr(playout, name)
+        tally.counts["frames.unencoded"] = output.skipped_frames
+        for name in ("stretched", "cut", "underruns", "underrun_samples"):
+            tally.counts[f"playout.{name}"] = getattr(playout, name)
+        for name in ("blocks", "skipped_blocks", "late_packets"):
+            tally.counts[f"output.{name}"] = getattr(output, name)
+        for name in ("samples", "lost_samples", "silence_samples", "late_dropped", "early_dropped", "re_anchored"):
+            tally.counts[f"heard.{name}"] = getattr(heard, name)
+        tally.count("microphone", {"blocks": self._microphone.blocks, "unusable": self._microphone.unusable})
+        tally.count("clips", asdict(self._dispatcher.counters))
+        tally.count("encoder", asdict(self._bank.counters))
+        tally.count("bytes", self._pump.sent_bytes)
+        tally.count("events", {"dropped": self._events_dropped})
+        for link in self._links:
+            tally.count("microphone", _link_counts(link))
+        for viewer in self._viewers.values():
+            tally.count("viewers", _viewer_counts(viewer))
+        tally.add(self._past)
+        return tally
+
     def statistics(self) -> dict[str, object]:
         """Everything countable of this stream, as JSON takes it. Times in the units of their names."""
         return {
@@ -214,6 +285,15 @@ class Stream:
             "state": self._state,
             "age_s": round(self._clock() - self._opened_at, 3),
             **self._picture_statistics(),
+            "delay_p50_ms": _milliseconds(self._record.delays_s.quantile(0.5)),
+            "delay_p95_ms": _milliseconds(self._record.delays_s.quantile(0.95)),
+            "av_offset_ms": _rounded(self._record.offset_ms),
+            "worst_av_offset_ms": _rounded(self._record.worst_offset_ms),
+            "sent_bitrates": self._record.bitrates,
+            "reception": [asdict(link.latest) for link in self._links],
+            "stages_ms": {
+                stage: round(1000 * times.sum / times.count, 1) for stage, times in self._renderer.stages_s.items()
+            },
             "microphone": {
                 "blocks": self._microphone.blocks,
                 "unusable": self._microphone.unusable,
@@ -232,10 +312,7 @@ class Stream:
                 {
                     "codec": viewer.codec,
                     "live": viewer.live,
-                    "sound_packets": viewer.sound_packets,
-                    "picture_packets": viewer.picture_packets,
-                    "sound_dropped": viewer.sound_dropped,
-                    "picture_dropped": viewer.picture_dropped,
+                    **_viewer_counts(viewer),
                 }
                 for viewer in self._viewers.values()
             ],
@@ -264,6 +341,14 @@ class Stream:
     def _hear(self, pts: int, pcm: S16Array) -> None:
         now = self._clock()
         self._take(self._timeline.block(pts, pcm, now), now)
+
+    async def _listen(self, track: MediaStreamTrack, link: MicrophoneLink) -> None:
+        self._links.append(link)
+        try:
+            await self._microphone.run(track)
+        finally:
+            self._links.remove(link)
+            self._past.count("microphone", _link_counts(link))
 
     def _tick(self) -> None:
         now = self._clock()
@@ -294,9 +379,16 @@ class Stream:
         while True:
             self._set_state(self._judge())
             if looks % REPORTS_PER_STATISTICS == 0:
+                await self._look()
                 self._emit({"type": "stats", **self._picture_statistics()})
             looks += 1
             await asyncio.sleep(REPORT_S)
+
+    async def _look(self) -> None:
+        """Once a second: notes how the call goes."""
+        for link in tuple(self._links):
+            await link.ask()
+        self._record.look(self._clock(), self._playout.delay_s, self._pump.sync.take(), self._pump.sent_bytes)
 
     def _judge(self) -> StreamState:
         recent = self._pump.recent()
@@ -340,15 +432,50 @@ class Stream:
         for tap in tuple(self._taps):
             self.remove_tap(tap)
         await self._bank.close()
-        picture = self._picture_statistics()
+        self._say_how_it_went(reason)
+
+    def _say_how_it_went(self, reason: str) -> None:
+        """The one line that closes a stream; the same figures are fields where logs are JSON."""
+        record, picture, age_s = self._record, self._picture_statistics(), self._clock() - self._opened_at
+        rates = {name: round(8 * count / 1000 / max(age_s, 1e-3)) for name, count in self._pump.sent_bytes.items()}
+        fields: dict[str, object] = {
+            "event": "stream_ended",
+            "reason": reason,
+            "seconds": round(age_s, 1),
+            **{name: picture[name] for name in ("rendered", "idle", "held", "dropped")},
+            "clips_lost": self._dispatcher.counters.lost,
+            "delay_p50_ms": _milliseconds(record.delays_s.quantile(0.5)),
+            "delay_p95_ms": _milliseconds(record.delays_s.quantile(0.95)),
+            "worst_av_offset_ms": _rounded(record.worst_offset_ms),
+            "kbit_s": rates,
+        }
         self.log.info(
-            "ended: %s; %.1f s, %d frames rendered, %d idle, %d held, %d dropped, %d clips lost, delay %d ms",
-            reason,
-            self._clock() - self._opened_at,
-            picture["rendered"],
-            picture["idle"],
-            picture["held"],
-            picture["dropped"],
-            self._dispatcher.counters.lost,
-            picture["delay_ms"],
+            "ended: %s; %s s, %s frames rendered, %s idle, %s held, %s dropped, %s clips lost; delay %s, 95 %% within "
+            "%s; worst sync %s; %s",
+            *(fields[name] for name in ("reason", "seconds", "rendered", "idle", "held", "dropped", "clips_lost")),
+            _with_unit(fields["delay_p50_ms"], "ms"),
+            _with_unit(fields["delay_p95_ms"], "ms"),
+            _with_unit(fields["worst_av_offset_ms"], "ms"),
+            ", ".join(f"{name} {rate} kbit/s" for name, rate in rates.items()) or "nothing sent",
+            extra=fields,
         )
+
+
+def _viewer_counts(viewer: Viewer) -> dict[str, int]:
+    return {name: getattr(viewer, name) for name in VIEWER_COUNTERS}
+
+
+def _link_counts(link: MicrophoneLink) -> dict[str, int]:
+    return {"packets": link.latest.packets, "lost": link.latest.lost}
+
+
+def _milliseconds(seconds: float | None) -> int | None:
+    return None if seconds is None else round(seconds * 1000)
+
+
+def _rounded(value: float | None) -> float | None:
+    return None if value is None else round(value, 1)
+
+
+def _with_unit(value: object, unit: str) -> str:
+    return "unknown" if value is None else f"{value} {unit}"

@@ -18,8 +18,9 @@ from echo_rtc.web.auth import GRANT, Authorisation, Scope, authorise
 from echo_rtc.web.clients import Clients
 from echo_rtc.web.cors import CrossOrigin
 from echo_rtc.web.health import Health
+from echo_rtc.web.metrics import Metrics, StreamsView, Watch, Watched
 from echo_rtc.web.pages import Pages
-from echo_rtc.web.problems import problem_middleware
+from echo_rtc.web.problems import answering_problems
 from echo_rtc.web.signalling import MAX_OFFER_BYTES, Signalling, Streams
 from echo_rtc.web.whip import IceServer, Sessions, WhipWhep
 
@@ -75,6 +76,7 @@ class Handlers:
     whip: WhipWhep
     whep: WhipWhep
     health: Health
+    metrics: Metrics
 
 
 _ROUTES: tuple[tuple[RouteRow, Callable[[Handlers], Handler]], ...] = (
@@ -140,11 +142,15 @@ _ROUTES: tuple[tuple[RouteRow, Callable[[Handlers], Handler]], ...] = (
         RouteRow("GET", "/readyz", "200 if a call could be opened, else 503 with Retry-After.", Scope.OPEN),
         lambda h: h.health.readyz,
     ),
+    (
+        RouteRow("GET", "/metrics", "Everything that is counted, for Prometheus.", Scope.ADMIN),
+        lambda h: h.metrics.metrics,
+    ),
 )
 
 
-class PeersAndStreams(Streams, Sessions, Protocol):
-    """All that the HTTP edge asks of the streams and their peers."""
+class PeersAndStreams(Streams, Sessions, StreamsView, Protocol):
+    """All that the HTTP edge asks of the streams and their peers, and what operators see of them."""
 
 
 def no_ice_servers() -> Sequence[IceServer]:
@@ -166,14 +172,18 @@ class Access:
     cross_origin: CrossOrigin = field(default_factory=CrossOrigin)
 
 
-def create_app(streams: PeersAndStreams, health: Health, static: Path, access: Access | None = None) -> web.Application:
+def create_app(
+    streams: PeersAndStreams, health: Health, static: Path, access: Access | None = None, watch: Watch | None = None
+) -> web.Application:
     """The application. ``static`` is the page's folder; raises InputError if it has no index.html. Without ``access``
     everybody is let in who needs no permission of another origin's."""
-    access = access or Access()
+    access, watch = access or Access(), watch or Watch()
     whip, whep = (WhipWhep(role, streams, health, no_ice_servers) for role in (Role.PUBLISH, Role.VIEW))
-    handlers = Handlers(Pages.in_folder(static), Signalling(streams, health), whip, whep, health)
+    metrics = Metrics(Watched(streams, health.engine, health.engine_name, watch))
+    handlers = Handlers(Pages.in_folder(static), Signalling(streams, health), whip, whep, health, metrics)
     scopes: dict[web.AbstractRoute, Scope] = {}
-    middlewares = [access.cross_origin.middleware(), problem_middleware, _authorising(access, scopes)]
+    answering = answering_problems(watch.refusals)
+    middlewares = [access.cross_origin.middleware(), answering, _authorising(access, scopes)]
     app = web.Application(middlewares=middlewares, client_max_size=MAX_OFFER_BYTES)
     for row, choose in _ROUTES:
         for method in (row.method, "HEAD") if row.method == "GET" else (row.method,):

@@ -11,7 +11,9 @@ from enum import StrEnum
 from http import HTTPStatus
 
 from aiohttp import web
+from aiohttp.typedefs import Middleware
 
+from echo_rtc.counting import Names
 from echo_rtc.errors import (
     CapacityError,
     EchoRtcError,
@@ -81,6 +83,13 @@ class Problem(Exception):
         self.kind = kind
         self.headers = dict(headers or {})
 
+    @property
+    def reason(self) -> str:
+        """The kind of problem in a word or two: that of its type, else the status's phrase."""
+        if self.kind is ProblemType.GENERIC:
+            return HTTPStatus(self.status).phrase.lower().replace(" ", "-")
+        return self.kind.rpartition(":")[2]
+
     def response(self) -> web.Response:
         body = {
             "type": str(self.kind),
@@ -93,22 +102,35 @@ class Problem(Exception):
         return web.json_response(body, status=self.status, headers=headers, content_type=CONTENT_TYPE)
 
 
-@web.middleware
-async def problem_middleware(request: web.Request, handler: Handler) -> web.StreamResponse:
-    """Answers every error of the handlers and of the router with a problem body; unexpected ones are logged."""
+def answering_problems(refusals: Names) -> Middleware:
+    """Answers every error of the handlers and of the router with a problem body, and counts it in ``refusals`` by its
+    kind. Unexpected ones are logged."""
+
+    @web.middleware
+    async def middleware(request: web.Request, handler: Handler) -> web.StreamResponse:
+        answer = await _answer(request, handler)
+        if not isinstance(answer, Problem):
+            return answer
+        refusals.count(answer.reason)
+        return answer.response()
+
+    return middleware
+
+
+async def _answer(request: web.Request, handler: Handler) -> web.StreamResponse | Problem:
     try:
         return await handler(request)
     except Problem as problem:
-        return problem.response()
+        return problem
     except web.HTTPException as refusal:
         if refusal.status < HTTPStatus.BAD_REQUEST:
             raise
-        return _from_aiohttp(request, refusal).response()
+        return _from_aiohttp(request, refusal)
     except EchoRtcError as error:
-        return _from_error(error).response()
+        return _from_error(error)
     except Exception:  # the boundary: a client gets no traceback, the log does
         logger.exception("%s %s failed", request.method, request.path)
-        return Problem(500, "Something went wrong inside the server; its log says what.").response()
+        return Problem(500, "Something went wrong inside the server; its log says what.")
 
 
 def _from_error(error: EchoRtcError) -> Problem:

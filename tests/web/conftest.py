@@ -12,8 +12,10 @@ from aiohttp.test_utils import TestClient, TestServer
 
 from echo_rtc.clips import ClipFormat
 from echo_rtc.rtc.session import Opened, Role
+from echo_rtc.rtc.tally import Ledger, Tally
 from echo_rtc.web.app import Access, create_app
 from echo_rtc.web.health import Health, Lifecycle, Phase
+from echo_rtc.web.metrics import StreamView
 
 
 @dataclass
@@ -34,6 +36,13 @@ class FakeStreams:
     names: list[str | None] = field(default_factory=list)
     sessions: dict[tuple[Role, str, str], Opened] = field(default_factory=dict)
     fragments: list[str] = field(default_factory=list)
+
+    streams: dict[str, StreamView] = field(default_factory=dict)
+    capacity: int = 2
+    ledger: Ledger = field(default_factory=Ledger)
+
+    def tally(self) -> Tally:
+        return self.ledger.total(())
 
     async def open_call(self, offer_sdp: str, avatar: str, name: str | None = None) -> Opened:
         self.offers.append((offer_sdp, avatar))
