@@ -16,6 +16,7 @@ BENCHMARKS = {
     "render": "frames per second and share of the processor of the clip generator",
     "sync": "difference between sound and picture as a client receives them",
     "stream": "processor time of the whole server process for one stream",
+    "viewers": "processor time of the whole server process for each viewer of one stream",
     "latency": "delay from the microphone to the echo",
 }
 

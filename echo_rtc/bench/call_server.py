@@ -1,14 +1,16 @@
 """A server of calls in a process of its own, without HTTP: what benchmarks measure and tests may kill.
 
-``python -m echo_rtc.bench.call_server '{"format": {"width": 512, ...}, "delay_s": 0.0}'`` serves test cards; requests
-and answers are lines of JSON over standard input and output: {"offer": sdp} -> {"stream": id, "answer": sdp} or
-{"error": words}; {"statistics": id} -> {"statistics": {...}}; {"end": id} -> {"ended": true}. End of input ends it.
+``python -m echo_rtc.bench.call_server '{"format": {"width": 512, ...}, "delay_s": 0.0, "core": null}'`` serves test
+cards; requests and answers are lines of JSON over standard input and output: {"offer": sdp}, which publishes with
+"publish": name and views with "view": name or id -> {"stream": id, "answer": sdp} or {"error": words};
+{"statistics": id} -> {"statistics": {...}}; {"end": id} -> {"ended": true}. End of input ends it.
 """
 
 from __future__ import annotations
 
 import asyncio
 import json
+import os
 import sys
 from collections.abc import Mapping
 from types import TracebackType
@@ -25,9 +27,10 @@ CLOSE_TIMEOUT_S = 15.0
 class CallServer:
     """The server's process, seen from outside. An async context manager."""
 
-    def __init__(self, format: Mapping[str, int], delay_s: float = 0.0) -> None:
-        """``format``: arguments of ClipFormat; ``delay_s``: what each clip takes to render."""
-        self._options = json.dumps({"format": dict(format), "delay_s": delay_s})
+    def __init__(self, format: Mapping[str, int], delay_s: float = 0.0, core: int | None = None) -> None:
+        """``format``: arguments of ClipFormat; ``delay_s``: what each clip takes to render; ``core``: the number of the
+        one processor core that all of it runs on, None for any."""
+        self._options = json.dumps({"format": dict(format), "delay_s": delay_s, "core": core})
         self._process: asyncio.subprocess.Process | None = None
         self._lock = asyncio.Lock()
 
@@ -56,7 +59,18 @@ class CallServer:
 
     async def open_call(self, offer: str) -> tuple[str, str]:
         """(stream id, answer). Raises RuntimeError with the server's words if it refuses."""
-        reply = await self._ask({"offer": offer})
+        return await self._open({"offer": offer})
+
+    async def publish(self, offer: str, name: str) -> tuple[str, str]:
+        """As ``open_call``, for a peer that only speaks."""
+        return await self._open({"offer": offer, "publish": name})
+
+    async def view(self, offer: str, name: str) -> tuple[str, str]:
+        """As ``open_call``, for a peer that only watches the stream of that name or id."""
+        return await self._open({"offer": offer, "view": name})
+
+    async def _open(self, request: dict[str, object]) -> tuple[str, str]:
+        reply = await self._ask(request)
         if "error" in reply:
             raise RuntimeError(str(reply["error"]))
         return str(reply["stream"]), str(reply["answer"])
@@ -94,6 +108,8 @@ async def serve(options: Mapping[str, object]) -> None:
     format, delay_s = options["format"], options["delay_s"]
     assert isinstance(format, dict)
     assert isinstance(delay_s, float)
+    if isinstance(core := options["core"], int):
+        os.sched_setaffinity(0, {core})
     engine = TestCardEngine(ClipFormat(**format), ScriptedFaults(delay_s=delay_s))
     await engine.start(lambda _: None)
     manager = StreamManager(engine, ManagerOptions())
@@ -115,7 +131,12 @@ async def answer(manager: StreamManager, request: Mapping[str, str]) -> dict[str
     """The answer to one request."""
     if "offer" in request:
         try:
-            opened = await manager.open_call(request["offer"], "default")
+            if "publish" in request:
+                opened = await manager.publish(request["publish"], request["offer"], "default")
+            elif "view" in request:
+                opened = await manager.view(request["view"], request["offer"])
+            else:
+                opened = await manager.open_call(request["offer"], "default")
         except EchoRtcError as error:
             return {"error": str(error)}
         return {"stream": opened.stream, "answer": opened.answer_sdp}

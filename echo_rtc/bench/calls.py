@@ -123,9 +123,8 @@ class Caller:
         await connect(self.connection, exchange)
 
     async def received_bytes(self) -> float:
-        """All bytes that came so far, over the one transport."""
-        report = await self.connection.getStats()
-        return float(max((entry.bytesReceived for entry in report.values() if entry.type == "transport"), default=0))
+        """All bytes that came so far."""
+        return await received_bytes(self.connection)
 
     async def close(self) -> None:
         """Hangs up."""
@@ -184,6 +183,12 @@ async def connect(connection: RTCPeerConnection, exchange: Exchange) -> None:
     await connection.setRemoteDescription(RTCSessionDescription(answer, "answer"))
     async with asyncio.timeout(CONNECT_TIMEOUT_S):
         await up.wait()
+
+
+async def received_bytes(connection: RTCPeerConnection) -> float:
+    """All bytes that came so far over a connection's one transport."""
+    report = await connection.getStats()
+    return float(max((entry.bytesReceived for entry in report.values() if entry.type == "transport"), default=0))
 
 
 def luma(frame: av.VideoFrame) -> U8Array:

@@ -8,6 +8,7 @@ of streams.
 
 from __future__ import annotations
 
+import queue
 from collections.abc import Callable
 from typing import Any
 
@@ -31,6 +32,7 @@ CONSENT_FAILURES = 4
 fail and the next one waits for about ``CONSENT_INTERVAL_S``: six seconds in all, and a gap of four is lived through."""
 
 _JITTER_BUFFER = "_RTCRtpReceiver__jitter_buffer"
+_DECODER_QUEUE = "_RTCRtpReceiver__decoder_queue"
 _ENCODER = "_RTCRtpSender__encoder"
 _LAST_REPORT = "_RTCRtpSender__lsr"
 
@@ -200,3 +202,27 @@ def watch_sender(receiver: RTCRtpReceiver, rate: int) -> SenderClock:
     receiver._handle_rtp_packet = on_packet  # type: ignore[method-assign]
     receiver._handle_rtcp_packet = on_report  # type: ignore[method-assign]
     return clock
+
+
+def without_decoding(receiver: RTCRtpReceiver, on_frame: Callable[[int], None]) -> None:
+    """Makes a receiver that has not received yet call ``on_frame`` with the timestamp of each whole encoded frame,
+    instead of decoding it. Its reports, its requests and its jitter buffer stay as they are.
+
+    Measurements use it; the server does not. Raises SeamError.
+    """
+    _require(receiver, _DECODER_QUEUE, queue.Queue)
+    inner: queue.Queue[Any] = getattr(receiver, _DECODER_QUEUE)
+
+    class Counting:
+        """Takes the place of the queue to the decoder's thread, which gets to know only of its end."""
+
+        def put(self, task: tuple[RTCRtpCodecParameters, JitterFrame] | None) -> None:
+            if task is None:
+                inner.put(None)
+            else:
+                on_frame(task[1].timestamp)
+
+        def get(self) -> Any:
+            return inner.get()
+
+    setattr(receiver, _DECODER_QUEUE, Counting())

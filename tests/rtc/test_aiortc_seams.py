@@ -114,6 +114,19 @@ async def test_reports_state_when_a_packet_was_due() -> None:
     await connection.close()
 
 
+async def test_a_receiver_without_decoding_counts_frames_and_ends() -> None:
+    connection = RTCPeerConnection(RTCConfiguration(iceServers=[]))
+    receiver = connection.addTransceiver("audio").receiver
+    seen: list[int] = []
+    aiortc_seams.without_decoding(receiver, seen.append)
+    queue = getattr(receiver, "_RTCRtpReceiver__decoder_queue")  # noqa: B009
+    queue.put((None, JitterFrame(b"x", 960)))
+    queue.put(None)
+    assert seen == [960]
+    assert queue.get() is None
+    await connection.close()
+
+
 def test_vanished_peers_are_noticed_soon() -> None:
     aiortc_seams.shorten_consent()
     assert (aioice.ice.CONSENT_INTERVAL + 0.5) * aioice.ice.CONSENT_FAILURES <= 6
@@ -130,6 +143,8 @@ def test_a_changed_aiortc_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     receiver = RTCRtpReceiver.__new__(RTCRtpReceiver)
     with pytest.raises(SeamError, match="__jitter_buffer"):
         aiortc_seams.shorten_microphone_buffer(receiver)
+    with pytest.raises(SeamError, match="__decoder_queue"):
+        aiortc_seams.without_decoding(receiver, lambda _: None)
     sender = RTCRtpSender.__new__(RTCRtpSender)
     with pytest.raises(SeamError, match=re.escape("_RTCRtpSender__encoder")):
         aiortc_seams.wire_feedback(sender, H264, lambda: None, lambda _: None)
