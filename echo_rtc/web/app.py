@@ -81,6 +81,10 @@ class Handlers:
 
 _ROUTES: tuple[tuple[RouteRow, Callable[[Handlers], Handler]], ...] = (
     (RouteRow("GET", "/", "The page.", Scope.OPEN), lambda h: h.pages.page),
+    (
+        RouteRow("GET", "/echo-rtc.js", "The element `<echo-rtc>` for any page: one ES module.", Scope.OPEN),
+        lambda h: h.pages.module,
+    ),
     (RouteRow("GET", "/static/{path:.+}", "The page's files.", Scope.OPEN), lambda h: h.pages.file),
     (
         RouteRow(
@@ -175,7 +179,7 @@ class Access:
 def create_app(
     streams: PeersAndStreams, health: Health, static: Path, access: Access | None = None, watch: Watch | None = None
 ) -> web.Application:
-    """The application. ``static`` is the page's folder; raises InputError if it has no index.html. Without ``access``
+    """The application. ``static`` is the page's folder; raises InputError if it lacks the page or the element. Without ``access``
     everybody is let in who needs no permission of another origin's."""
     access, watch = access or Access(), watch or Watch()
     whip, whep = (WhipWhep(role, streams, health, no_ice_servers) for role in (Role.PUBLISH, Role.VIEW))

@@ -26,7 +26,7 @@ import pytest
 import pytest_asyncio
 from playwright.async_api import Browser, Playwright, async_playwright, expect
 
-from tests.browser.visit import WORDS_MS, Visit
+from tests.browser.visit import OPEN_SHADOWS, WORDS_MS, Visit
 
 ROOT = Path(__file__).parents[2]
 TEST_CARD = ROOT / "configs" / "testcard.yaml"
@@ -278,6 +278,7 @@ async def visiting(browsers: Browsers) -> AsyncIterator[PageFactory]:
         opened = Visit(await session.new_page(), url)
         visits.append(opened)
         opened.watch()
+        await opened.page.add_init_script(OPEN_SHADOWS)
         if script:
             await opened.page.add_init_script(script)
         await opened.page.goto(url)

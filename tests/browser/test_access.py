@@ -107,7 +107,7 @@ async def test_nothing_moves_for_those_who_want_rest(card: RunningServer, page: 
     visit = await page(card.url, script="navigator.mediaDevices.getUserMedia = () => new Promise(() => {});")
     await visit.page.get_by_role("button", name="Start the call").click()
     await visit.sees("May this page hear you?")
-    moving = "document.getAnimations().length"
+    moving = "document.querySelector('echo-rtc').shadowRoot.getAnimations().length"
     assert await visit.page.evaluate(moving) > 0
     await visit.page.emulate_media(reduced_motion="reduce")
     assert await visit.page.evaluate(moving) == 0
@@ -131,10 +131,17 @@ async def test_dark_and_light_are_a_choice_that_is_remembered(card: RunningServe
     assert await visit.page.evaluate(ground) == light  # the visitor's word counts more than the system's
 
 
+# The page and the element within it. `all`: what a selector finds in both.
+BOTH = """
+  const roots = [document.body, document.querySelector("echo-rtc").shadowRoot];
+  const all = (selector) => roots.flatMap((root) => [...root.querySelectorAll(selector)]);
+"""
+
 # Every visible text against what lies behind it, and the edges of controls against what is beside them. Over a picture
 # anything may be behind, so the worst is taken: white behind light text on a dark, translucent chip.
 CONTRASTS = """
 () => {
+  BOTH
   const pen = new OffscreenCanvas(1, 1).getContext("2d", { willReadFrequently: true });
   const rgba = (colour) => {
     pen.clearRect(0, 0, 1, 1);
@@ -152,8 +159,9 @@ CONTRASTS = """
     if (own[3] === 1) {
       return own;
     }
-    const overPicture = element.matches("#stage > .chip, #stage > .banner");
-    return over(own, overPicture ? [255, 255, 255] : behind(element.parentElement));
+    const overPicture = element.matches(".chip, .banner, .unmute");
+    const around = element.parentElement ?? element.getRootNode().host ?? null;
+    return over(own, overPicture ? [255, 255, 255] : behind(around));
   };
   const luminance = ([r, g, b]) => {
     const [x, y, z] = [r, g, b].map((v) => (v / 255 <= 0.04045 ? v / 255 / 12.92 : ((v / 255 + 0.055) / 1.055) ** 2.4));
@@ -164,16 +172,18 @@ CONTRASTS = """
     return (high + 0.05) / (low + 0.05);
   };
   const found = [];
-  const walker = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
-  while (walker.nextNode()) {
-    const element = walker.currentNode.parentElement;
-    const text = walker.currentNode.data.trim();
-    if (text !== "" && element.checkVisibility() && !element.closest(".unseen, .skip, noscript, option")) {
-      const back = behind(element);
-      found.push({ kind: "text", what: text, ratio: ratio(over(rgba(getComputedStyle(element).color), back), back) });
+  for (const root of roots) {
+    const walker = document.createTreeWalker(root, NodeFilter.SHOW_TEXT);
+    while (walker.nextNode()) {
+      const element = walker.currentNode.parentElement;
+      const text = walker.currentNode.data.trim();
+      if (text !== "" && element.checkVisibility() && !element.closest(".unseen, .skip, noscript, option")) {
+        const back = behind(element);
+        found.push({ kind: "text", what: text, ratio: ratio(over(rgba(getComputedStyle(element).color), back), back) });
+      }
     }
   }
-  for (const element of document.querySelectorAll("select, .action, .choice input:checked + span")) {
+  for (const element of all("select, .action, .choice input:checked + span")) {
     if (element.checkVisibility()) {
       const back = behind(element.parentElement);
       const style = getComputedStyle(element);
@@ -185,11 +195,11 @@ CONTRASTS = """
   }
   return found;
 }
-"""
+""".replace("BOTH", BOTH)
 
 FOCUSED = """
 () => {
-  const element = document.activeElement;
+  const element = document.activeElement.shadowRoot?.activeElement ?? document.activeElement;
   const shown = element.type === "radio" ? element.nextElementSibling : element;
   const { outlineStyle, outlineWidth } = getComputedStyle(shown);
   const name = `${element.tagName} ${element.id} ${element.value ?? ""} ${element.textContent.trim().slice(0, 20)}`;
@@ -200,12 +210,13 @@ FOCUSED = """
 # What is wider than the window or cut off, and what is too small for a finger.
 CRAMPED = """
 (least) => {
+  BOTH
   const found = [];
   const page = document.scrollingElement;
   if (page.scrollWidth > innerWidth) {
     found.push(`the page is ${page.scrollWidth} wide`);
   }
-  for (const element of document.querySelectorAll("#notice *, .card *, .dock *, header *")) {
+  for (const element of all(".notice *, .card *, .controls *, header *")) {
     const box = element.getBoundingClientRect();
     if (!element.checkVisibility() || element.closest("svg, .unseen, .about, .emblem") || box.width === 0) {
       continue;
@@ -221,12 +232,12 @@ CRAMPED = """
       found.push(`${what} is ${box.width} by ${box.height}`);
     }
   }
-  const stage = document.querySelector("#stage").getBoundingClientRect();
-  const shown = document.querySelector("#notice").checkVisibility();
-  const notice = document.querySelector("#notice").getBoundingClientRect();
+  const [stage] = all(".stage").map((element) => element.getBoundingClientRect());
+  const [shown] = all(".notice").map((element) => element.checkVisibility());
+  const [notice] = all(".notice").map((element) => element.getBoundingClientRect());
   if (shown && (notice.top < stage.top || notice.bottom > stage.bottom)) {
     found.push(`the notice (${notice.top} to ${notice.bottom}) leaves the stage (${stage.top} to ${stage.bottom})`);
   }
   return found;
 }
-"""
+""".replace("BOTH", BOTH)

@@ -9,7 +9,7 @@ import pytest
 from playwright.async_api import expect
 
 from tests.browser.conftest import PageFactory, RunningServer
-from tests.browser.visit import NOTHING, TIMES
+from tests.browser.visit import NOTHING, TIMES, VIDEO
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
 
@@ -35,7 +35,7 @@ async def test_the_stage_has_the_shape_of_the_picture(card: RunningServer, page:
     await visit.page.route("**/config", lambda route: route.fulfill(json=WIDE))
     await visit.page.reload()
     await expect(visit.page.locator("#about")).to_have_text(f"640 {TIMES} 360, 25 frames a second")
-    box = await visit.page.locator("#stage").bounding_box()
+    box = await visit.part("stage").bounding_box()
     assert box is not None
     assert box["width"] / box["height"] == pytest.approx(640 / 360, rel=0.01)
 
@@ -72,10 +72,10 @@ async def test_the_statistics_are_the_calls_own(card: RunningServer, page: PageF
     assert unit in {"kbit/s", "Mbit/s"}
     assert float(rate) > 0
     assert (await visit.figure("held")).isdigit()
-    await expect(visit.page.locator("#time")).to_have_text("0:03")
+    await expect(visit.part("clock")).to_contain_text("0:03")
     await visit.end()
     await expect(visit.page.locator("[data-figure=delay]")).to_have_text(NOTHING)
-    await expect(visit.page.locator("#clock")).to_be_hidden()
+    await expect(visit.part("clock")).to_be_hidden()
 
 
 async def test_mute_sends_silence_and_the_avatar_rests(card: RunningServer, page: PageFactory) -> None:
@@ -129,7 +129,7 @@ async def test_a_microphone_that_is_unplugged_is_replaced(card: RunningServer, p
     await visit.start()
     await visit.listen()
     await visit.page.evaluate("keptTracks[0].stop(); keptTracks[0].dispatchEvent(new Event('ended'))")
-    await expect(visit.page.locator("#banner")).to_have_text("The microphone is gone; another one took over")
+    await expect(visit.part("banner")).to_have_text("The microphone is gone; another one took over")
     await visit.until("keptTracks.length === 2 && keptTracks[1].readyState === 'live'")
     await visit.hears(below=SILENT)
     await visit.hears(above=HEARD)
@@ -144,7 +144,7 @@ async def test_the_avatar_that_was_chosen_is_asked_for(card: RunningServer, page
     await visit.page.get_by_role("combobox", name="Avatar").select_option("nobody")
     await visit.page.get_by_role("button", name="Start the call").click()
     await visit.sees("The server refused the call")
-    await expect(visit.page.locator("#notice-text")).to_have_text("There is no avatar 'nobody'; choose one of default.")
+    await expect(visit.part("text")).to_have_text("There is no avatar 'nobody'; choose one of default.")
     await visit.page.get_by_role("combobox", name="Avatar").select_option("default")
     await visit.start("Try again")
 
@@ -152,11 +152,10 @@ async def test_the_avatar_that_was_chosen_is_asked_for(card: RunningServer, page
 async def test_the_sound_can_be_silenced_and_set(card: RunningServer, page: PageFactory) -> None:
     visit = await page(card.url)
     await visit.start()
-    video = "document.querySelector('video')"
     await visit.page.get_by_role("button", name="Sound off").click()
-    assert await visit.page.evaluate(f"{video}.muted")
+    assert await visit.page.evaluate(f"{VIDEO}.muted")
     await visit.page.get_by_role("slider", name="Volume").fill("40")
-    assert await visit.page.evaluate(f"[{video}.muted, {video}.volume]") == [False, 0.4]
+    assert await visit.page.evaluate(f"[{VIDEO}.muted, {VIDEO}.volume]") == [False, 0.4]
     await visit.page.reload()
     assert await visit.page.get_by_role("slider", name="Volume").input_value() == "40"
 
@@ -176,7 +175,7 @@ async def test_a_call_by_keyboard_alone(card: RunningServer, page: PageFactory) 
     end = visit.page.get_by_role("button", name="End the call")
     for _ in range(5):
         await visit.page.keyboard.press("Tab")
-        if await start.evaluate("(button) => button === document.activeElement"):
+        if await start.evaluate("(button) => button === button.getRootNode().activeElement"):
             break
     await expect(start).to_be_focused()
     await visit.page.keyboard.press("Enter")

@@ -14,6 +14,7 @@ import pytest
 
 from echo_rtc.clips import F32Array
 from tests.browser.conftest import ROOT, SAMPLE, PageFactory, ServerFactory
+from tests.browser.visit import VIDEO
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
 
@@ -28,7 +29,7 @@ MOUTH = (0.40, 0.42, 0.20, 0.12)
 
 _WATCH = """
 async ([left, top, width, height, ms]) => {
-  const video = document.querySelector("video");
+  const video = VIDEO;
   const box = [left * video.videoWidth, top * video.videoHeight, width * video.videoWidth, height * video.videoHeight]
     .map(Math.round);
   const canvas = new OffscreenCanvas(box[2], box[3]);
@@ -43,7 +44,7 @@ async ([left, top, width, height, ms]) => {
   }
   return rows;
 }
-"""
+""".replace("VIDEO", VIDEO)
 
 
 @pytest.fixture(scope="module")

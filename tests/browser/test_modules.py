@@ -27,7 +27,7 @@ async def modules(card: RunningServer, browsers: Browsers) -> AsyncIterator[Visi
 async def test_retry_after_is_read_in_both_forms(modules: Visit) -> None:
     read = await modules.page.evaluate(
         """async () => {
-          const { secondsOf } = await import("/static/signalling.js");
+          const { secondsOf } = await import("/echo-rtc.js");
           const now = Date.UTC(2026, 0, 1, 12, 0, 0);
           const dates = ["Thu, 01 Jan 2026 12:00:30 GMT", "Thu, 01 Jan 2026 11:00:00 GMT"];
           return ["10", " 0 ", ...dates, "soon", "", null].map((header) => secondsOf(header, now));
@@ -39,7 +39,7 @@ async def test_retry_after_is_read_in_both_forms(modules: Visit) -> None:
 async def test_refusals_are_told_apart(modules: Visit) -> None:
     kinds = await modules.page.evaluate(
         """async () => {
-          const { refusalOf } = await import("/static/signalling.js");
+          const { refusalOf } = await import("/echo-rtc.js");
           const urn = "urn:echo-rtc:problem:";
           return [
             refusalOf(503, { type: urn + "full", detail: "All taken." }, "7"),
@@ -48,6 +48,10 @@ async def test_refusals_are_told_apart(modules: Visit) -> None:
             refusalOf(502, {}, null),
             refusalOf(200, {}, null),
             refusalOf(422, { type: urn + "unknown-avatar", detail: "No." }, null),
+            refusalOf(401, { detail: "No token." }, null),
+            refusalOf(403, {}, null),
+            refusalOf(409, {}, "3"),
+            refusalOf(429, {}, "60"),
           ].map(({ kind, detail, retryAfterS }) => [kind, detail, retryAfterS]);
         }"""
     )
@@ -58,13 +62,17 @@ async def test_refusals_are_told_apart(modules: Visit) -> None:
         ["unreachable", "", None],
         ["unreachable", "", None],
         ["rejected", "No.", None],
+        ["unauthorized", "No token.", None],
+        ["unauthorized", "", None],
+        ["taken", "", 3],
+        ["limited", "", 60],
     ]
 
 
 async def test_attempts_come_less_and_less_often(modules: Visit) -> None:
     early, late = await modules.page.evaluate(
         """async () => {
-          const { backOffS } = await import("/static/call.js");
+          const { backOffS } = await import("/echo-rtc.js");
           return [0, 1].map((chance) => [0, 1, 2, 3, 4, 5, 50].map((failures) => backOffS(failures, chance)));
         }"""
     )
@@ -75,7 +83,7 @@ async def test_attempts_come_less_and_less_often(modules: Visit) -> None:
 async def test_figures_are_differences_of_reports(modules: Visit) -> None:
     first, second, third = await modules.page.evaluate(
         """async () => {
-          const { LinkMeter } = await import("/static/stats.js");
+          const { LinkMeter } = await import("/echo-rtc.js");
           const report = (s, frames, bytes, packets, lost) => new Map(Object.entries({
             V: { type: "inbound-rtp", kind: "video", timestamp: 1000 * s, codecId: "C", framesDecoded: frames,
                  bytesReceived: bytes, headerBytesReceived: 0, packetsReceived: packets, packetsLost: lost,
@@ -118,7 +126,7 @@ async def test_levels_are_linear_in_decibels(modules: Visit) -> None:
 async def test_durations_read_as_clocks_do(modules: Visit) -> None:
     shown = await modules.page.evaluate(
         """async () => {
-          const { durationOf } = await import("/static/ui.js");
+          const { durationOf } = await import("/echo-rtc.js");
           return [0, 7.9, 754, 3723].map(durationOf);
         }"""
     )
@@ -128,20 +136,22 @@ async def test_durations_read_as_clocks_do(modules: Visit) -> None:
 async def test_every_state_and_every_trouble_has_words(modules: Visit) -> None:
     notices, states = await modules.page.evaluate(
         """async () => {
-          const words = await import("/static/words.js");
+          const { ICONS, Words, stateWords } = await import("/echo-rtc.js");
+          const words = new Words(true);
           const wait = { detail: "", delayMs: 1000, quiet: false, reconnecting: false };
-          const whys = ["full", "starting", "stopping", "unreachable", "lost", "blocked"];
-          const ends = ["ended", "rejected", "gave-up"];
-          const faults = ["insecure", "refused", "missing", "busy", "failed"];
+          const whys = ["full", "limited", "taken", "offline", "starting", "stopping", "unreachable", "lost",
+            "blocked"];
+          const ends = ["ended", "rejected", "unauthorized", "gave-up"];
+          const faults = ["insecure", "framed", "refused", "missing", "busy", "failed", "ended"];
           const notices = [
             ...whys.map((why) => words.waiting({ ...wait, why })),
             ...ends.map((why) => words.ended({ why, detail: "", last: null })),
             ...faults.map((fault) => words.withoutMicrophone(fault, "here")),
           ].map(({ title, text, icon, actions }) => {
-            return [title, text, document.getElementById(`i-${icon}`) !== null, actions.length];
+            return [title, text, icon in ICONS, actions.length];
           });
-          const names = ["new", "connecting", "idle", "speaking", "behind", "waiting", "closed"];
-          const states = names.map(words.stateWords);
+          const names = ["new", "connecting", "idle", "speaking", "behind", "watching", "waiting", "closed"];
+          const states = names.map(stateWords);
           return [notices, states];
         }"""
     )
@@ -151,7 +161,7 @@ async def test_every_state_and_every_trouble_has_words(modules: Visit) -> None:
         assert text.endswith(".")
         assert has_icon, title
         assert actions >= 1, title
-    assert len({state["word"] for state in states}) == 7
+    assert len({state["word"] for state in states}) == 8
     assert all(state["caption"] for state in states)
 
 
@@ -165,11 +175,13 @@ async def test_the_files_hold_nothing_inline_and_nothing_from_elsewhere() -> Non
                 assert name != "style"
                 assert not name.startswith("on")
                 if name in {"src", "href"}:
-                    assert re.match(r"/static/|#", value or ""), value
+                    assert re.match(r"/static/|/echo-rtc\.js$|#", value or ""), value
 
     Reader().feed((STATIC / "index.html").read_text())
     for path in STATIC.iterdir():
         if path.suffix in {".js", ".css", ".html"}:
             text = path.read_text()
-            assert not re.search(r"(https?:)?//[\w-]+\.\w", text.replace("https://avatar.example", "")), path
+            for example in ("https://avatar.example", "http://www.w3.org/2000/svg"):
+                text = text.replace(example, "")
+            assert not re.search(r"(https?:)?//[\w-]+\.\w", text), path
             assert not re.search(r"\binnerHTML\b|\beval\(|\.write\(", text), path

@@ -9,6 +9,7 @@ from echo_rtc.clips import ClipFormat
 from echo_rtc.web.health import Health, Lifecycle
 from echo_rtc.web.problems import Problem
 from tests.browser.conftest import TEST_CARD, PageFactory, RunningServer, ServerFactory
+from tests.browser.visit import VIDEO
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
 
@@ -59,7 +60,7 @@ async def test_an_insecure_address(card: RunningServer, page: PageFactory) -> No
     assert await visit.page.evaluate("navigator.mediaDevices === undefined")
     await visit.page.get_by_role("button", name="Start the call").click()
     await visit.sees("No microphone at this address")
-    await expect(visit.page.locator("#notice-text")).to_contain_text(f"http://avatar.test:{card.port} is not one")
+    await expect(visit.part("text")).to_contain_text(f"http://avatar.test:{card.port} is not one")
     await visit.start("Use the sample voice")
     await visit.state("Speaking")
 
@@ -74,7 +75,7 @@ async def test_a_full_server_is_asked_again(server: ServerFactory, page: PageFac
     await second.page.reload()
     await second.page.get_by_role("button", name="Start the call").click()
     await second.sees("All places are taken")
-    countdown = second.page.locator("#notice-countdown")
+    countdown = second.part("countdown")
     await expect(countdown).to_have_text("Trying again in 10 s")
     await second.page.clock.fast_forward(4_000)
     await expect(countdown).to_have_text("Trying again in 6 s")
@@ -94,17 +95,17 @@ async def test_a_server_that_is_still_loading(card: RunningServer, page: PageFac
     await visit.page.route("**/offer", loading.answer)
     await visit.page.reload()
     await visit.sees("The avatar is getting ready")
-    await expect(visit.page.locator("#notice-hint")).to_contain_text("reference_unet is loaded")
+    await expect(visit.part("hint")).to_contain_text("reference_unet is loaded")
     other = visit.page.get_by_role("button", name="Try the sample voice")
     await other.focus()
     loading.lifecycle.progress = "vae is loaded"
-    await expect(visit.page.locator("#notice-hint")).to_contain_text("vae is loaded")
+    await expect(visit.part("hint")).to_contain_text("vae is loaded")
     await expect(other).to_be_focused()
     await visit.page.get_by_role("button", name="Start the call").click()
-    await expect(visit.page.locator("#notice-text")).to_contain_text("The call begins by itself")
+    await expect(visit.part("text")).to_contain_text("The call begins by itself")
     await visit.state("Waiting")
     loading.lifecycle.progress = "denoising_unet is loaded"
-    await expect(visit.page.locator("#notice-hint")).to_contain_text("denoising_unet is loaded")
+    await expect(visit.part("hint")).to_contain_text("denoising_unet is loaded")
     loading.over = True
     await visit.live()
 
@@ -159,16 +160,27 @@ async def test_a_server_that_stops_and_is_gone(server: ServerFactory, page: Page
     await expect(visit.page.get_by_role("alert")).to_contain_text("The server is stopping")
     await visit.page.get_by_role("button", name="Start again").click()
     await visit.sees("The server cannot be reached")
-    await expect(visit.page.locator("#notice-countdown")).to_contain_text("Trying")
+    await expect(visit.part("countdown")).to_contain_text("Trying")
     await expect(visit.page.get_by_role("button", name="Try now")).to_be_visible()
 
 
-async def test_a_browser_that_wants_a_tap(card: RunningServer, page: PageFactory) -> None:
-    visit = await page(card.url, script=NO_AUTOPLAY)
+async def test_a_browser_that_wants_a_tap_for_sound(card: RunningServer, page: PageFactory) -> None:
+    visit = await page(card.url, script=NO_AUTOPLAY.replace("FORBIDDEN", "!this.muted"))
+    await visit.start()
+    assert await visit.page.evaluate(f"{VIDEO}.muted")
+    sound = visit.page.get_by_role("button", name="Tap for sound")
+    await sound.click()
+    assert not await visit.page.evaluate(f"{VIDEO}.muted")
+    await expect(sound).to_be_hidden()
+
+
+async def test_a_browser_that_wants_a_tap_for_anything(card: RunningServer, page: PageFactory) -> None:
+    visit = await page(card.url, script=NO_AUTOPLAY.replace("FORBIDDEN", "(tries += 1) <= 2"))
     await visit.page.get_by_role("button", name="Start the call").click()
     await visit.sees("Tap to watch and listen")
     await visit.page.get_by_role("button", name="Play").click()
     await visit.live()
+    assert not await visit.page.evaluate(f"{VIDEO}.muted")
 
 
 async def test_a_missing_sample(card: RunningServer, page: PageFactory) -> None:
@@ -225,9 +237,9 @@ navigator.mediaDevices.getUserMedia = async (constraints) => {
 """
 
 NO_AUTOPLAY = """
+let tries = 0;
 const play = HTMLMediaElement.prototype.play;
 HTMLMediaElement.prototype.play = function () {
-  HTMLMediaElement.prototype.play = play;
-  return Promise.reject(new DOMException("a gesture is needed", "NotAllowedError"));
+  return FORBIDDEN ? Promise.reject(new DOMException("a gesture is needed", "NotAllowedError")) : play.call(this);
 };
 """

@@ -11,7 +11,7 @@ import re
 from dataclasses import dataclass, field
 
 import numpy as np
-from playwright.async_api import ConsoleMessage, Error, Page, Request, expect
+from playwright.async_api import ConsoleMessage, Error, Locator, Page, Request, expect
 
 from echo_rtc.clips import U8Array
 from echo_rtc.engine.card import CardFacts, read_card
@@ -25,9 +25,19 @@ NOTHING = "\N{EN DASH}"
 """What stands for a figure that there is not."""
 TIMES = "\N{MULTIPLICATION SIGN}"
 
+OPEN_SHADOWS = """
+const attachShadow = Element.prototype.attachShadow;
+Element.prototype.attachShadow = function (options) {
+  return attachShadow.call(this, { ...options, mode: "open" });
+};
+"""
+"""What an element keeps to itself cannot be looked at from outside, so tests open it before the page's scripts run."""
+
+VIDEO = "document.querySelector('echo-rtc').shadowRoot.querySelector('video')"
+
 _LUMA_OF_VIDEO = """
 () => {
-  const video = document.querySelector("video");
+  const video = VIDEO;
   const canvas = new OffscreenCanvas(video.videoWidth, video.videoHeight);
   const pen = canvas.getContext("2d", { willReadFrequently: true });
   pen.drawImage(video, 0, 0);
@@ -42,9 +52,9 @@ _LUMA_OF_VIDEO = """
   }
   return [canvas.height, canvas.width, btoa(text)];
 }
-"""
+""".replace("VIDEO", VIDEO)
 
-_NEXT_FRAME = "new Promise((go) => document.querySelector('video').requestVideoFrameCallback(go))"
+_NEXT_FRAME = f"new Promise((go) => {VIDEO}.requestVideoFrameCallback(go))"
 
 # Web Audio gets what WebRTC received, whatever the element's volume. The window is 0.34 s long.
 _LISTEN = """
@@ -52,7 +62,7 @@ async () => {
   const context = new AudioContext();
   await context.resume();
   const analyser = new AnalyserNode(context, { fftSize: 16384 });
-  context.createMediaStreamSource(document.querySelector("video").srcObject).connect(analyser);
+  context.createMediaStreamSource(document.querySelector("echo-rtc").media).connect(analyser);
   const samples = new Float32Array(analyser.fftSize);
   globalThis.loudnessForTests = () => {
     analyser.getFloatTimeDomainData(samples);
@@ -104,6 +114,10 @@ class Visit:
     def unexpected(self) -> list[str]:
         return [text for text in self.troubles if not any(re.search(pattern, text) for pattern in self.expected)]
 
+    def part(self, name: str) -> Locator:
+        """A part of the element."""
+        return self.page.locator(f"echo-rtc [part~={name}]")
+
     async def start(self, button: str = "Start the call") -> None:
         """Presses a button of the notice, and waits for the stream and its picture."""
         self._answered.clear()
@@ -114,7 +128,7 @@ class Visit:
     async def live(self) -> None:
         """Waits until a picture plays."""
         await self.page.wait_for_selector("body[data-phase=live]", timeout=LIVE_MS)
-        await self.until("document.querySelector('video').videoWidth > 0", LIVE_MS)
+        await self.until(f"{VIDEO}.videoWidth > 0", LIVE_MS)
 
     async def end(self) -> None:
         """Hangs up."""
@@ -123,11 +137,11 @@ class Visit:
 
     async def sees(self, title: str) -> None:
         """Waits for a notice of this title."""
-        await expect(self.page.get_by_role("heading", level=1)).to_have_text(title)
+        await expect(self.part("title")).to_have_text(title)
 
     async def state(self, word: str) -> None:
         """Waits for the call's state in words."""
-        await expect(self.page.locator("#state")).to_have_text(word)
+        await expect(self.part("state")).to_have_text(word)
 
     async def figure(self, name: str) -> str:
         """A figure of the statistics, once it is there."""

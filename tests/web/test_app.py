@@ -40,6 +40,14 @@ async def test_files_are_asked_for_anew_and_mostly_not_sent(edge: Edge) -> None:
         assert response.status == 200
 
 
+async def test_the_element_has_an_address_that_stays(edge: Edge) -> None:
+    async with edge.client.get("/echo-rtc.js") as response:
+        assert response.status == 200
+        assert response.content_type in {"text/javascript", "application/javascript"}
+        assert response.headers["Cache-Control"] == "no-cache"
+        assert await response.text() == "export class EchoRtc {}"
+
+
 @pytest.mark.parametrize(
     "path",
     [
@@ -144,5 +152,9 @@ async def test_config_tells_the_page_what_it_shows(edge: Edge) -> None:
 
 
 def test_a_folder_without_a_page_is_told_at_once(tmp_path: Path) -> None:
+    health = Health(FakeEngine(), Lifecycle(), "local")
     with pytest.raises(InputError, match=r"index\.html does not exist"):
-        create_app(FakeStreams(), Health(FakeEngine(), Lifecycle(), "local"), tmp_path)
+        create_app(FakeStreams(), health, tmp_path)
+    (tmp_path / "index.html").touch()
+    with pytest.raises(InputError, match=r"echo-rtc\.js does not exist"):
+        create_app(FakeStreams(), health, tmp_path)
