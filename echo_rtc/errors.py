@@ -57,3 +57,7 @@ class IceRestartError(EchoRtcError):
 
 class RenderError(EchoRtcError):
     """A clip could not be rendered: its worker failed, died or took too long. The stream goes on without it."""
+
+
+class LateError(RenderError):
+    """A clip was not begun, because it could not have been there in time."""

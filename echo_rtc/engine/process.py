@@ -1,8 +1,8 @@
 """The parent's side of one worker process: starts it, hands it clips, never waits for it without a bound, ends it.
 
 The process is the only member of a standard process pool. This file adds what the pool leaves out: a bound on every
-call, the worker's progress and log in the parent's, and an end that comes in bounded time. It knows one worker;
-``local.py`` knows them all.
+call, clips that are prepared while another is rendered, the worker's progress and log in the parent's, and an end that
+comes in bounded time. It knows one worker; ``fleet.py`` knows them all.
 """
 
 from __future__ import annotations
@@ -17,15 +17,17 @@ import signal
 import threading
 from collections.abc import Callable
 from concurrent.futures import BrokenExecutor, Future, ProcessPoolExecutor
+from dataclasses import replace
 from typing import ParamSpec, TypeVar
 
-import numpy as np
-
-from echo_rtc.clips import ClipFormat, YuvFrames
-from echo_rtc.engine import worker
+from echo_rtc.clips import ClipFormat
+from echo_rtc.engine import child
+from echo_rtc.engine.child import Born, Line, Seat, Taken, ToDiscard, ToPrepare
+from echo_rtc.engine.fleet import WorkerGoneError
 from echo_rtc.engine.handover import Area
-from echo_rtc.engine.protocol import Avatar, Progress, RenderRequest, RenderResult
-from echo_rtc.engine.worker import Born, Line, Seat, WorkerReport, WorkerSpec
+from echo_rtc.engine.protocol import Avatar, AvatarFiles, Progress, RenderRequest, RenderResult
+from echo_rtc.engine.speed import Speed
+from echo_rtc.engine.worker import WorkerReport, WorkerSpec
 from echo_rtc.errors import RenderError
 
 logger = logging.getLogger(__name__)
@@ -37,7 +39,8 @@ REAP_S = 5.0
 """How long the operating system may take to bury a killed worker."""
 
 REQUEST_BYTES = 4 * 1024 * 1024
-"""Shared with a worker for a request: seconds of audio and a latent."""
+REQUEST_AREAS = 2
+"""Shared with a worker for a request: seconds of audio and a latent; one may be filled while another is read."""
 
 RESULT_CLIPS = 2
 RESULT_EXTRA_BYTES = 4 * 1024 * 1024
@@ -47,25 +50,29 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 
-class WorkerGoneError(RenderError):
-    """The worker died, or was killed for taking too long."""
-
-
 class WorkerProcess:
     """One process, from birth to burial. Not reusable: a replacement is a new object."""
 
-    def __init__(self, spec: WorkerSpec, format: ClipFormat, progress: Progress) -> None:
+    def __init__(
+        self, spec: WorkerSpec, format: ClipFormat, progress: Progress, on_gone: Callable[[], None]
+    ) -> None:
+        """``on_gone`` is called once, when the process is dead."""
         self._spec = spec
         self._progress = progress
+        self._on_gone = on_gone
         context = multiprocessing.get_context("spawn")
         frame_bytes = format.width * format.height * 3 // 2
-        self._piece_frames = format.clip_frames
-        self._requests = Area(context, REQUEST_BYTES)
+        self._requests = tuple(Area(context, REQUEST_BYTES) for _ in range(REQUEST_AREAS))
+        self._free_areas: asyncio.Queue[int] = asyncio.Queue()
+        for area in range(REQUEST_AREAS):
+            self._free_areas.put_nowait(area)
+        self._handed: set[int] = set()
         self._results = Area(context, RESULT_CLIPS * format.clip_frames * frame_bytes + RESULT_EXTRA_BYTES)
         self._messages, self._theirs = context.Pipe(duplex=False)
+        self._their_errands, self._errands = context.Pipe(duplex=False)
         level = logging.getLogger().getEffectiveLevel()
-        seat = Seat(spec, format, level, self._requests, self._results, self._theirs)
-        self._pool = ProcessPoolExecutor(1, context, worker.initialise, (seat,))
+        seat = Seat(spec, format, level, self._requests, self._results, self._theirs, self._their_errands)
+        self._pool = ProcessPoolExecutor(1, context, child.initialise, (seat,))
         self._reader = threading.Thread(
             target=self._read, args=(asyncio.get_running_loop(),), name=f"echo-worker-{spec.name}", daemon=True
         )
@@ -74,7 +81,7 @@ class WorkerProcess:
         self._pid: int | None = None
         self._busy = False
         self._condemned = False
-        self.gone = asyncio.Event()
+        self._gone = False
 
     @property
     def name(self) -> str:
@@ -92,45 +99,68 @@ class WorkerProcess:
             # Shielded: a thread that is starting a process cannot be called back, so close() waits for it instead.
             future = await asyncio.shield(self._birth)
         except OSError as error:
-            self.gone.set()
+            self._end()
             raise WorkerGoneError(f"worker {self.name} cannot be started: {error}") from error
         return await self._outcome(future, timeout_s, "loading")
 
-    async def render(self, request: RenderRequest, timeout_s: float) -> RenderResult:
-        """Renders one clip; only one at a time. Raises RenderError; WorkerGoneError if the worker is no more.
+    async def measure(self, frames: int, timeout_s: float) -> Speed:
+        """The speed of clips of ``frames`` frames. Raises as :meth:`render`."""
+        return await self._call(timeout_s, "warming up", child.measure, frames)
+
+    def prepare(self, number: int, request: RenderRequest) -> None:
+        """Has clip ``number`` prepared beside whatever is being rendered, if there is room for its request."""
+        if not self._free_areas.empty():
+            # What cannot be handed over, or to whom, is told when the clip is rendered.
+            with contextlib.suppress(RenderError):
+                self._hand_over(number, request, self._free_areas.get_nowait())
+
+    def discard(self, number: int) -> None:
+        """Nobody wants clip ``number`` any more, which was prepared."""
+        if number in self._handed:
+            self._handed.discard(number)
+            with contextlib.suppress(OSError):  # it is dead, and so is the clip
+                self._errands.send(ToDiscard(number))
+
+    async def render(self, number: int, request: RenderRequest, timeout_s: float) -> tuple[RenderResult, float]:
+        """Renders clip ``number``, prepared or not; only one at a time. With it go the seconds that rendering itself
+        took. Raises RenderError; WorkerGoneError if the worker is no more.
 
         ``stages_ms`` of the result gets ``handover``: all that was not spent in the worker itself.
         """
         clock = asyncio.get_running_loop().time
         begun = clock()
-        try:
-            given = self._requests.put(request)
-        except ValueError as error:
-            raise RenderError(f"the clip cannot be handed to worker {self.name}: {error}") from error
-        parcel, render_s = await self._call(timeout_s, "rendering a clip", worker.render, given)
+        if number not in self._handed:
+            try:
+                area = await asyncio.wait_for(self._free_areas.get(), timeout_s)
+            except TimeoutError:
+                self.kill()
+                raise WorkerGoneError(f"worker {self.name} took no clip for {timeout_s:g} s and was ended") from None
+            self._hand_over(number, request, area)
+        self._handed.discard(number)
+        doing = "rendering a clip"
+        parcel, render_s = await self._call(timeout_s, doing, child.render, number, request.init_latent)
         result = self._results.take(parcel)
         assert isinstance(result, RenderResult)
         result.stages_ms["handover"] = (clock() - begun - render_s) * 1000
-        return result
+        return result, render_s
 
-    async def render_idle(self, avatar: str, timeout_s: float) -> Avatar:
-        """Renders the avatar's idle loop and fetches it, piece by piece. Raises as :meth:`render`."""
-        length = await self._call(timeout_s, "rendering an idle loop", worker.render_idle, avatar)
-        pieces: list[Avatar] = []
-        for first in range(0, length, self._piece_frames):
-            doing = "handing over an idle loop"
-            parcel = await self._call(timeout_s, doing, worker.fetch_idle, first, self._piece_frames)
-            piece = self._results.take(parcel)
-            assert isinstance(piece, Avatar)
-            pieces.append(piece)
-        planes = (np.concatenate([getattr(piece.idle, plane) for piece in pieces]) for plane in ("y", "u", "v"))
-        latents = [piece.idle_latents for piece in pieces if piece.idle_latents is not None]
-        return Avatar(avatar, YuvFrames(*planes), np.concatenate(latents) if latents else None)
+    async def idle_piece(self, avatar: str, first: bool, timeout_s: float) -> Avatar | None:
+        """Renders the next piece of an idle loop, or the ``first``; None after the last. Raises as :meth:`render`."""
+        parcel = await self._call(timeout_s, "rendering an idle loop", child.idle_piece, avatar, first)
+        if parcel is None:
+            return None
+        piece = self._results.take(parcel)
+        assert isinstance(piece, Avatar)
+        return piece
+
+    async def prepare_avatar(self, files: AvatarFiles, timeout_s: float) -> None:
+        """Prepares a further avatar. Raises InputError, or as :meth:`render`."""
+        await self._call(timeout_s, "preparing an avatar", child.prepare_avatar, files)
 
     def kill(self) -> None:
         """Kills the process at once; one that has not said its id yet, as soon as it does."""
         self._condemned = True
-        if self._pid is not None and not self.gone.is_set():
+        if self._pid is not None and not self._gone:
             try:
                 os.kill(self._pid, signal.SIGKILL)
             except ProcessLookupError:
@@ -156,10 +186,12 @@ class WorkerProcess:
         # A child is born with its parent thread's mask: Ctrl-C cannot strike before the child ignores it by itself.
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
         try:
-            future = self._pool.submit(worker.load)
+            future = self._pool.submit(child.load)
         finally:
             signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
-        self._theirs.close()  # so that the child's end is the only one, and its death the end of the file
+        # So that the child's ends are the only ones, and its death the end of the file.
+        self._theirs.close()
+        self._their_errands.close()
         self._reader.start()
         return future
 
@@ -167,11 +199,25 @@ class WorkerProcess:
         self._pool.shutdown(wait=True, cancel_futures=True)
         if self._reader.ident is not None:
             self._reader.join(REAP_S)
-        self._theirs.close()
-        self._messages.close()
+        for pipe in (self._theirs, self._messages, self._their_errands, self._errands):
+            pipe.close()
+
+    def _hand_over(self, number: int, request: RenderRequest, area: int) -> None:
+        """Sends a request to be prepared. Raises RenderError if it is too large, WorkerGoneError if nobody reads."""
+        try:
+            # The latent may still change, and goes with the order to render.
+            parcel = self._requests[area].put(replace(request, init_latent=None))
+        except ValueError as error:
+            self._free_areas.put_nowait(area)
+            raise RenderError(f"the clip cannot be handed to worker {self.name}: {error}") from error
+        try:
+            self._errands.send(ToPrepare(number, area, parcel))
+        except OSError as error:
+            raise WorkerGoneError(f"worker {self.name} is gone") from error
+        self._handed.add(number)
 
     async def _call(self, timeout_s: float, doing: str, call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-        """Calls a function of worker.py in the worker. Raises as :meth:`_outcome`."""
+        """Calls a function of child.py in the worker. Raises as :meth:`_outcome`."""
         try:
             future = self._pool.submit(call, *args, **kwargs)
         except RuntimeError as error:  # the pool is broken or shut down
@@ -212,15 +258,23 @@ class WorkerProcess:
                         target.handle(message)
                 else:
                     loop.call_soon_threadsafe(self._hear, message)
-            loop.call_soon_threadsafe(self.gone.set)
+            loop.call_soon_threadsafe(self._end)
 
-    def _hear(self, message: Born | Line) -> None:
-        if isinstance(message, Line):
-            self._progress(f"worker {self.name}: {message.text}")
-            return
-        self._pid = message.pid
-        if self._condemned:
-            self.kill()
+    def _hear(self, message: Born | Line | Taken) -> None:
+        match message:
+            case Line(text):
+                self._progress(f"worker {self.name}: {text}")
+            case Taken(area):
+                self._free_areas.put_nowait(area)
+            case Born(pid):
+                self._pid = pid
+                if self._condemned:
+                    self.kill()
+
+    def _end(self) -> None:
+        if not self._gone:
+            self._gone = True
+            self._on_gone()
 
 
 def _look(answer: asyncio.Future[T]) -> None:

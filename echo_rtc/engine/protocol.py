@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Protocol
+
+import numpy as np
 
 from echo_rtc.clips import ClipFormat, F16Array, F32Array, YuvFrames
 from echo_rtc.engine.meter import WorkerStatus
@@ -21,6 +25,10 @@ class RenderRequest:
     ``pose_position`` is the number of the clip's first frame; the pose sequence wraps around.
     ``seed`` chooses the initial noise. ``init_latent`` (C, h, w) float16 is the previous clip's final latent, or None
     to start fresh. ``steps`` overrides the configured number of denoising steps.
+
+    The rest is for the engine alone: ``stream`` tells whose clip it is ("": nobody's); ``deadline_s``, on the event
+    loop's clock, until when the result is of any use; ``chained``: if the clip of the same stream that was asked for
+    before this one is still on its way, this one begins with that one's final latent instead of ``init_latent``.
     """
 
     avatar: str
@@ -30,6 +38,9 @@ class RenderRequest:
     seed: int
     init_latent: F16Array | None = None
     steps: int | None = None
+    stream: str = ""
+    deadline_s: float = math.inf
+    chained: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +65,31 @@ class Avatar:
     name: str
     idle: YuvFrames
     idle_latents: F16Array | None = None
+
+    @classmethod
+    def joined(cls, pieces: Sequence[Avatar]) -> Avatar:
+        """The avatar whose idle loop comes in ``pieces``, at least one."""
+        planes = (np.concatenate([getattr(piece.idle, plane) for piece in pieces]) for plane in ("y", "u", "v"))
+        latents = [piece.idle_latents for piece in pieces if piece.idle_latents is not None]
+        return cls(pieces[0].name, YuvFrames(*planes), np.concatenate(latents) if latents else None)
+
+
+@dataclass(frozen=True, slots=True)
+class AvatarFiles:
+    """What an avatar is prepared from: a picture of the person, and a folder of 0.npy, 1.npy and so on."""
+
+    name: str
+    reference_image: Path
+    pose_dir: Path
+
+
+@dataclass(frozen=True, slots=True)
+class Continuity:
+    """How the clips of a stream join. ``chained``: each begins with the last latent of the one before.
+    ``overlap_frames``: each shows so many frames of the one before once more, to be cross-faded."""
+
+    chained: bool
+    overlap_frames: int = 0
 
 
 class Engine(Protocol):
@@ -86,12 +122,29 @@ class Engine(Protocol):
         """The workers as they stand, always in the same order."""
         ...
 
+    @property
+    def trouble(self) -> str:
+        """What is wrong with the workers, in a sentence or more for people; empty if nothing is."""
+        ...
+
+    @property
+    def continuity(self) -> Continuity:
+        """How clips are to join; known once started."""
+        ...
+
     async def start(self, progress: Progress) -> None:
         """Starts the workers. Raises InputError or SettingsError with the worker's own sentence."""
         ...
 
     async def render(self, request: RenderRequest) -> RenderResult:
-        """Renders one clip. Raises RenderError if the clip is lost; the engine itself goes on."""
+        """Renders one clip. Raises LateError if it was not begun because it could not be on time, RenderError if it is
+        lost in another way; the engine itself goes on."""
+        ...
+
+    async def prepare_avatar(self, files: AvatarFiles) -> Avatar:
+        """Prepares a further avatar, or one of that name anew, on every worker and on those that will replace them,
+        while clips go on between. Raises InputError if its files cannot be used, RenderError if no worker could do it;
+        then it is not there."""
         ...
 
     async def close(self) -> None:

@@ -1,38 +1,33 @@
-"""What runs inside a worker process: loads a renderer, warms it up, renders one clip at a time.
+"""What a worker is, wherever it runs: it loads a renderer, warms it up, prepares clips and renders them.
 
-The functions here are called by the process pool in the worker; ``process.py`` is their other side. torch and the
-model are imported inside functions only, so that the server process can import this file for its names.
+One object, for a process beside the server (``child.py``) as well as for an actor on another machine. torch and the
+model are imported inside functions only, so that the server process can import this file for its names. Knows nothing
+of processes, of streams or of who is next.
 """
 
 from __future__ import annotations
 
-import contextlib
 import logging
-import logging.handlers
 import math
-import multiprocessing
 import os
-import queue
-import signal
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future
 from dataclasses import dataclass, replace
-from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
-from echo_rtc.clips import ClipFormat
+from echo_rtc.clips import ClipFormat, F16Array
 from echo_rtc.engine.devices import usable_cores
-from echo_rtc.engine.handover import Area, Parcel
-from echo_rtc.engine.protocol import Avatar, Progress, RenderRequest, RenderResult
+from echo_rtc.engine.protocol import Avatar, AvatarFiles, Progress, RenderRequest, RenderResult
 from echo_rtc.engine.speed import Speed
 from echo_rtc.errors import EchoRtcError, RenderError
 
 if TYPE_CHECKING:
-    from echo_rtc.model.generator import ClipGenerator
+    from echo_rtc.model.generator import ClipGenerator, PreparedClip
 
 logger = logging.getLogger(__name__)
 
@@ -49,17 +44,30 @@ both want a core, this leaves the worker about a quarter of it; much more would 
 
 
 class Renderer(Protocol):
-    """What a worker needs of a model: its avatars are prepared, and it renders clips."""
+    """What a worker needs of a model: its avatars are prepared, and it prepares and renders clips.
+
+    ``prepare`` may run in another thread than all else, while a clip is being rendered.
+    """
 
     @property
     def avatars(self) -> tuple[str, ...]:
         """The names of the prepared avatars, at least one."""
         ...
 
-    def render(self, request: RenderRequest) -> RenderResult: ...
+    def prepare(self, request: RenderRequest) -> Any:
+        """All that can be computed without the initial latent."""
+        ...
 
-    def idle(self, avatar: str) -> Avatar:
-        """Renders the avatar's idle loop."""
+    def render(self, request: RenderRequest, prepared: Any) -> RenderResult:
+        """Renders a clip from what :meth:`prepare` made of the same request; only the latent may have changed."""
+        ...
+
+    def idle(self, avatar: str) -> Iterator[Avatar]:
+        """Renders the avatar's idle loop, a piece of at most a clip's frames with each step."""
+        ...
+
+    def prepare_avatar(self, files: AvatarFiles) -> None:
+        """Prepares a further avatar. Raises InputError if its files cannot be used."""
         ...
 
 
@@ -84,167 +92,116 @@ class WorkerReport:
     speed: Speed
 
 
-@dataclass(frozen=True, slots=True)
-class Line:
-    """One line of progress on its way to the parent."""
+class ClipWorker:
+    """A renderer at work. Rendering is called from one thread, :meth:`prepare` and :meth:`discard` from another."""
 
-    text: str
-
-
-@dataclass(frozen=True, slots=True)
-class Born:
-    """The first message of a worker: its process id."""
-
-    pid: int
-
-
-@dataclass(frozen=True, slots=True)
-class Seat:
-    """What a process is given at its birth."""
-
-    spec: WorkerSpec
-    format: ClipFormat
-    log_level: int
-    requests: Area
-    results: Area
-    messages: Connection
-
-
-class _Messages(logging.handlers.QueueHandler):
-    """Sends log records and progress to the parent through one pipe."""
-
-    def __init__(self, pipe: Connection) -> None:
-        super().__init__(queue.SimpleQueue())
-        self._pipe = pipe
+    def __init__(self, spec: WorkerSpec, format: ClipFormat) -> None:
+        self._spec = spec
+        self._format = format
+        self._renderer: Renderer | None = None
+        self._prepared: dict[int, Future[tuple[RenderRequest, Any]]] = {}
         self._turn = threading.Lock()
+        self._idle: tuple[str, Iterator[Avatar]] | None = None
 
-    def send(self, message: object) -> None:
-        # A parent that is gone ends this process by itself; until then nobody is left to tell.
-        with self._turn, contextlib.suppress(OSError):
-            self._pipe.send(message)
+    def load(self, progress: Progress) -> WorkerReport:
+        """Loads the renderer, warms it up and measures it. Raises InputError, SettingsError or RenderError."""
+        try:
+            self._renderer = self._spec.loader(progress)
+            progress("warming up")
+            speed = self.measure(self._format.clip_frames)
+        except EchoRtcError:
+            raise
+        except Exception as error:  # whatever the model raises reaches the server as a sentence
+            logger.exception("worker %s could not start", self._spec.name)
+            raise RenderError(f"worker {self._spec.name} could not start: {_sentence(error)}") from None
+        progress(f"ready, {speed.frames_per_second:.1f} frames/s")
+        return WorkerReport(tuple(self._renderer.avatars), speed)
 
-    def enqueue(self, record: logging.LogRecord) -> None:
-        self.send(record)
+    def measure(self, frames: int) -> Speed:
+        """The speed of clips of ``frames`` frames, which the renderer is warm for afterwards."""
+        return measure(self._loaded, self._format, frames)
+
+    def prepare(self, number: int, request: RenderRequest) -> None:
+        """Prepares clip ``number``. What goes wrong is told when the clip is rendered."""
+        place = self._place(number)
+        try:
+            place.set_result((request, self._loaded.prepare(request)))
+        except Exception as error:  # kept for render()
+            place.set_exception(error)
+
+    def discard(self, number: int) -> None:
+        """Forgets a clip that was prepared."""
+        with self._turn:
+            self._prepared.pop(number, None)
+
+    def render(self, number: int, init_latent: F16Array | None) -> tuple[RenderResult, float]:
+        """Renders clip ``number``, which is or is being prepared, from ``init_latent``; with it go the seconds that
+        the rendering itself took. Raises RenderError."""
+        try:
+            request, prepared = self._place(number).result()
+            begun = time.perf_counter()
+            result = self._loaded.render(replace(request, init_latent=init_latent), prepared)
+            return result, time.perf_counter() - begun
+        except RenderError:
+            raise
+        except Exception as error:  # one clip is lost, the server judges the worker
+            logger.exception("worker %s lost a clip", self._spec.name)
+            raise RenderError(f"worker {self._spec.name} lost a clip: {_sentence(error)}") from None
+        finally:
+            self.discard(number)
+
+    def prepare_avatar(self, files: AvatarFiles) -> None:
+        """Prepares a further avatar. Raises InputError or RenderError."""
+        try:
+            self._loaded.prepare_avatar(files)
+        except EchoRtcError:
+            raise
+        except Exception as error:
+            logger.exception("worker %s could not prepare avatar %s", self._spec.name, files.name)
+            raise RenderError(f"the avatar {files.name} could not be prepared: {_sentence(error)}") from None
+
+    def idle_piece(self, avatar: str, first: bool) -> Avatar | None:
+        """The next piece of an avatar's idle loop, the ``first`` or one more; None after the last. Raises
+        RenderError."""
+        try:
+            if first or self._idle is None or self._idle[0] != avatar:
+                self._idle = (avatar, self._loaded.idle(avatar))
+            piece = next(self._idle[1], None)
+        except EchoRtcError:
+            raise
+        except Exception as error:
+            logger.exception("worker %s could not render the idle loop", self._spec.name)
+            raise RenderError(f"the idle loop of avatar {avatar} could not be rendered: {_sentence(error)}") from None
+        if piece is None:
+            self._idle = None
+        return piece
+
+    @property
+    def _loaded(self) -> Renderer:
+        assert self._renderer is not None, "the renderer is not loaded"
+        return self._renderer
+
+    def _place(self, number: int) -> Future[tuple[RenderRequest, Any]]:
+        """Where clip ``number`` lies when it is prepared, whoever asks first."""
+        with self._turn:
+            return self._prepared.setdefault(number, Future())
 
 
-class _Worker:
-    """The state of this process."""
-
-    def __init__(self, seat: Seat, messages: _Messages) -> None:
-        self.seat = seat
-        self.messages = messages
-        self.renderer: Renderer | None = None
-        self.idle: Avatar | None = None
-
-
-_worker: _Worker | None = None
-
-
-def initialise(seat: Seat) -> None:
-    """The pool's initializer: says that the process is there, and arranges how it logs and how it ends."""
-    global _worker
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to the whole group; the parent closes its workers
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
-    messages = _Messages(seat.messages)
-    messages.send(Born(os.getpid()))
-    logging.basicConfig(handlers=[messages], level=seat.log_level, force=True)
-    threading.Thread(target=_end_with_parent, name="parent-watch", daemon=True).start()
-    if seat.spec.niceness:
-        os.nice(seat.spec.niceness)
-    _worker = _Worker(seat, messages)
-
-
-def _end_with_parent() -> None:
-    """Ends this process when the parent dies, however it dies; nothing here needs saving."""
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        parent.join()
-        os._exit(1)
-
-
-def load() -> WorkerReport:
-    """Loads the renderer, warms it up and measures it. Raises InputError, SettingsError or RenderError."""
-    worker = _running()
-    seat = worker.seat
-
-    def progress(text: str) -> None:
-        worker.messages.send(Line(text))
-
-    try:
-        worker.renderer = seat.spec.loader(progress)
-        progress("warming up")
-        speed = measure(worker.renderer, seat.format)
-    except EchoRtcError:
-        raise
-    except Exception as error:  # the boundary of a process: whatever the model raises reaches the parent as a sentence
-        logger.exception("worker %s could not start", seat.spec.name)
-        raise RenderError(f"worker {seat.spec.name} could not start: {_sentence(error)}") from None
-    progress(f"ready, {speed.frames_per_second:.1f} frames/s")
-    return WorkerReport(tuple(worker.renderer.avatars), speed)
-
-
-def measure(renderer: Renderer, format: ClipFormat, clock: Callable[[], float] = time.perf_counter) -> Speed:
-    """The speed of a renderer by ``clock`` (s), after one clip that is not counted."""
-    rate, frames = format.sample_rate, format.clip_frames
-    samples = format.sample_of_frame(format.history_frames, rate) + format.sample_of_frame(frames, rate)
+def measure(
+    renderer: Renderer, format: ClipFormat, frames: int, clock: Callable[[], float] = time.perf_counter
+) -> Speed:
+    """The speed of a renderer with clips of ``frames`` frames by ``clock`` (s), after one that is not counted."""
+    rate = format.sample_rate
+    samples = format.sample_of_frame(format.history_frames, rate) + format.sample_of_frame(format.clip_frames, rate)
     request = RenderRequest(renderer.avatars[0], np.zeros(samples, np.float32), frames, pose_position=0, seed=0)
-    result = renderer.render(request)
+    result = renderer.render(request, renderer.prepare(request))
     clip_s: list[float] = []
     while len(clip_s) < MEASURED_CLIPS and sum(clip_s) < MEASURE_S:
         begun = clock()
-        result = renderer.render(replace(request, init_latent=result.final_latent))
+        request = replace(request, init_latent=result.final_latent)
+        result = renderer.render(request, renderer.prepare(request))
         clip_s.append(clock() - begun)
     return Speed(frames, tuple(clip_s))
-
-
-def render(parcel: Parcel) -> tuple[Parcel, float]:
-    """Renders the request that lies in the request area. The result lies in the result area; with it go the seconds
-    that the rendering itself took. Raises RenderError."""
-    worker = _running()
-    request = worker.seat.requests.take(parcel)
-    assert isinstance(request, RenderRequest)
-    assert worker.renderer is not None
-    try:
-        begun = time.perf_counter()
-        result = worker.renderer.render(request)
-        render_s = time.perf_counter() - begun
-        return worker.seat.results.put(result), render_s
-    except RenderError:
-        raise
-    except Exception as error:  # the boundary of a process: one clip is lost, the parent judges the worker
-        logger.exception("worker %s lost a clip", worker.seat.spec.name)
-        raise RenderError(f"worker {worker.seat.spec.name} lost a clip: {_sentence(error)}") from None
-
-
-def render_idle(avatar: str) -> int:
-    """Renders an idle loop and keeps it to be fetched; returns how many frames it has. Raises RenderError."""
-    worker = _running()
-    assert worker.renderer is not None
-    try:
-        worker.idle = worker.renderer.idle(avatar)
-    except EchoRtcError:
-        raise
-    except Exception as error:  # the boundary of a process, as in load()
-        logger.exception("worker %s could not render the idle loop", worker.seat.spec.name)
-        raise RenderError(f"the idle loop of avatar {avatar} could not be rendered: {_sentence(error)}") from None
-    return len(worker.idle.idle)
-
-
-def fetch_idle(first: int, frames: int) -> Parcel:
-    """Frames ``first`` to ``first + frames`` of the idle loop, as an Avatar, lie in the result area; with the last
-    of them the loop is forgotten here."""
-    worker = _running()
-    assert worker.idle is not None
-    whole, part = worker.idle, slice(first, first + frames)
-    latents = None if whole.idle_latents is None else whole.idle_latents[part]
-    if first + frames >= len(whole.idle):
-        worker.idle = None
-    return worker.seat.results.put(Avatar(whole.name, whole.idle[part], latents))
-
-
-def _running() -> _Worker:
-    assert _worker is not None, "the process was not initialised"
-    return _worker
 
 
 def _sentence(error: Exception) -> str:
@@ -314,16 +271,24 @@ class ModelLoader:
 
 
 class _ModelRenderer:
-    """A clip generator with its one avatar, as a Renderer."""
-
-    avatars = (AVATAR,)
+    """A clip generator as a Renderer."""
 
     def __init__(self, generator: ClipGenerator, chained: bool) -> None:
         self._generator = generator
         self._chained = chained
 
-    def render(self, request: RenderRequest) -> RenderResult:
-        return self._generator.generate(request)
+    @property
+    def avatars(self) -> tuple[str, ...]:
+        return self._generator.avatars
 
-    def idle(self, avatar: str) -> Avatar:
+    def prepare(self, request: RenderRequest) -> PreparedClip:
+        return self._generator.prepare(request)
+
+    def render(self, request: RenderRequest, prepared: PreparedClip) -> RenderResult:
+        return self._generator.generate(request, prepared)
+
+    def idle(self, avatar: str) -> Iterator[Avatar]:
         return self._generator.idle_loop(avatar, chained=self._chained)
+
+    def prepare_avatar(self, files: AvatarFiles) -> None:
+        self._generator.prepare_avatar(files.name, files.reference_image, files.pose_dir)

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from pathlib import Path
@@ -117,6 +118,15 @@ class _Prepared:
     poses: PoseTrack
 
 
+@dataclass(frozen=True, slots=True)
+class PreparedClip:
+    """What of a clip does not depend on its initial latent, and how many milliseconds it took."""
+
+    audio: KeysValues
+    pose: Tensor
+    audio_ms: float
+
+
 @dataclass
 class Stopwatch:
     """Milliseconds of each stage of a clip; waits for the device at each stage's end, or they would mean nothing."""
@@ -135,7 +145,7 @@ class Stopwatch:
 
 
 class ClipGenerator:
-    """EchoMimic-V2 on one device. Not for several threads at once."""
+    """EchoMimic-V2 on one device. For one thread, but for :meth:`prepare`, which another may call meanwhile."""
 
     def __init__(self, networks: Networks, audio_encoder: AudioEncoder, settings: GeneratorSettings) -> None:
         """Takes loaded networks, all on the settings' device. Raises SettingsError or InputError if they cannot make
@@ -147,6 +157,7 @@ class ClipGenerator:
         self._dtype = DTYPES[settings.dtype]
         self._avatars: dict[str, _Prepared] = {}
         self._samplers: dict[int, Sampler] = {}
+        self._side = torch.cuda.Stream(self.device) if self.device.type == "cuda" else None
         scale = networks.autoencoder.scale
         for name in ("width", "height"):
             pixels = getattr(settings.format, name)
@@ -185,10 +196,31 @@ class ClipGenerator:
         track = PoseTrack(poses, self._pose_features, keep=not self.settings.low_ram)
         self._avatars[name] = _Prepared(bank, track)
 
-    def generate(self, request: RenderRequest) -> RenderResult:
-        """Renders one clip as YUV 4:2:0. Raises RenderError if the request cannot be."""
-        watch = Stopwatch(self.device)
-        frames, latents = self._generate_yuv(request, watch)
+    @property
+    def avatars(self) -> tuple[str, ...]:
+        """The names of the prepared avatars."""
+        return tuple(self._avatars)
+
+    @torch.inference_mode()
+    def prepare(self, request: RenderRequest) -> PreparedClip:
+        """Computes the tokens and the pose of a clip. Raises RenderError if the request cannot be rendered."""
+        begun = time.perf_counter()
+        self._latent_shape(request)
+        poses = self._avatar(request.avatar).poses
+        with self._beside():
+            audio = self.networks.denoiser.project_audio(self.audio_tokens(request.audio, request.frames))
+            pose = poses.features(request.pose_position, request.frames)
+        return PreparedClip(audio, pose, 1000.0 * (time.perf_counter() - begun))
+
+    def generate(self, request: RenderRequest, prepared: PreparedClip | None = None) -> RenderResult:
+        """Renders one clip as YUV 4:2:0. Raises RenderError if the request cannot be.
+
+        ``prepared`` is what :meth:`prepare` made of the same request, whose ``init_latent`` and ``steps`` may have
+        changed since.
+        """
+        prepared = prepared or self.prepare(request)
+        watch = Stopwatch(self.device, {"audio": prepared.audio_ms})
+        frames, latents = self._generate_yuv(request, watch, prepared)
         return RenderResult(frames, _last_latent(latents), watch.stages_ms)
 
     @torch.inference_mode()
@@ -198,8 +230,9 @@ class ClipGenerator:
         frames: U8Array = torch.cat([rgb_bytes(part) for part in self._decode(latents)]).cpu().numpy()
         return frames, _last_latent(latents)
 
-    def idle_loop(self, name: str, chained: bool = True, seed: int = 0) -> Avatar:
-        """Renders the whole pose sequence with silence for its sound: what an avatar shows while nobody speaks.
+    def idle_loop(self, name: str, chained: bool = True, seed: int = 0) -> Iterator[Avatar]:
+        """Renders the whole pose sequence with silence for its sound: what an avatar shows while nobody speaks. Comes
+        in pieces of a clip, each rendered when it is asked for.
 
         ``chained`` starts each clip from the last latent of the one before. The loop closes: its first clip is chained
         to a clip that ends where the loop does, and is not shown. Where the sequence is no multiple of the clip length,
@@ -213,17 +246,12 @@ class ClipGenerator:
             with torch.inference_mode():
                 before = self._denoise(request, Stopwatch(self.device))
             request = replace(request, init_latent=_last_latent(before))
-        clips: list[YuvFrames] = []
-        latents: list[F16Array] = []
         for position in range(0, length, count):
             frames, final = self._generate_yuv(replace(request, pose_position=position), Stopwatch(self.device))
             kept = min(count, length - position)
-            clips.append(frames[:kept])
-            latents.append(final[0, :, :kept].transpose(0, 1).to("cpu", torch.float16).numpy())
+            yield Avatar(name, frames[:kept], final[0, :, :kept].transpose(0, 1).to("cpu", torch.float16).numpy())
             if chained:
                 request = replace(request, init_latent=_last_latent(final))
-        y, u, v = (np.concatenate([getattr(clip, plane) for clip in clips]) for plane in ("y", "u", "v"))
-        return Avatar(name, YuvFrames(y, u, v), np.concatenate(latents))
 
     # The stages, in the order of computation. Public where the parity check compares them.
 
@@ -265,17 +293,21 @@ class ClipGenerator:
         images = torch.from_numpy(np.stack(drawn)).to(self.device).permute(0, 3, 1, 2)  # (N, 3, H, W)
         return self.encode_poses(images.to(self._dtype) / 255)
 
-    def _denoise(self, request: RenderRequest, watch: Stopwatch) -> Tensor:
+    @contextmanager
+    def _beside(self) -> Iterator[None]:
+        """Work that runs on the device beside the clip being rendered, and is done at the end."""
+        if self._side is None:
+            yield
+            return
+        with torch.cuda.stream(self._side):
+            yield
+        self._side.synchronize()
+
+    def _denoise(self, request: RenderRequest, watch: Stopwatch, prepared: PreparedClip | None = None) -> Tensor:
         """The final latents (1, C, F, h, w) float32 of a clip."""
-        prepared = self._avatar(request.avatar)
         shape = self._latent_shape(request)
-        tokens = self.audio_tokens(request.audio, request.frames)
-        watch.lap("audio")
-        given = ClipConditions(
-            audio=self.networks.denoiser.project_audio(tokens),
-            bank=prepared.bank,
-            pose=prepared.poses.features(request.pose_position, request.frames),
-        )
+        prepared = prepared or self.prepare(request)
+        given = ClipConditions(audio=prepared.audio, bank=self._avatar(request.avatar).bank, pose=prepared.pose)
         chained = None if request.init_latent is None else torch.tensor(request.init_latent)
         latents = initial_latents(draw_noise(shape, request.seed), chained).to(self.device)
         for step in self.sampler(request.steps or self.settings.steps).steps(latents, given):
@@ -289,8 +321,10 @@ class ClipGenerator:
         return [self.networks.autoencoder.decode(part) for part in torch.split(folded, _CHUNK)]
 
     @torch.inference_mode()
-    def _generate_yuv(self, request: RenderRequest, watch: Stopwatch) -> tuple[YuvFrames, Tensor]:
-        latents = self._denoise(request, watch)
+    def _generate_yuv(
+        self, request: RenderRequest, watch: Stopwatch, prepared: PreparedClip | None = None
+    ) -> tuple[YuvFrames, Tensor]:
+        latents = self._denoise(request, watch, prepared)
         images = self._decode(latents)
         watch.lap("decode")
         parts = [yuv_planes(part) for part in images]

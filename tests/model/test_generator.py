@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 from echo_rtc.clips import ClipFormat, F32Array
-from echo_rtc.engine.protocol import RenderRequest
+from echo_rtc.engine.protocol import Avatar, RenderRequest
 from echo_rtc.errors import InputError, RenderError, SettingsError
 from echo_rtc.model.description import ModelDescription
 from echo_rtc.model.generator import DTYPES, ClipGenerator, GeneratorSettings, fitting_dtype, resample
@@ -181,7 +181,7 @@ def loop_generator(poses: Path) -> ClipGenerator:
 
 def test_idle_loop_has_a_frame_and_a_latent_for_each_pose(poses: Path) -> None:
     generator = loop_generator(poses)
-    avatar = generator.idle_loop("anna")
+    avatar = Avatar.joined([*generator.idle_loop("anna")])
     assert avatar.name == "anna"
     assert len(avatar.idle) == 7
     assert avatar.idle_latents is not None
@@ -192,7 +192,7 @@ def test_idle_loop_has_a_frame_and_a_latent_for_each_pose(poses: Path) -> None:
 def test_idle_loop_is_chained_clips_that_close(poses: Path) -> None:
     """Made again by hand: clips at 0, 3 and 6 in silence, the first after one that ends where the loop does."""
     generator = loop_generator(poses)
-    avatar = generator.idle_loop("anna", seed=3)
+    avatar = Avatar.joined([*generator.idle_loop("anna", seed=3)])
     assert avatar.idle_latents is not None
     silence = np.zeros(8000 + 2000, np.float32)
     quiet = RenderRequest("anna", silence, 3, pose_position=4, seed=3)
@@ -209,14 +209,14 @@ def test_idle_loop_is_chained_clips_that_close(poses: Path) -> None:
 
 def test_idle_loop_without_chaining_starts_each_clip_fresh(poses: Path) -> None:
     generator = loop_generator(poses)
-    loose = generator.idle_loop("anna", chained=False)
+    loose = Avatar.joined([*generator.idle_loop("anna", chained=False)])
     clip = generator.generate(RenderRequest("anna", np.zeros(10_000, np.float32), 3, pose_position=3, seed=0))
     assert np.array_equal(loose.idle.y[3:6], clip.frames.y)
 
 
 def test_a_sequence_shorter_than_a_clip_loops_too() -> None:
     generator = prepared(format=ClipFormat(width=64, height=64, clip_frames=8, history_s=0.5))
-    assert len(generator.idle_loop("anna").idle) == 3
+    assert sum(len(piece.idle) for piece in generator.idle_loop("anna")) == 3
 
 
 # ---------------------------------------------------------------------------------------------------------- refusals

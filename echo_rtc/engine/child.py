@@ -1,0 +1,177 @@
+"""What runs inside a worker process of the local engine: the functions that its pool calls, and how the process ends.
+
+The pool's calls come one after another in the main thread, which renders. Clips to prepare come through a pipe of
+their own to a second thread, so that the next clip is ready when the one being rendered is done. ``process.py`` is the
+other side of all this.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import logging.handlers
+import multiprocessing
+import os
+import queue
+import signal
+import threading
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+
+from echo_rtc.clips import ClipFormat, F16Array
+from echo_rtc.engine.handover import Area, Parcel
+from echo_rtc.engine.protocol import AvatarFiles, RenderRequest
+from echo_rtc.engine.speed import Speed
+from echo_rtc.engine.worker import ClipWorker, WorkerReport, WorkerSpec
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """One line of progress on its way to the parent."""
+
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Born:
+    """The first message of a worker: its process id."""
+
+    pid: int
+
+
+@dataclass(frozen=True, slots=True)
+class Taken:
+    """The request area of that index is free again."""
+
+    area: int
+
+
+@dataclass(frozen=True, slots=True)
+class ToPrepare:
+    """A clip to prepare: its number, and where its request lies."""
+
+    number: int
+    area: int
+    parcel: Parcel
+
+
+@dataclass(frozen=True, slots=True)
+class ToDiscard:
+    """A prepared clip that nobody wants any more."""
+
+    number: int
+
+
+@dataclass(frozen=True, slots=True)
+class Seat:
+    """What a process is given at its birth. ``messages`` go to the parent, ``errands`` come from it."""
+
+    spec: WorkerSpec
+    format: ClipFormat
+    log_level: int
+    requests: tuple[Area, ...]
+    results: Area
+    messages: Connection
+    errands: Connection
+
+
+class _Messages(logging.handlers.QueueHandler):
+    """Sends log records, progress and acknowledgements to the parent through one pipe."""
+
+    def __init__(self, pipe: Connection) -> None:
+        super().__init__(queue.SimpleQueue())
+        self._pipe = pipe
+        self._turn = threading.Lock()
+
+    def send(self, message: object) -> None:
+        # A parent that is gone ends this process by itself; until then nobody is left to tell.
+        with self._turn, contextlib.suppress(OSError):
+            self._pipe.send(message)
+
+    def enqueue(self, record: logging.LogRecord) -> None:
+        self.send(record)
+
+
+@dataclass(frozen=True, slots=True)
+class _Process:
+    """The state of this process."""
+
+    seat: Seat
+    messages: _Messages
+    worker: ClipWorker
+
+
+_process: _Process | None = None
+
+
+def initialise(seat: Seat) -> None:
+    """The pool's initializer: says that the process is there, and arranges how it logs and how it ends."""
+    global _process
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to the whole group; the parent closes its workers
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+    messages = _Messages(seat.messages)
+    messages.send(Born(os.getpid()))
+    logging.basicConfig(handlers=[messages], level=seat.log_level, force=True)
+    threading.Thread(target=_end_with_parent, name="parent-watch", daemon=True).start()
+    if seat.spec.niceness:
+        os.nice(seat.spec.niceness)
+    _process = _Process(seat, messages, ClipWorker(seat.spec, seat.format))
+    threading.Thread(target=_run_errands, args=(_process,), name="prepare", daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    """Ends this process when the parent dies, however it dies; nothing here needs saving."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
+
+
+def _run_errands(process: _Process) -> None:
+    """Prepares what the parent names, until its end of the pipe is closed."""
+    while True:
+        try:
+            errand = process.seat.errands.recv()
+        except (EOFError, OSError):
+            return
+        if isinstance(errand, ToDiscard):
+            process.worker.discard(errand.number)
+            continue
+        assert isinstance(errand, ToPrepare)
+        request = process.seat.requests[errand.area].take(errand.parcel)
+        process.messages.send(Taken(errand.area))
+        assert isinstance(request, RenderRequest)
+        process.worker.prepare(errand.number, request)
+
+
+def load() -> WorkerReport:
+    """See :meth:`ClipWorker.load`, as all below."""
+    process = _running()
+    return process.worker.load(lambda text: process.messages.send(Line(text)))
+
+
+def measure(frames: int) -> Speed:
+    return _running().worker.measure(frames)
+
+
+def render(number: int, init_latent: F16Array | None) -> tuple[Parcel, float]:
+    """The result lies in the result area."""
+    process = _running()
+    result, render_s = process.worker.render(number, init_latent)
+    return process.seat.results.put(result), render_s
+
+
+def prepare_avatar(files: AvatarFiles) -> None:
+    _running().worker.prepare_avatar(files)
+
+
+def idle_piece(avatar: str, first: bool) -> Parcel | None:
+    """The piece lies in the result area."""
+    process = _running()
+    piece = process.worker.idle_piece(avatar, first)
+    return None if piece is None else process.seat.results.put(piece)
+
+
+def _running() -> _Process:
+    assert _process is not None, "the process was not initialised"
+    return _process

@@ -1,0 +1,308 @@
+"""Which clip is rendered where, and when: pure bookkeeping over workers, streams and the clips that wait.
+
+The rules, in the order of their weight:
+
+1. A worker runs one clip and holds at most one further clip prepared. A clip that continues another one, still on its
+   way, is prepared where that one runs and runs when it is done.
+2. As long as there are no more streams than workers, each stream keeps to a worker of its own (its home), unless one
+   worker is not enough for a stream (``spread``). With more streams than workers any worker takes any clip.
+3. Whoever lost clips since its last picture goes first, so that no stream starves where all cannot be served; then the
+   earliest deadline.
+4. A clip that cannot be done by its deadline any more is not started, as long as its stream has a newer one waiting. The
+   newest is rendered in any case: only so does its stream learn how slow the workers have become.
+
+Knows no processes, no asyncio and no clock: time is an argument, in seconds of any monotonic clock.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+HOME_S = 10.0
+"""A stream without clips for this long is taken for silent or gone: its worker is free for another to settle on."""
+
+SMOOTHING = 0.3
+"""Weight of the latest clip in what a worker is expected to take."""
+
+NOBODY = ""
+"""The stream of clips that belong to none: any worker takes them, and they have no home."""
+
+
+@dataclass(frozen=True, slots=True)
+class Ticket:
+    """A clip's place in the order.
+
+    ``number`` is its own alone. ``cost``: what it takes against an ordinary clip (more frames, fewer steps).
+    ``deadline_s``: when it must be done to be of use, infinity if it may take its time. ``after``: the number of the
+    clip that it continues. ``spread``: any worker may take it although its stream might have a home. ``worker``: the
+    only one that can do it. ``droppable``: whether it may be given up when it is late.
+    """
+
+    number: int
+    stream: str
+    deadline_s: float = math.inf
+    cost: float = 1.0
+    after: int | None = None
+    spread: bool = False
+    worker: str | None = None
+    droppable: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Prepare:
+    """``worker``, which is busy, is to prepare the clip; it starts there later, unless it is dropped."""
+
+    worker: str
+    ticket: Ticket
+
+
+@dataclass(frozen=True, slots=True)
+class Start:
+    """``worker`` is to render the clip now, whether it had it prepared or not. ``taken_from``: another worker, which had
+    it prepared and can forget it."""
+
+    worker: str
+    ticket: Ticket
+    taken_from: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Drop:
+    """The clip cannot be on time any more. ``worker`` has it prepared, if it is not None."""
+
+    ticket: Ticket
+    worker: str | None
+
+
+Action = Prepare | Start | Drop
+
+
+@dataclass(slots=True)
+class _Worker:
+    """``clip_s``: expected seconds of an ordinary clip; ``free_s``: when it should be done with the one that runs."""
+
+    clip_s: float
+    free_s: float = 0.0
+    running: Ticket | None = None
+    prepared: Ticket | None = None
+
+
+@dataclass(slots=True)
+class _Stream:
+    """``missed``: clips lost since the last one that was rendered; ``seen_s``: when it last had one."""
+
+    home: str | None = None
+    missed: int = 0
+    seen_s: float = -math.inf
+    waiting: set[int] = field(default_factory=set)
+
+
+class Scheduler:
+    """The order of one fleet of workers. Tell it what happens; :meth:`decide` says what to do next."""
+
+    def __init__(self, prefetch: bool = True) -> None:
+        """``prefetch``: whether busy workers are given a clip to prepare."""
+        self._prefetch = prefetch
+        self._workers: dict[str, _Worker] = {}
+        self._streams: dict[str, _Stream] = {}
+        self._waiting: dict[int, Ticket] = {}
+        self._unfinished: set[int] = set()
+        self.dropped = 0
+        """Clips that were never started because they could not be on time."""
+
+    @property
+    def waiting(self) -> int:
+        """Clips that no worker has yet."""
+        return len(self._waiting)
+
+    def queue_of(self, worker: str) -> int:
+        """How many clips a worker has: running and prepared."""
+        state = self._workers.get(worker)
+        return 0 if state is None else (state.running is not None) + (state.prepared is not None)
+
+    def clip_s(self, worker: str) -> float:
+        """Seconds that an ordinary clip is expected to take on a worker that is up."""
+        return self._workers[worker].clip_s
+
+    def homes(self) -> dict[str, str | None]:
+        """The worker that each stream keeps to."""
+        return {name: stream.home for name, stream in self._streams.items()}
+
+    # What happens
+
+    def add_worker(self, worker: str, clip_s: float) -> None:
+        """A worker is up and free; an ordinary clip is expected to take it ``clip_s`` seconds."""
+        self._workers[worker] = _Worker(clip_s)
+
+    def remove_worker(self, worker: str) -> None:
+        """A worker is no more. What it had prepared waits again; tell what it was rendering by :meth:`finished`,
+        before or after."""
+        state = self._workers.pop(worker, None)
+        if state is not None and state.prepared is not None:
+            self._wait(state.prepared)
+
+    def submit(self, ticket: Ticket, now: float) -> None:
+        """A clip to render. Those of a stream are numbered and come in order."""
+        stream = self._streams.setdefault(ticket.stream, _Stream())
+        stream.seen_s = now
+        self._unfinished.add(ticket.number)
+        self._wait(ticket)
+
+    def withdraw(self, number: int) -> str | None:
+        """Nobody wants the clip any more. Returns the worker that has it prepared, if one has. One that is being
+        rendered stays until it is finished."""
+        if number in self._waiting:
+            self._take(self._waiting[number])
+            self._unfinished.discard(number)
+            return None
+        for name, worker in self._workers.items():
+            if worker.prepared is not None and worker.prepared.number == number:
+                worker.prepared = None
+                self._unfinished.discard(number)
+                return name
+        return None
+
+    def finished(self, worker: str, ticket: Ticket, now: float, took_s: float | None) -> None:
+        """A worker is done with a clip that it had started, after ``took_s`` seconds; None: without a result."""
+        self._unfinished.discard(ticket.number)
+        stream = self._streams.get(ticket.stream)
+        if stream is not None:
+            stream.seen_s = now
+            stream.missed = 0 if took_s is not None else stream.missed + 1
+        state = self._workers.get(worker)
+        if state is None or state.running != ticket:
+            return
+        state.running = None
+        if took_s is not None and ticket.cost > 0:
+            state.clip_s += SMOOTHING * (took_s / ticket.cost - state.clip_s)
+
+    # What to do
+
+    def decide(self, now: float) -> list[Action]:
+        """What is to be done now. It is taken as done with the answer."""
+        self._settle(now)
+        actions: list[Action] = [*self._drop_late(now)]
+        for name, worker in self._workers.items():
+            if worker.running is None and worker.prepared is not None:
+                ticket, worker.prepared = worker.prepared, None
+                actions.append(self._start(name, ticket, now))
+        # The quickest worker first, so that a clip that any may take does not go to the slowest.
+        for name, worker in sorted(self._workers.items(), key=lambda item: item[1].clip_s):
+            if worker.running is not None:
+                continue
+            if (best := self._best(name, now)) is not None:
+                self._take(best)
+                actions.append(self._start(name, best, now))
+            elif (holder := self._prepared_elsewhere(name)) is not None:
+                other = self._workers[holder]
+                assert other.prepared is not None
+                ticket, other.prepared = other.prepared, None
+                actions.append(self._start(name, ticket, now, holder))
+        if self._prefetch:
+            # Whoever is done soonest first.
+            for name, worker in sorted(self._workers.items(), key=lambda item: item[1].free_s):
+                if worker.running is None or worker.prepared is not None:
+                    continue
+                if (best := self._best(name, now, worker.running.number)) is not None:
+                    self._take(best)
+                    worker.prepared = best
+                    actions.append(Prepare(name, best))
+        return actions
+
+    # Inside
+
+    def _wait(self, ticket: Ticket) -> None:
+        self._waiting[ticket.number] = ticket
+        self._streams.setdefault(ticket.stream, _Stream()).waiting.add(ticket.number)
+
+    def _take(self, ticket: Ticket) -> None:
+        del self._waiting[ticket.number]
+        self._streams[ticket.stream].waiting.discard(ticket.number)
+
+    def _drop_late(self, now: float) -> Iterator[Drop]:
+        for ticket in [*self._waiting.values()]:
+            if self._hopeless(ticket, now) and max(self._streams[ticket.stream].waiting) > ticket.number:
+                self._take(ticket)
+                yield self._given_up(ticket, None)
+        for name, worker in self._workers.items():
+            ticket_or_none = worker.prepared
+            if ticket_or_none is None or worker.running is not None:
+                continue
+            if self._hopeless(ticket_or_none, now) and self._streams[ticket_or_none.stream].waiting:
+                worker.prepared = None
+                yield self._given_up(ticket_or_none, name)
+
+    def _given_up(self, ticket: Ticket, worker: str | None) -> Drop:
+        self._unfinished.discard(ticket.number)
+        self._streams[ticket.stream].missed += 1
+        self.dropped += 1
+        return Drop(ticket, worker)
+
+    def _hopeless(self, ticket: Ticket, now: float) -> bool:
+        """Whether the clip would be late even if the quickest worker began it now."""
+        quickest = min((worker.clip_s for worker in self._workers.values()), default=0.0)
+        return ticket.droppable and now + quickest * ticket.cost > ticket.deadline_s
+
+    def _start(self, name: str, ticket: Ticket, now: float, taken_from: str | None = None) -> Start:
+        worker = self._workers[name]
+        worker.running = ticket
+        worker.free_s = now + worker.clip_s * ticket.cost
+        return Start(name, ticket, taken_from)
+
+    def _may(self, name: str, ticket: Ticket, running: int | None) -> bool:
+        """Whether a worker may take a clip: to run, or to prepare while it is at clip number ``running``."""
+        if ticket.worker is not None:
+            return ticket.worker == name and running is None
+        if ticket.after in self._unfinished:
+            return ticket.after == running
+        if ticket.spread or ticket.stream == NOBODY or self._streams[ticket.stream].home == name:
+            return True
+        return sum(stream != NOBODY for stream in self._streams) > len(self._workers)
+
+    def _best(self, name: str, now: float, running: int | None = None) -> Ticket | None:
+        """What the worker should take next; see :meth:`_may`."""
+
+        def place(ticket: Ticket) -> tuple[float, bool, float, int]:
+            missed = self._streams[ticket.stream].missed
+            return (-missed, self._hopeless(ticket, now), ticket.deadline_s, ticket.number)
+
+        candidates = (ticket for ticket in self._waiting.values() if self._may(name, ticket, running))
+        return min(candidates, key=place, default=None)
+
+    def _prepared_elsewhere(self, name: str) -> str | None:
+        """The busy worker that holds a clip prepared which ``name`` could begin at once."""
+        for other, worker in self._workers.items():
+            if worker.running is not None and worker.prepared is not None and self._may(name, worker.prepared, None):
+                return other
+        return None
+
+    def _settle(self, now: float) -> None:
+        """Forgets streams that are silent, and sees to it that each other one has a home, none more crowded than
+        need be."""
+        held = {
+            ticket.stream
+            for worker in self._workers.values()
+            for ticket in (worker.running, worker.prepared)
+            if ticket is not None
+        }
+        for name in [*self._streams]:
+            stream = self._streams[name]
+            if not stream.waiting and name not in held and now - stream.seen_s > HOME_S:
+                del self._streams[name]
+        streams = [stream for name, stream in self._streams.items() if name != NOBODY]
+        if not self._workers or not streams:
+            return
+        most = math.ceil(len(streams) / len(self._workers))
+        guests: Counter[str] = Counter()
+        homeless: list[_Stream] = []
+        for stream in streams:
+            if stream.home in self._workers and guests[stream.home] < most:
+                guests[stream.home] += 1
+            else:
+                homeless.append(stream)
+        for stream in homeless:
+            stream.home = min(self._workers, key=lambda name: guests[name])
+            guests[stream.home] += 1
