@@ -16,7 +16,7 @@ import pytest
 from echo_rtc.__main__ import main
 from echo_rtc.clips import ClipFormat, F16Array, S16Array, YuvFrames
 from echo_rtc.engine.meter import WorkerStatus
-from echo_rtc.engine.protocol import Avatar, Progress, RenderRequest, RenderResult
+from echo_rtc.engine.protocol import Avatar, AvatarFiles, Continuity, Progress, RenderRequest, RenderResult
 from echo_rtc.engine.testcard import CardFacts, ScriptedFaults, TestCardEngine, read_card
 from echo_rtc.errors import RenderError
 from echo_rtc.files import MovieFile, SoundFile
@@ -106,6 +106,8 @@ class NotingEngine:
         self.capacity = 1
         self.expected_render_s = 0.0
         self.ready = True
+        self.trouble = ""
+        self.continuity = Continuity(chained=True)
         self.workers: list[WorkerStatus] = []
         self.noted: list[tuple[int, float | None]] = []
         self._failures = failures
@@ -114,6 +116,9 @@ class NotingEngine:
         self.avatars = {"default": Avatar("default", idle, latents)}
 
     async def start(self, progress: Progress) -> None: ...
+
+    async def prepare_avatar(self, files: AvatarFiles) -> Avatar:
+        raise AssertionError("not asked for here")
 
     async def close(self) -> None: ...
 

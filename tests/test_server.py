@@ -25,7 +25,7 @@ from aiortc.mediastreams import AudioStreamTrack
 import server
 from echo_rtc.clips import ClipFormat
 from echo_rtc.engine.meter import WorkerStatus
-from echo_rtc.engine.protocol import Avatar, Progress, RenderRequest, RenderResult
+from echo_rtc.engine.protocol import Avatar, AvatarFiles, Continuity, Progress, RenderRequest, RenderResult
 from echo_rtc.errors import InputError, RenderError
 from echo_rtc.logs import LogFile
 from echo_rtc.settings import Settings
@@ -49,6 +49,8 @@ class ScriptedEngine:
     capacity: int = 1
     expected_render_s: float = 0.0
     ready: bool = True
+    trouble: str = ""
+    continuity: Continuity = field(default_factory=lambda: Continuity(chained=True))
     workers: list[WorkerStatus] = field(default_factory=list)
 
     async def start(self, progress: Progress) -> None:
@@ -59,6 +61,9 @@ class ScriptedEngine:
             raise self.failure
 
     async def render(self, request: RenderRequest) -> RenderResult:
+        raise RenderError("never")
+
+    async def prepare_avatar(self, files: AvatarFiles) -> Avatar:
         raise RenderError("never")
 
     async def close(self) -> None:

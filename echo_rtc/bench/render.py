@@ -44,7 +44,7 @@ def measure(renderer: Renderer, clip: ClipFormat, clips: int) -> Measured:
     measured = Measured()
     for index in range(WARM_UP_CLIPS + clips):
         wall, cpu = time.perf_counter(), time.process_time()
-        result = renderer.render(request)
+        result = renderer.render(request, renderer.prepare(request))
         wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
         request = replace(
             request,

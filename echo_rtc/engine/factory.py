@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from echo_rtc.engine.devices import resolve_devices
-from echo_rtc.engine.local import LocalEngine, LocalOptions
+from echo_rtc.engine.fleet import FleetOptions
+from echo_rtc.engine.local import LocalEngine
 from echo_rtc.engine.protocol import Engine
 from echo_rtc.engine.testcard import TestCardEngine
 from echo_rtc.engine.worker import CPU_NICENESS, ModelLoader, WorkerSpec
@@ -14,7 +15,7 @@ def create_engine(settings: Settings) -> Engine:
     """The engine of ``settings.engine``, to be started in the loop that will use it."""
     if settings.engine == "testcard":
         return TestCardEngine(settings.clip_format)
-    options = LocalOptions(render_timeout_s=settings.render_timeout)
+    options = FleetOptions(render_timeout_s=settings.render_timeout, use_init_latent=settings.use_init_latent)
     return LocalEngine(settings.clip_format, lambda: worker_specs(settings), options)
 
 

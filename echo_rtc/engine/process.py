@@ -53,9 +53,7 @@ T = TypeVar("T")
 class WorkerProcess:
     """One process, from birth to burial. Not reusable: a replacement is a new object."""
 
-    def __init__(
-        self, spec: WorkerSpec, format: ClipFormat, progress: Progress, on_gone: Callable[[], None]
-    ) -> None:
+    def __init__(self, spec: WorkerSpec, format: ClipFormat, progress: Progress, on_gone: Callable[[], None]) -> None:
         """``on_gone`` is called once, when the process is dead."""
         self._spec = spec
         self._progress = progress

@@ -6,10 +6,11 @@ The rules, in the order of their weight:
    way, is prepared where that one runs and runs when it is done.
 2. As long as there are no more streams than workers, each stream keeps to a worker of its own (its home), unless one
    worker is not enough for a stream (``spread``). With more streams than workers any worker takes any clip.
-3. Whoever lost clips since its last picture goes first, so that no stream starves where all cannot be served; then the
-   earliest deadline.
-4. A clip that cannot be done by its deadline any more is not started, as long as its stream has a newer one waiting. The
-   newest is rendered in any case: only so does its stream learn how slow the workers have become.
+3. Whoever lost clips since its last picture goes first, so that no stream starves where all cannot be served; then
+   the earliest deadline.
+4. A clip that cannot be done by its deadline any more is not started, as long as its stream has a newer one waiting.
+   The newest is rendered in any case: only so does its stream learn how slow the workers have become.
+5. A worker that takes much longer than expected may be stuck: what it has prepared goes back to the others.
 
 Knows no processes, no asyncio and no clock: time is an argument, in seconds of any monotonic clock.
 """
@@ -23,6 +24,9 @@ from dataclasses import dataclass, field
 
 HOME_S = 10.0
 """A stream without clips for this long is taken for silent or gone: its worker is free for another to settle on."""
+
+OVERDUE = 2.0
+"""A worker at a clip for this many times as long as expected may be stuck."""
 
 SMOOTHING = 0.3
 """Weight of the latest clip in what a worker is expected to take."""
@@ -61,8 +65,8 @@ class Prepare:
 
 @dataclass(frozen=True, slots=True)
 class Start:
-    """``worker`` is to render the clip now, whether it had it prepared or not. ``taken_from``: another worker, which had
-    it prepared and can forget it."""
+    """``worker`` is to render the clip now, whether it had it prepared or not. ``taken_from``: another worker, which
+    had it prepared and can forget it."""
 
     worker: str
     ticket: Ticket
@@ -77,17 +81,31 @@ class Drop:
     worker: str | None
 
 
-Action = Prepare | Start | Drop
+@dataclass(frozen=True, slots=True)
+class Recall:
+    """``worker`` can forget the clip that it has prepared; it waits again."""
+
+    worker: str
+    ticket: Ticket
+
+
+Action = Prepare | Start | Drop | Recall
 
 
 @dataclass(slots=True)
 class _Worker:
-    """``clip_s``: expected seconds of an ordinary clip; ``free_s``: when it should be done with the one that runs."""
+    """``clip_s``: expected seconds of an ordinary clip. ``began_s``, ``free_s``: when the one that runs was begun, and
+    should be done."""
 
     clip_s: float
+    began_s: float = 0.0
     free_s: float = 0.0
     running: Ticket | None = None
     prepared: Ticket | None = None
+
+    def overdue(self, now: float) -> bool:
+        """Whether it should have been done long ago."""
+        return self.running is not None and now - self.began_s > OVERDUE * (self.free_s - self.began_s)
 
 
 @dataclass(slots=True)
@@ -184,7 +202,7 @@ class Scheduler:
     def decide(self, now: float) -> list[Action]:
         """What is to be done now. It is taken as done with the answer."""
         self._settle(now)
-        actions: list[Action] = [*self._drop_late(now)]
+        actions: list[Action] = [*self._recall(now), *self._drop_late(now)]
         for name, worker in self._workers.items():
             if worker.running is None and worker.prepared is not None:
                 ticket, worker.prepared = worker.prepared, None
@@ -204,7 +222,7 @@ class Scheduler:
         if self._prefetch:
             # Whoever is done soonest first.
             for name, worker in sorted(self._workers.items(), key=lambda item: item[1].free_s):
-                if worker.running is None or worker.prepared is not None:
+                if worker.running is None or worker.prepared is not None or worker.overdue(now):
                     continue
                 if (best := self._best(name, now, worker.running.number)) is not None:
                     self._take(best)
@@ -221,6 +239,14 @@ class Scheduler:
     def _take(self, ticket: Ticket) -> None:
         del self._waiting[ticket.number]
         self._streams[ticket.stream].waiting.discard(ticket.number)
+
+    def _recall(self, now: float) -> Iterator[Recall]:
+        for name, worker in self._workers.items():
+            ticket = worker.prepared
+            if ticket is not None and worker.overdue(now) and ticket.after not in self._unfinished:
+                worker.prepared = None
+                self._wait(ticket)
+                yield Recall(name, ticket)
 
     def _drop_late(self, now: float) -> Iterator[Drop]:
         for ticket in [*self._waiting.values()]:
@@ -249,6 +275,7 @@ class Scheduler:
     def _start(self, name: str, ticket: Ticket, now: float, taken_from: str | None = None) -> Start:
         worker = self._workers[name]
         worker.running = ticket
+        worker.began_s = now
         worker.free_s = now + worker.clip_s * ticket.cost
         return Start(name, ticket, taken_from)
 

@@ -22,14 +22,19 @@ class Speed:
     clip_s: tuple[float, ...]
 
     @property
+    def median_s(self) -> float:
+        return max(statistics.median(self.clip_s), 1e-6)
+
+    @property
     def frames_per_second(self) -> float:
-        return self.frames / max(statistics.median(self.clip_s), 1e-6)
+        return self.frames / self.median_s
 
 
-def capacity(speeds: Iterable[Speed], fps: int) -> int:
-    """How many streams of ``fps`` frames a second the workers hold in real time together; at least 1."""
+def capacity(speeds: Iterable[Speed], fps: int, rendered: float = 1.0) -> int:
+    """How many streams of ``fps`` frames a second the workers hold in real time together, if each frame that is shown
+    takes ``rendered`` rendered frames; at least 1."""
     frames_per_second = sum(speed.frames_per_second for speed in speeds)
-    return max(1, math.floor(frames_per_second / fps * CAPACITY_MARGIN))
+    return max(1, math.floor(frames_per_second / (fps * rendered) * CAPACITY_MARGIN))
 
 
 def expected_render_s(speeds: Iterable[Speed]) -> float:

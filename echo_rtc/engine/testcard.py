@@ -8,8 +8,10 @@ knows nothing of torch.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import math
-from collections.abc import Callable, Mapping
+import time
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -26,11 +28,14 @@ from echo_rtc.engine.card import (
     read_level,
 )
 from echo_rtc.engine.devices import usable_cores
-from echo_rtc.engine.meter import WorkerMeter, WorkerStatus
-from echo_rtc.engine.protocol import Avatar, Progress, RenderRequest, RenderResult
+from echo_rtc.engine.fleet import FleetEngine, FleetOptions, WorkerGoneError
+from echo_rtc.engine.protocol import Avatar, AvatarFiles, Progress, RenderRequest, RenderResult
+from echo_rtc.engine.speed import Speed
+from echo_rtc.engine.worker import AVATAR, Renderer, WorkerReport, WorkerSpec
 from echo_rtc.errors import RenderError
 
 __all__ = [
+    "AVATAR",
     "Act",
     "CardError",
     "CardFacts",
@@ -44,7 +49,6 @@ __all__ = [
     "read_level",
 ]
 
-AVATAR = "default"
 IDLE_S = 2.0
 """Length of the idle loop."""
 
@@ -58,10 +62,11 @@ USABLE_CORES = 0.7
 @dataclass(frozen=True, slots=True)
 class Act:
     """What happens to one clip: it takes ``delay_s`` seconds on the worker; with ``failure`` it is then lost with
-    that sentence."""
+    that sentence; if ``dies``, with its worker."""
 
     delay_s: float = 0.0
     failure: str | None = None
+    dies: bool = False
 
 
 Script = Callable[[int], Act]
@@ -70,18 +75,149 @@ Script = Callable[[int], Act]
 
 @dataclass(frozen=True, slots=True)
 class ScriptedFaults:
-    """The usual script: every clip takes ``delay_s``; clip n takes ``stalls_s[n]`` more; ``failures`` are lost."""
+    """The usual script: every clip takes ``delay_s``; clip n takes ``stalls_s[n]`` more; ``failures`` are lost, and
+    ``deaths`` with their workers."""
 
     delay_s: float = 0.0
     stalls_s: Mapping[int, float] = field(default_factory=dict)
     failures: frozenset[int] = frozenset()
+    deaths: frozenset[int] = frozenset()
 
     def __call__(self, clip: int) -> Act:
         failure = f"clip {clip} was scripted to fail" if clip in self.failures else None
-        return Act(self.delay_s + self.stalls_s.get(clip, 0.0), failure)
+        return Act(self.delay_s + self.stalls_s.get(clip, 0.0), failure, clip in self.deaths)
 
 
-class TestCardEngine:
+class CardRenderer:
+    """Draws test cards, as a worker's renderer: an avatar is a name, and there is nothing to prepare.
+
+    With ``clip_s`` it takes at least so long for a clip, as a model would: for tests and benches of whole workers.
+    """
+
+    def __init__(self, format: ClipFormat, clip_s: float = 0.0) -> None:
+        self._format = format
+        self._artist = CardArtist(format)
+        self._clip_s = clip_s
+        self._avatars = [AVATAR]
+
+    @property
+    def avatars(self) -> tuple[str, ...]:
+        return tuple(self._avatars)
+
+    def prepare(self, request: RenderRequest) -> list[float]:
+        """The levels of the clip's frames. Raises RenderError if the audio is too short for the frames."""
+        return frame_levels(request, self._format)
+
+    def render(self, request: RenderRequest, prepared: list[float]) -> RenderResult:
+        begun = time.perf_counter()
+        frames = self._artist.draw(request.pose_position, prepared, mark_of_seed(request.seed))
+        time.sleep(max(0.0, self._clip_s - (time.perf_counter() - begun)))
+        return RenderResult(frames, stages_ms={"draw": (time.perf_counter() - begun) * 1000})
+
+    def idle(self, avatar: str) -> Iterator[Avatar]:
+        length, step = max(1, round(IDLE_S * self._format.fps)), self._format.clip_frames
+        for first in range(0, length, step):
+            count = min(step, length - first)
+            yield Avatar(avatar, self._artist.draw(first, [0.0] * count, mark=0, idle=True))
+
+    def prepare_avatar(self, files: AvatarFiles) -> None:
+        if files.name not in self._avatars:
+            self._avatars.append(files.name)
+
+
+@dataclass(frozen=True, slots=True)
+class CardLoader:
+    """The Loader of workers that draw test cards."""
+
+    format: ClipFormat
+    clip_s: float = 0.0
+
+    def __call__(self, progress: Progress) -> Renderer:
+        return CardRenderer(self.format, self.clip_s)
+
+
+class CardWorker:
+    """A worker without a process: it draws in the event loop, and does what its script says meanwhile."""
+
+    def __init__(self, spec: WorkerSpec, format: ClipFormat, script: Script, on_gone: Callable[[], None]) -> None:
+        self._spec = spec
+        self._format = format
+        self._script = script
+        self._on_gone = on_gone
+        self._renderer: Renderer | None = None
+        self._pieces: dict[str, Iterator[Avatar]] = {}
+        self._killed = asyncio.Event()
+
+    @property
+    def name(self) -> str:
+        return self._spec.name
+
+    @property
+    def pid(self) -> None:
+        return None
+
+    async def start(self, timeout_s: float) -> WorkerReport:
+        self._renderer = self._spec.loader(lambda line: None)
+        return WorkerReport(self._renderer.avatars, await self.measure(self._format.clip_frames, timeout_s))
+
+    async def measure(self, frames: int, timeout_s: float) -> Speed:
+        """What the script says of the first clip, in proportion to the frames."""
+        return Speed(frames, (self._script(0).delay_s * frames / self._format.clip_frames,))
+
+    def prepare(self, number: int, request: RenderRequest) -> None:
+        """There is nothing to prepare."""
+
+    def discard(self, number: int) -> None:
+        """Nor to forget."""
+
+    async def render(self, number: int, request: RenderRequest, timeout_s: float) -> tuple[RenderResult, float]:
+        """Raises RenderError for audio that is too short for the frames and for clips that the script loses,
+        WorkerGoneError where the script kills the worker, and after ``timeout_s``."""
+        renderer = self._loaded()
+        prepared = renderer.prepare(request)
+        act = self._script((request.pose_position + request.frames - 1) // self._format.clip_frames)
+        loop = asyncio.get_running_loop()
+        begun = loop.time()
+        await self._idle_for(min(act.delay_s, timeout_s))
+        if act.dies or act.delay_s > timeout_s:
+            self.kill()
+        if self._killed.is_set():
+            raise WorkerGoneError(f"worker {self.name} died while rendering a clip")
+        if act.failure is not None:
+            raise RenderError(act.failure)
+        result = renderer.render(request, prepared)
+        result.stages_ms["draw"] = (loop.time() - begun) * 1000
+        return result, loop.time() - begun
+
+    async def idle_piece(self, avatar: str, first: bool, timeout_s: float) -> Avatar | None:
+        if first:
+            self._pieces[avatar] = self._loaded().idle(avatar)
+        return next(self._pieces[avatar], None)
+
+    async def prepare_avatar(self, files: AvatarFiles, timeout_s: float) -> None:
+        self._loaded().prepare_avatar(files)
+
+    def kill(self) -> None:
+        if not self._killed.is_set():
+            self._killed.set()
+            asyncio.get_running_loop().call_soon(self._on_gone)
+
+    async def close(self) -> None:
+        self._killed.set()
+
+    async def _idle_for(self, seconds: float) -> None:
+        """Lets time go by, unless the worker is killed meanwhile."""
+        if seconds > 0:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(seconds):
+                    await self._killed.wait()
+
+    def _loaded(self) -> Renderer:
+        assert self._renderer is not None, "the worker was not started"
+        return self._renderer
+
+
+class TestCardEngine(FleetEngine):
     """An Engine whose frames are test cards; see ``card.py`` for what is on them and how to read it.
 
     ``workers`` clips are drawn at a time, the others wait their turn as they would for a GPU.
@@ -90,82 +226,33 @@ class TestCardEngine:
     __test__ = False  # a name that pytest would otherwise collect
 
     def __init__(
-        self, format: ClipFormat, script: Script | None = None, workers: int = 1, capacity: int | None = None
+        self,
+        format: ClipFormat,
+        script: Script | None = None,
+        workers: int = 1,
+        capacity: int | None = None,
+        options: FleetOptions | None = None,
     ) -> None:
-        self._format = format
-        self._script = script or ScriptedFaults()
-        self._workers = asyncio.Semaphore(workers)
-        self._capacity = capacity or max(1, math.floor(usable_cores() * USABLE_CORES / STREAM_CORES))
-        self._meter = WorkerMeter()
-        self._waiting = 0
-        self._artist: CardArtist | None = None
-        self._avatars: dict[str, Avatar] = {}
+        chosen = script or ScriptedFaults()
+        names = ["testcard"] if workers == 1 else [f"testcard {number + 1}" for number in range(workers)]
 
-    @property
-    def format(self) -> ClipFormat:
-        return self._format
+        async def specs() -> list[WorkerSpec]:
+            return [WorkerSpec(name, CardLoader(format)) for name in names]
 
-    @property
-    def avatars(self) -> dict[str, Avatar]:
-        return self._avatars
+        super().__init__(
+            format, specs, lambda spec, progress, on_gone: CardWorker(spec, format, chosen, on_gone), options
+        )
+        self._admitted = capacity or max(1, math.floor(usable_cores() * USABLE_CORES / STREAM_CORES))
+        self._first_s = chosen(0).delay_s
 
     @property
     def capacity(self) -> int:
-        return self._capacity
+        """As many as the server can encode; drawing costs next to nothing."""
+        return self._admitted
 
     @property
     def expected_render_s(self) -> float:
-        return self._script(0).delay_s
-
-    @property
-    def ready(self) -> bool:
-        return self._artist is not None
-
-    @property
-    def workers(self) -> list[WorkerStatus]:
-        """The one artist, who draws in this process."""
-        return [self._meter.status("testcard", up=self.ready, waiting=self._waiting)]
-
-    async def start(self, progress: Progress) -> None:
-        self._artist = CardArtist(self._format)
-        length = max(1, round(IDLE_S * self._format.fps))
-        self._avatars = {AVATAR: Avatar(AVATAR, self._artist.draw(0, [0.0] * length, mark=0, idle=True))}
-        progress("test card: ready")
-
-    async def render(self, request: RenderRequest) -> RenderResult:
-        """The cards of the clip's frames. Raises RenderError for an unknown avatar, audio that is too short for the
-        frames, and clips that the script loses."""
-        if self._artist is None:
-            raise RenderError("the test-card engine is not running; start it first")
-        if request.avatar not in self._avatars:
-            raise RenderError(f"there is no avatar {request.avatar!r}; the test card has only {AVATAR!r}")
-        levels = frame_levels(request, self._format)
-        act = self._script(request.pose_position // self._format.clip_frames)
-        loop = asyncio.get_running_loop()
-        await self._turn()
-        begun = loop.time()
-        try:
-            if act.delay_s > 0:
-                await asyncio.sleep(act.delay_s)
-            if act.failure is not None:
-                self._meter.failed(loop.time() - begun)
-                raise RenderError(act.failure)
-            frames = self._artist.draw(request.pose_position, levels, mark_of_seed(request.seed))
-        finally:
-            self._workers.release()
-        took_s = loop.time() - begun
-        self._meter.rendered(took_s)
-        return RenderResult(frames, stages_ms={"draw": took_s * 1000})
-
-    async def close(self) -> None:
-        self._artist = None
-
-    async def _turn(self) -> None:
-        self._waiting += 1
-        try:
-            await self._workers.acquire()
-        finally:
-            self._waiting -= 1
+        return self._first_s
 
 
 def frame_levels(request: RenderRequest, format: ClipFormat) -> list[float]:

@@ -101,7 +101,7 @@ class ClipWorker:
         self._renderer: Renderer | None = None
         self._prepared: dict[int, Future[tuple[RenderRequest, Any]]] = {}
         self._turn = threading.Lock()
-        self._idle: tuple[str, Iterator[Avatar]] | None = None
+        self._idle: dict[str, Iterator[Avatar]] = {}
 
     def load(self, progress: Progress) -> WorkerReport:
         """Loads the renderer, warms it up and measures it. Raises InputError, SettingsError or RenderError."""
@@ -164,16 +164,16 @@ class ClipWorker:
         """The next piece of an avatar's idle loop, the ``first`` or one more; None after the last. Raises
         RenderError."""
         try:
-            if first or self._idle is None or self._idle[0] != avatar:
-                self._idle = (avatar, self._loaded.idle(avatar))
-            piece = next(self._idle[1], None)
+            if first or avatar not in self._idle:
+                self._idle[avatar] = self._loaded.idle(avatar)
+            piece = next(self._idle[avatar], None)
         except EchoRtcError:
             raise
         except Exception as error:
             logger.exception("worker %s could not render the idle loop", self._spec.name)
             raise RenderError(f"the idle loop of avatar {avatar} could not be rendered: {_sentence(error)}") from None
         if piece is None:
-            self._idle = None
+            del self._idle[avatar]
         return piece
 
     @property

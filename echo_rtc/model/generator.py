@@ -157,7 +157,7 @@ class ClipGenerator:
         self._dtype = DTYPES[settings.dtype]
         self._avatars: dict[str, _Prepared] = {}
         self._samplers: dict[int, Sampler] = {}
-        self._side = torch.cuda.Stream(self.device) if self.device.type == "cuda" else None
+        self._side = torch.cuda.Stream(self.device) if self.device.type == "cuda" else None  # type: ignore[no-untyped-call]
         scale = networks.autoencoder.scale
         for name in ("width", "height"):
             pixels = getattr(settings.format, name)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
+from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import IntEnum
 from pathlib import Path
@@ -11,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from echo_rtc.clips import ClipFormat, YuvFrames
-from echo_rtc.engine.protocol import Avatar, Progress, RenderRequest, RenderResult
+from echo_rtc.engine.protocol import Avatar, AvatarFiles, Progress, RenderRequest, RenderResult
 from echo_rtc.engine.worker import Renderer
 from echo_rtc.errors import InputError, SettingsError
 
@@ -64,12 +65,15 @@ class FakeLoader:
 class FakeRenderer:
     """All samples of a clip's frames are its pose position, its latent's too, plus the initial one."""
 
-    avatars = ("default",)
-
     def __init__(self, format: ClipFormat) -> None:
         self._format = format
+        self.avatars: tuple[str, ...] = ("default",)
 
-    def render(self, request: RenderRequest) -> RenderResult:
+    def prepare(self, request: RenderRequest) -> int:
+        """What is rendered is what was prepared."""
+        return request.pose_position
+
+    def render(self, request: RenderRequest, prepared: int) -> RenderResult:
         match request.seed:
             case Deed.HANG:
                 threading.Event().wait()
@@ -79,17 +83,27 @@ class FakeRenderer:
                 os._exit(9)
             case Deed.TELL_NICENESS:
                 return RenderResult(self._frames(request.frames, os.nice(0)))
-        latent = np.full(LATENT_SHAPE, request.pose_position, np.float16)
+        latent = np.full(LATENT_SHAPE, prepared, np.float16)
         if request.init_latent is not None:
             latent = latent + request.init_latent
-        return RenderResult(self._frames(request.frames, request.pose_position), latent, {"draw": 1.0})
+        return RenderResult(self._frames(request.frames, prepared), latent, {"draw": 1.0})
 
-    def idle(self, avatar: str) -> Avatar:
-        frames = self._frames(IDLE_FRAMES, 0)
-        frames.y[:] = np.arange(IDLE_FRAMES, dtype=np.uint8)[:, None, None]
-        latents = np.zeros((IDLE_FRAMES, *LATENT_SHAPE), np.float16)
-        latents[:] = np.arange(IDLE_FRAMES)[:, None, None, None]
-        return Avatar(avatar, frames, latents)
+    def idle(self, avatar: str) -> Iterator[Avatar]:
+        for first in range(0, IDLE_FRAMES, self._format.clip_frames):
+            numbers = np.arange(first, min(IDLE_FRAMES, first + self._format.clip_frames))
+            frames = self._frames(len(numbers), 0)
+            frames.y[:] = numbers.astype(np.uint8)[:, None, None]
+            latents = np.zeros((len(numbers), *LATENT_SHAPE), np.float16)
+            latents[:] = numbers[:, None, None, None]
+            yield Avatar(avatar, frames, latents)
+
+    def prepare_avatar(self, files: AvatarFiles) -> None:
+        """The picture's name says what happens: "bad.png" is no picture, "deadly.png" kills the worker."""
+        if files.reference_image.name == "bad.png":
+            raise InputError(f"reference image {files.reference_image} is no picture")
+        if files.reference_image.name == "deadly.png":
+            os._exit(10)
+        self.avatars = tuple(dict.fromkeys([*self.avatars, files.name]))
 
     def _frames(self, count: int, value: int) -> YuvFrames:
         height, width = self._format.height, self._format.width

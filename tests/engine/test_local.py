@@ -17,7 +17,8 @@ import psutil
 import pytest
 
 from echo_rtc.clips import ClipFormat
-from echo_rtc.engine.local import FAILURES_TO_REPLACE, LocalEngine, LocalOptions
+from echo_rtc.engine.fleet import FAILURES_TO_REPLACE, FleetOptions
+from echo_rtc.engine.local import LocalEngine
 from echo_rtc.engine.protocol import RenderRequest
 from echo_rtc.engine.worker import WorkerSpec
 from echo_rtc.errors import EchoRtcError, InputError, RenderError, SettingsError
@@ -39,9 +40,9 @@ def workers(*names: str, misfires: Path | None = None) -> Callable[[], list[Work
 
 @asynccontextmanager
 async def running(
-    specs: Callable[[], list[WorkerSpec]], options: LocalOptions | None = None
+    specs: Callable[[], list[WorkerSpec]], options: FleetOptions | None = None
 ) -> AsyncIterator[LocalEngine]:
-    engine = LocalEngine(FORMAT, specs, options or LocalOptions(render_timeout_s=BOUND_S))
+    engine = LocalEngine(FORMAT, specs, options or FleetOptions(render_timeout_s=BOUND_S))
     await engine.start(lambda line: None)
     try:
         yield engine
@@ -148,7 +149,7 @@ async def test_killed_while_idle_is_replaced_too() -> None:
 
 
 async def test_a_clip_that_takes_too_long_is_lost_and_its_worker_replaced() -> None:
-    async with running(workers("cpu"), LocalOptions(render_timeout_s=1.5)) as engine:
+    async with running(workers("cpu"), FleetOptions(render_timeout_s=1.5)) as engine:
         (slow,) = engine.worker_pids
         hanging = asyncio.create_task(engine.render(request(Deed.HANG)))
         waiting = asyncio.create_task(engine.render(request()))
@@ -183,7 +184,7 @@ async def test_a_worker_that_dies_again_and_again_is_replaced_again_and_again(
 ) -> None:
     for number in range(3):
         (tmp_path / str(number)).touch()
-    options = LocalOptions(render_timeout_s=BOUND_S, backoff_s=0.01)
+    options = FleetOptions(render_timeout_s=BOUND_S, backoff_s=0.01)
     async with running(workers("cpu", misfires=tmp_path), options) as engine:
         assert "worker cpu died" in await lost(engine, Deed.DIE)
         await until(lambda: engine.ready)
@@ -195,7 +196,7 @@ async def test_a_worker_that_dies_again_and_again_is_replaced_again_and_again(
 
 
 def test_the_wait_before_a_replacement_doubles_up_to_its_bound() -> None:
-    options = LocalOptions(backoff_s=1.0, max_backoff_s=60.0)
+    options = FleetOptions(backoff_s=1.0, max_backoff_s=60.0)
     assert [options.wait_s(deaths) for deaths in (1, 2, 3, 4, 7, 8, 9, 10_000)] == [0, 1, 2, 4, 32, 60, 60, 60]
 
 
@@ -245,7 +246,7 @@ async def test_trouble_at_start_reaches_the_caller_as_one_sentence(
         bad = WorkerSpec("bad", FakeLoader(FORMAT, trouble))
         return [bad] if trouble == "hang" else [WorkerSpec("good", FakeLoader(FORMAT)), bad]
 
-    engine = LocalEngine(FORMAT, specs, LocalOptions(start_timeout_s=0.5 if trouble == "hang" else BOUND_S))
+    engine = LocalEngine(FORMAT, specs, FleetOptions(start_timeout_s=0.5 if trouble == "hang" else BOUND_S))
     with pytest.raises(kind) as caught:
         await engine.start(lambda line: None)
     assert str(caught.value) == sentence

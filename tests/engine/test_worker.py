@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import pytest
 from PIL import Image
 
 from echo_rtc.clips import ClipFormat, YuvFrames
-from echo_rtc.engine.protocol import Avatar, RenderRequest, RenderResult
+from echo_rtc.engine.protocol import Avatar, AvatarFiles, RenderRequest, RenderResult
 from echo_rtc.engine.worker import MEASURED_CLIPS, ModelLoader, measure
 from echo_rtc.errors import InputError, SettingsError
 
@@ -62,24 +63,31 @@ class TimedRenderer:
     def __init__(self, times_s: list[float]) -> None:
         self._times_s = times_s
         self.now_s = 0.0
+        self.prepared = 0
         self.requests: list[RenderRequest] = []
 
     def clock(self) -> float:
         return self.now_s
 
-    def render(self, request: RenderRequest) -> RenderResult:
+    def prepare(self, request: RenderRequest) -> None:
+        self.prepared += 1
+
+    def render(self, request: RenderRequest, prepared: None) -> RenderResult:
         self.requests.append(request)
         self.now_s += self._times_s.pop(0)
         frames = YuvFrames(*(np.zeros((request.frames, side, side), np.uint8) for side in (64, 32, 32)))
         return RenderResult(frames, np.full((1, 1, 1), len(self.requests), np.float16))
 
-    def idle(self, avatar: str) -> Avatar:
+    def idle(self, avatar: str) -> Iterator[Avatar]:
+        raise AssertionError("not asked for here")
+
+    def prepare_avatar(self, files: AvatarFiles) -> None:
         raise AssertionError("not asked for here")
 
 
 def test_speed_is_that_of_warm_chained_clips_with_history() -> None:
     renderer = TimedRenderer([7.0, 0.5, 0.25, 0.25, 0.25, 1.0])
-    speed = measure(renderer, FORMAT, renderer.clock)
+    speed = measure(renderer, FORMAT, 10, renderer.clock)
     assert speed.clip_s == (0.5, 0.25, 0.25, 0.25, 1.0)
     assert len(speed.clip_s) == MEASURED_CLIPS
     assert speed.frames_per_second == 40.0
@@ -92,4 +100,4 @@ def test_speed_is_that_of_warm_chained_clips_with_history() -> None:
 
 def test_a_slow_renderer_is_not_measured_for_long() -> None:
     renderer = TimedRenderer([60.0, 30.0])
-    assert measure(renderer, FORMAT, renderer.clock).clip_s == (30.0,)
+    assert measure(renderer, FORMAT, 10, renderer.clock).clip_s == (30.0,)

@@ -1,0 +1,623 @@
+"""An engine over any kind of workers: who takes which clip, what happens when one dies, and what there is room for.
+
+Clips go to workers as ``scheduling.py`` decides. A worker that dies or takes too long loses the clip that it was
+rendering and is replaced while the others go on. Nothing of a stream is kept here but the order of its clips; what a
+worker is (a process of this machine, an actor on another) is told by who makes it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import logging
+import math
+from collections import deque
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Protocol
+
+from echo_rtc.clips import ClipFormat
+from echo_rtc.engine import speed
+from echo_rtc.engine.meter import WorkerMeter, WorkerStatus
+from echo_rtc.engine.protocol import Avatar, AvatarFiles, Continuity, Progress, RenderRequest, RenderResult
+from echo_rtc.engine.scheduling import NOBODY, Drop, Prepare, Recall, Scheduler, Start, Ticket
+from echo_rtc.engine.speed import Speed
+from echo_rtc.engine.worker import WorkerReport, WorkerSpec
+from echo_rtc.errors import EchoRtcError, LateError, RenderError
+
+logger = logging.getLogger(__name__)
+
+FAILURES_TO_REPLACE = 3
+"""After so many lost clips in a row a worker that still lives is taken for broken (a CUDA error stays) and replaced."""
+
+TIMEOUT_CLIPS = 8
+TIMEOUT_RENDERS = 8
+MAX_RENDER_TIMEOUT_S = 300.0
+"""A clip may take this many times its own length, or what rendering took at the start, before its worker is replaced;
+never longer than the bound (s)."""
+
+RECENT_CLIPS, ENOUGH_CLIPS = 48, 12
+"""A worker's speed is that of its latest clips, once it has rendered enough of them."""
+
+ERRAND_PATIENCE_S = 2.0
+"""The preparation of an avatar lets clips go first for this long, piece by piece (s)."""
+
+
+class WorkerGoneError(RenderError):
+    """The worker died, or was killed for taking too long."""
+
+
+class Worker(Protocol):
+    """One worker from birth to burial, as the fleet sees it. Not reusable: a replacement is a new object."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def pid(self) -> int | None:
+        """Of its process, once known; None if it has none on this machine."""
+        ...
+
+    async def start(self, timeout_s: float) -> WorkerReport:
+        """Loads and warms up. Raises what the loader raises, WorkerGoneError if it dies."""
+        ...
+
+    async def measure(self, frames: int, timeout_s: float) -> Speed:
+        """Warms up for clips of ``frames`` frames and measures them."""
+        ...
+
+    def prepare(self, number: int, request: RenderRequest) -> None:
+        """Has clip ``number`` prepared beside whatever is being rendered. Returns at once and never fails."""
+        ...
+
+    def discard(self, number: int) -> None:
+        """Nobody wants a prepared clip any more."""
+        ...
+
+    async def render(self, number: int, request: RenderRequest, timeout_s: float) -> tuple[RenderResult, float]:
+        """Renders a clip, prepared or not; with it go the seconds that rendering itself took. Raises RenderError;
+        WorkerGoneError if the worker is no more."""
+        ...
+
+    async def idle_piece(self, avatar: str, first: bool, timeout_s: float) -> Avatar | None:
+        """The next piece of an avatar's idle loop, or the ``first``; None after the last. Raises as ``render``."""
+        ...
+
+    async def prepare_avatar(self, files: AvatarFiles, timeout_s: float) -> None:
+        """Raises InputError, or as ``render``."""
+        ...
+
+    def kill(self) -> None: ...
+
+    async def close(self) -> None:
+        """Ends it in bounded time."""
+        ...
+
+
+Open = Callable[[WorkerSpec, Progress, Callable[[], None]], Worker]
+"""Makes a worker, without starting it: what it is to be, where its progress goes, and what to call when it is gone."""
+
+
+@dataclass(frozen=True, slots=True)
+class FleetOptions:
+    """How a fleet works; times in seconds.
+
+    ``render_timeout_s``: for a clip on a worker; 0 sets it by the clips' length and the measured speed.
+    ``start_timeout_s``: for loading and warming up. ``backoff_s``: before the second replacement in a row that comes to
+    nothing, doubled with each further one up to ``max_backoff_s``; the first replacement comes at once.
+    ``use_init_latent``, ``overlap_frames``: how clips join, see :attr:`FleetEngine.continuity`. ``prefetch``: whether
+    busy workers prepare their next clip.
+    """
+
+    render_timeout_s: float = 0.0
+    start_timeout_s: float = 1800.0
+    backoff_s: float = 1.0
+    max_backoff_s: float = 60.0
+    use_init_latent: bool = True
+    overlap_frames: int = 6
+    prefetch: bool = True
+
+    def wait_s(self, deaths: int) -> float:
+        """How long to wait before replacing a worker that has died ``deaths`` times in a row (1 = the first)."""
+        return 0.0 if deaths <= 1 else min(self.max_backoff_s, self.backoff_s * 2.0 ** min(deaths - 2, 30))
+
+    def timeout_s(self, clip_s: float, render_s: float) -> float:
+        """How long a clip of ``clip_s`` seconds may take that is expected to take ``render_s``."""
+        by_itself = max(TIMEOUT_CLIPS * clip_s, TIMEOUT_RENDERS * render_s)
+        return min(self.render_timeout_s or by_itself, MAX_RENDER_TIMEOUT_S)
+
+
+class _Slot:
+    """The place of one worker, which its replacements inherit."""
+
+    def __init__(self, spec: WorkerSpec) -> None:
+        self.spec = spec
+        self.worker: Worker | None = None
+        self.alive = False  # the worker is not known to be dead
+        self.up = False
+        self.failures = 0  # clips lost in a row by this worker
+        self.deaths = 0  # workers lost in a row without a clip rendered between
+        self.retry_at_s: float | None = None  # when its replacement starts, while that is waited for
+        self.meter = WorkerMeter()
+        self.at_start: Speed | None = None
+        self.recent_s: deque[float] = deque(maxlen=RECENT_CLIPS)  # what ordinary clips took, or would have
+
+    def speed(self, frames: int) -> Speed:
+        """With ordinary clips, which have ``frames`` frames: as seen lately, or at the start."""
+        assert self.at_start is not None
+        return Speed(frames, tuple(self.recent_s)) if len(self.recent_s) >= ENOUGH_CLIPS else self.at_start
+
+
+@dataclass(slots=True)
+class _Job:
+    """Something to do on a worker, and who waits for its result. ``request`` is None for what is no clip."""
+
+    ticket: Ticket
+    result: asyncio.Future[Any]
+    request: RenderRequest | None = None
+    errand: Callable[[Worker], Awaitable[Any]] | None = None
+    followers: list[_Job] = field(default_factory=list)
+    running: bool = False
+
+    def fail(self, error: Exception) -> None:
+        if not self.result.done():
+            self.result.set_exception(error)
+
+
+class FleetEngine:
+    """An Engine over workers. ``specs`` says which, and may raise SettingsError; ``open_worker`` makes them."""
+
+    def __init__(
+        self,
+        format: ClipFormat,
+        specs: Callable[[], Awaitable[Sequence[WorkerSpec]]],
+        open_worker: Open,
+        options: FleetOptions | None = None,
+    ) -> None:
+        self._format = format
+        self._specs = specs
+        self._open = open_worker
+        self._options = options or FleetOptions()
+        self._scheduler = Scheduler(self._options.prefetch)
+        self._progress: Progress = logger.info
+        self._slots: dict[str, _Slot] = {}
+        self._jobs: dict[int, _Job] = {}
+        self._latest: dict[str, _Job] = {}
+        self._numbers = itertools.count()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._keepers: set[asyncio.Task[None]] = set()
+        self._avatars: dict[str, Avatar] = {}
+        self._files: dict[str, AvatarFiles] = {}
+        self._preparing = asyncio.Lock()
+        self._spread = False
+        self._closed = False
+
+    @property
+    def format(self) -> ClipFormat:
+        return self._format
+
+    @property
+    def avatars(self) -> dict[str, Avatar]:
+        return self._avatars
+
+    @property
+    def capacity(self) -> int:
+        up = [slot for slot in self._slots.values() if slot.up] or [*self._slots.values()]
+        speeds = [slot.speed(self._clip_frames) for slot in up if slot.at_start is not None]
+        return speed.capacity(speeds, self._format.fps, self._clip_frames / self._format.clip_frames)
+
+    @property
+    def expected_render_s(self) -> float:
+        return speed.expected_render_s(slot.at_start for slot in self._slots.values() if slot.at_start is not None)
+
+    @property
+    def ready(self) -> bool:
+        return any(slot.up for slot in self._slots.values())
+
+    @property
+    def trouble(self) -> str:
+        now = asyncio.get_running_loop().time()
+        sentences = []
+        for slot in self._slots.values():
+            if slot.up or self._closed:
+                continue
+            begins = "is being started again"
+            if slot.retry_at_s is not None and slot.retry_at_s > now:
+                begins = f"starts again in {math.ceil(slot.retry_at_s - now)} s"
+            times = f" {slot.deaths} times in a row" if slot.deaths > 1 else ""
+            sentences.append(f"Worker {slot.spec.name} was lost{times} and {begins}.")
+        return " ".join(sentences)
+
+    @property
+    def continuity(self) -> Continuity:
+        """Clips are chained where one worker serves a stream, and overlap where several do."""
+        chained = self._options.use_init_latent and not self._spread
+        return Continuity(chained, self._options.overlap_frames if self._spread else 0)
+
+    @property
+    def workers(self) -> list[WorkerStatus]:
+        """The workers as they stand; what no worker has yet waits for each of them."""
+        waiting = self._scheduler.waiting
+        return [
+            slot.meter.status(
+                name,
+                up=slot.up,
+                pid=None if slot.worker is None else slot.worker.pid,
+                waiting=waiting + max(0, self._scheduler.queue_of(name) - 1),
+            )
+            for name, slot in self._slots.items()
+        ]
+
+    @property
+    def worker_pids(self) -> list[int]:
+        """The process ids of the workers that are up and have one."""
+        found = [slot.worker.pid for slot in self._slots.values() if slot.up and slot.worker is not None]
+        return [pid for pid in found if pid is not None]
+
+    async def start(self, progress: Progress) -> None:
+        """Starts every worker in parallel, then renders the idle loops on the first. Raises InputError, SettingsError
+        or RenderError with the worker's own sentence; no worker is left then."""
+        self._progress = progress
+        try:
+            specs = await self._specs()
+            if self._closed:
+                raise RenderError("the engine was closed while it started")
+            self._slots = {spec.name: _Slot(spec) for spec in specs}
+            timeout_s = self._options.start_timeout_s
+            starts = [self._open_in(slot).start(timeout_s) for slot in self._slots.values()]
+            reports: list[WorkerReport] = await _all_or_first_error(starts)
+            for slot, report in zip(self._slots.values(), reports, strict=True):
+                slot.at_start = report.speed
+            await self._choose_continuity()
+            first = next(iter(self._slots.values())).worker
+            assert first is not None
+            for name in reports[0].avatars:
+                progress(f"worker {first.name}: rendering the idle loop of avatar {name}")
+                pieces: list[Avatar] = []
+                while piece := await first.idle_piece(name, not pieces, timeout_s):
+                    pieces.append(piece)
+                self._avatars[name] = Avatar.joined(pieces)
+            for slot in self._slots.values():
+                if slot.alive and not slot.up:  # else it died meanwhile, and is being replaced or already was
+                    self._come_up(slot)
+        except BaseException:
+            await self.close()
+            raise
+
+    async def render(self, request: RenderRequest) -> RenderResult:
+        """Renders one clip where and when its turn comes. Raises LateError or RenderError if it is lost."""
+        if not self._slots:
+            raise RenderError("the engine is closed" if self._closed else "the engine is not running; start it first")
+        if request.avatar not in self._avatars:
+            raise RenderError(f"there is no avatar {request.avatar!r}; there is {', '.join(self._avatars) or 'none'}")
+        if not self.ready:
+            # A clip that waits for a replacement would be late by the time it came.
+            raise RenderError("the engine is closed" if self._closed else "no worker is up; one is being started")
+        before = self._latest.get(request.stream) if request.chained and request.stream else None
+        ticket = Ticket(
+            next(self._numbers),
+            request.stream,
+            deadline_s=request.deadline_s,
+            cost=self._cost(request),
+            after=None if before is None else before.ticket.number,
+            spread=self._spread,
+        )
+        job = _Job(ticket, asyncio.get_running_loop().create_future(), request)
+        if before is not None:
+            before.followers.append(job)
+        if request.stream:
+            self._latest[request.stream] = job
+        result = await self._through(job)
+        assert isinstance(result, RenderResult)
+        return result
+
+    async def prepare_avatar(self, files: AvatarFiles) -> Avatar:
+        """Prepares an avatar on all workers that are up, each when it has nothing more urgent to do, and renders its
+        idle loop piece by piece on whichever is free."""
+        timeout_s = self._options.start_timeout_s
+        async with self._preparing:
+            up = [slot for slot in self._slots.values() if slot.up]
+            if not up:
+                raise RenderError("no worker is up to prepare an avatar; one is being started")
+            outcomes = await asyncio.gather(
+                *(self._on(slot, lambda worker: worker.prepare_avatar(files, timeout_s)) for slot in up),
+                return_exceptions=True,
+            )
+            errors = [outcome for outcome in outcomes if isinstance(outcome, BaseException)]
+            for error in errors:
+                # A worker that died is replaced, and its replacement prepares the avatar; all else is the avatar's.
+                if not isinstance(error, WorkerGoneError) or len(errors) == len(up):
+                    raise error
+            before = self._files.get(files.name)
+            self._files[files.name] = files
+        able = [slot for slot, outcome in zip(up, outcomes, strict=True) if not isinstance(outcome, BaseException)]
+        try:
+            avatar = await self._idle_loop(files.name, able)
+        except BaseException:
+            if before is None:
+                del self._files[files.name]
+            else:
+                self._files[files.name] = before
+            raise
+        self._avatars[files.name] = avatar
+        return avatar
+
+    async def _idle_loop(self, name: str, able: Sequence[_Slot]) -> Avatar:
+        """Renders an avatar's idle loop on one worker, between clips; on the next if that one dies."""
+        timeout_s = self._options.start_timeout_s
+        gone: WorkerGoneError | None = None
+        for slot in able:
+            pieces: list[Avatar] = []
+            try:
+                while True:
+                    first = not pieces
+                    piece = await self._on(slot, lambda worker: worker.idle_piece(name, first, timeout_s))  # noqa: B023
+                    if piece is None:
+                        return Avatar.joined(pieces)
+                    pieces.append(piece)
+            except WorkerGoneError as error:
+                gone = error
+        assert gone is not None
+        raise gone
+
+    async def close(self) -> None:
+        """Ends every worker in bounded time; clips being rendered are lost. Closing twice is harmless."""
+        self._closed = True
+        for keeper in self._keepers:
+            keeper.cancel()
+        await asyncio.gather(*self._keepers, return_exceptions=True)
+        for name, slot in self._slots.items():
+            slot.up = False
+            self._scheduler.remove_worker(name)
+        self._dismiss("the engine is closed")
+        await asyncio.gather(*(slot.worker.close() for slot in self._slots.values() if slot.worker is not None))
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        self._slots.clear()
+
+    # Inside: clips
+
+    @property
+    def _clip_frames(self) -> int:
+        """Frames that an ordinary clip asks for."""
+        return self._format.clip_frames + self.continuity.overlap_frames
+
+    @property
+    def _timeout_s(self) -> float:
+        return self._options.timeout_s(float(self._format.clip_duration), self.expected_render_s)
+
+    def _cost(self, request: RenderRequest) -> float:
+        return request.frames / self._clip_frames
+
+    async def _through(self, job: _Job) -> Any:
+        """Queues a job and waits for its result; who gives up on it takes it out of the queue."""
+        self._jobs[job.ticket.number] = job
+        self._scheduler.submit(job.ticket, self._now)
+        self._act()
+        try:
+            return await job.result
+        finally:
+            if job.ticket.number in self._jobs and job.result.cancelled():
+                self._withdraw(job)
+
+    async def _on(self, slot: _Slot, errand: Callable[[Worker], Awaitable[Any]]) -> Any:
+        """Runs something other than a clip on a worker, between clips."""
+        if not slot.up:
+            raise WorkerGoneError(f"worker {slot.spec.name} is gone")
+        ticket = Ticket(
+            next(self._numbers),
+            NOBODY,
+            deadline_s=self._now + ERRAND_PATIENCE_S,
+            cost=0.0,
+            worker=slot.spec.name,
+            droppable=False,
+        )
+        return await self._through(_Job(ticket, asyncio.get_running_loop().create_future(), errand=errand))
+
+    def _act(self) -> None:
+        """Does what the scheduler says is to be done now."""
+        for action in self._scheduler.decide(self._now):
+            match action:
+                case Start(name, ticket, taken_from):
+                    self._discard(taken_from, ticket)
+                    job = self._jobs[ticket.number]
+                    job.running = True
+                    task = asyncio.create_task(self._run(self._slots[name], job))
+                    self._tasks.add(task)
+                    task.add_done_callback(self._tasks.discard)
+                case Prepare(name, ticket):
+                    worker, request = self._slots[name].worker, self._jobs[ticket.number].request
+                    assert worker is not None
+                    assert request is not None
+                    worker.prepare(ticket.number, request)
+                case Recall(name, ticket):
+                    self._discard(name, ticket)
+                case Drop(ticket, holder):
+                    self._discard(holder, ticket)
+                    self._end(self._jobs[ticket.number]).fail(
+                        LateError("it could not have been on time any more, and was not begun")
+                    )
+
+    async def _run(self, slot: _Slot, job: _Job) -> None:
+        """One job on one worker, from its start to what follows from its end."""
+        worker = slot.worker
+        assert worker is not None
+        begun = self._now
+        took_s: float | None = None
+        try:
+            if job.request is not None:
+                result, _ = await worker.render(job.ticket.number, job.request, self._timeout_s)
+                for follower in job.followers:
+                    assert follower.request is not None
+                    follower.request = replace(follower.request, init_latent=result.final_latent)
+                took_s = self._now - begun
+                slot.failures = slot.deaths = 0
+                slot.meter.rendered(took_s)
+                slot.recent_s.append(took_s / job.ticket.cost)
+                answer: Any = result
+            else:
+                assert job.errand is not None
+                answer = await job.errand(worker)
+                took_s = self._now - begun
+            if not job.result.done():
+                job.result.set_result(answer)
+        except WorkerGoneError as error:
+            if job.request is not None:
+                slot.meter.failed(self._now - begun)
+            self._go_down(slot, worker)
+            job.fail(error)
+        except RenderError as error:
+            job.fail(error)
+            if job.request is not None:
+                slot.meter.failed(self._now - begun)
+                slot.failures += 1
+                if slot.failures >= FAILURES_TO_REPLACE:
+                    logger.error("worker %s lost %d clips in a row and is replaced", slot.spec.name, slot.failures)
+                    worker.kill()
+                    self._go_down(slot, worker)
+        except Exception as error:  # a fault of this program: whoever asked for the job has to see it
+            job.fail(error)
+        finally:
+            job.fail(RenderError("the engine is closed"))  # where all this was cancelled
+            self._end(job)
+            self._scheduler.finished(slot.spec.name, job.ticket, self._now, took_s)
+        self._act()
+
+    def _end(self, job: _Job) -> _Job:
+        """Forgets a job."""
+        self._jobs.pop(job.ticket.number, None)
+        if job.request is not None and self._latest.get(job.request.stream) is job:
+            del self._latest[job.request.stream]
+        return job
+
+    def _withdraw(self, job: _Job) -> None:
+        """Takes back a job that nobody waits for. One that runs goes on, so that its worker is free again only when it
+        is."""
+        if job.running:
+            return
+        self._discard(self._scheduler.withdraw(job.ticket.number), job.ticket)
+        self._end(job)
+        self._act()
+
+    def _discard(self, name: str | None, ticket: Ticket) -> None:
+        if name is not None and (worker := self._slots[name].worker) is not None:
+            worker.discard(ticket.number)
+
+    def _dismiss(self, reason: str) -> None:
+        """Sends away all who wait for a worker."""
+        for job in [*self._jobs.values()]:
+            if not job.running:
+                self._scheduler.withdraw(job.ticket.number)
+                self._end(job).fail(RenderError(reason))
+
+    # Inside: workers
+
+    @property
+    def _now(self) -> float:
+        return asyncio.get_running_loop().time()
+
+    def _open_in(self, slot: _Slot) -> Worker:
+        """A new worker in a slot, not started yet."""
+        opened: list[Worker] = []
+
+        def gone() -> None:
+            if slot.worker is opened[0]:
+                slot.alive = False
+                self._lost(slot)
+
+        opened.append(self._open(slot.spec, lambda line: self._progress(line), gone))
+        slot.worker, slot.alive = opened[0], True
+        return opened[0]
+
+    async def _choose_continuity(self) -> None:
+        """Spreads each stream over the workers if one is not enough for it, or if clips are not chained anyway. Then
+        clips overlap, which costs frames: the workers are measured with those."""
+        several = len(self._slots) > 1
+        weakest = min(slot.at_start.frames_per_second for slot in self._slots.values() if slot.at_start is not None)
+        enough = weakest * speed.CAPACITY_MARGIN >= self._format.fps
+        self._spread = several and not (enough and self._options.use_init_latent)
+        if self._clip_frames != self._format.clip_frames:
+            overlap = self._options.overlap_frames
+            self._progress(f"a stream takes more than one worker: its clips overlap by {overlap} frames")
+            workers = [slot.worker for slot in self._slots.values() if slot.worker is not None]
+            measures = [worker.measure(self._clip_frames, self._options.start_timeout_s) for worker in workers]
+            speeds: list[Speed] = await _all_or_first_error(measures)
+            for slot, measured in zip(self._slots.values(), speeds, strict=True):
+                slot.at_start = measured
+
+    def _come_up(self, slot: _Slot) -> None:
+        slot.up = True
+        slot.failures = 0
+        slot.retry_at_s = None
+        assert slot.at_start is not None
+        slot.recent_s.clear()
+        self._scheduler.add_worker(slot.spec.name, slot.at_start.median_s)
+        self._act()
+
+    def _go_down(self, slot: _Slot, worker: Worker) -> None:
+        if slot.worker is worker and slot.up:
+            slot.up = False
+            self._scheduler.remove_worker(slot.spec.name)
+            for job in [*self._jobs.values()]:
+                if job.ticket.worker == slot.spec.name and not job.running:
+                    self._scheduler.withdraw(job.ticket.number)
+                    self._end(job).fail(WorkerGoneError(f"worker {slot.spec.name} is gone"))
+            if not self.ready:
+                self._dismiss("the last worker is gone; another is being started")
+
+    def _lost(self, slot: _Slot) -> None:
+        """A slot's worker is dead. One that has never been up is the business of whoever starts it."""
+        assert slot.worker is not None
+        self._go_down(slot, slot.worker)
+        if not self._closed and slot.at_start is not None and slot.retry_at_s is None:
+            slot.retry_at_s = self._now
+            keeper = asyncio.create_task(self._replace(slot), name=f"replace {slot.spec.name}")
+            self._keepers.add(keeper)
+            keeper.add_done_callback(self._keepers.discard)
+
+    async def _replace(self, slot: _Slot) -> None:
+        """Replaces a dead worker, and replacements that come to nothing, until one is up."""
+        while True:
+            assert slot.worker is not None
+            await slot.worker.close()
+            slot.deaths += 1
+            slot.meter.restarts += 1
+            wait_s = self._options.wait_s(slot.deaths)
+            slot.retry_at_s = self._now + wait_s
+            logger.warning("worker %s is gone; a replacement starts in %.1f s", slot.spec.name, wait_s)
+            await asyncio.sleep(wait_s)
+            worker = self._open_in(slot)
+            try:
+                slot.at_start = await self._as_the_others(worker)
+                async with self._preparing:
+                    for files in self._files.values():
+                        await worker.prepare_avatar(files, self._options.start_timeout_s)
+                    if not slot.alive:
+                        raise WorkerGoneError(f"worker {slot.spec.name} died before its first clip")
+                    self._come_up(slot)
+                logger.warning("worker %s is replaced", slot.spec.name)
+                return
+            except EchoRtcError as error:
+                logger.error("the replacement of worker %s did not come up: %s", slot.spec.name, error)
+                worker.kill()
+
+    async def _as_the_others(self, worker: Worker) -> Speed:
+        """Starts a replacement, and warms it up for the clips that are asked for here."""
+        report = await worker.start(self._options.start_timeout_s)
+        if self._clip_frames == self._format.clip_frames:
+            return report.speed
+        return await worker.measure(self._clip_frames, self._options.start_timeout_s)
+
+
+async def _all_or_first_error(starts: Sequence[Awaitable[Any]]) -> list[Any]:
+    """Waits for all side by side; the first that fails is the answer, the others are not waited for."""
+    tasks = [asyncio.ensure_future(start) for start in starts]
+    try:
+        await asyncio.wait(tasks, return_when=asyncio.FIRST_EXCEPTION)
+        for task in tasks:
+            if task.done():
+                task.result()
+        return [task.result() for task in tasks]
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
