@@ -44,7 +44,8 @@ class FrameSink(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class RenderOrder:
-    """What all clips of a stream have in common: the avatar, its seed, and whether latents are chained.
+    """What all clips of a stream have in common: its name for the engine, the avatar, its seed, and whether latents are
+    chained.
 
     ``expected_s``: seconds a clip is expected to take before one has been measured.
     """
@@ -54,6 +55,7 @@ class RenderOrder:
     seed: int
     chained: bool
     expected_s: float
+    stream: str = ""
 
 
 @dataclass(slots=True)
@@ -142,9 +144,12 @@ class Dispatcher:
 
     def _in_time(self, clip: AudioClip) -> bool:
         """Whether at least the clip's last frame can still be shown."""
+        return self._clock() + self.expected_s <= self._leaves(clip)
+
+    def _leaves(self, clip: AudioClip) -> float:
+        """When the clip's last frame is shown."""
         last_frame = clip.first_frame + clip.frames - 1
-        leaves = self._sink.leaves(self._order.format.sample_of_frame(last_frame, MEDIA_RATE))
-        return self._clock() + self.expected_s <= leaves
+        return self._sink.leaves(self._order.format.sample_of_frame(last_frame, MEDIA_RATE))
 
     async def _render(self, pending: _Pending) -> None:
         clip = pending.clip
@@ -177,6 +182,8 @@ class Dispatcher:
             pose_position=clip.first_frame,
             seed=order.seed,
             init_latent=latent,
+            stream=order.stream,
+            deadline_s=self._leaves(clip),
         )
 
     def _give_up(self, pending: _Pending, reason: str) -> None:

@@ -116,6 +116,7 @@ class Stream:
             seed=secrets.randbits(31),
             chained=options.use_init_latent,
             expected_s=engine.expected_render_s,
+            stream=self.id,
         )
         self._renderer = TimedRenderer(engine, self._clock)
         self._dispatcher = Dispatcher(self._renderer, order, self._playout, self.log, self._clock)

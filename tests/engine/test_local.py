@@ -10,6 +10,7 @@ import subprocess
 import sys
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +20,7 @@ import pytest
 from echo_rtc.clips import ClipFormat
 from echo_rtc.engine.fleet import FAILURES_TO_REPLACE, FleetOptions
 from echo_rtc.engine.local import LocalEngine
-from echo_rtc.engine.protocol import RenderRequest
+from echo_rtc.engine.protocol import AvatarFiles, RenderRequest
 from echo_rtc.engine.worker import WorkerSpec
 from echo_rtc.errors import EchoRtcError, InputError, RenderError, SettingsError
 from tests.engine.fakes import IDLE_FRAMES, LATENT_SHAPE, Deed, FakeLoader
@@ -119,21 +120,23 @@ async def test_clips_wait_for_a_free_worker_in_the_order_they_came() -> None:
 
 async def test_killed_while_rendering_loses_one_clip_and_is_replaced() -> None:
     async with running(workers("one", "two")) as engine:
-        victim, other = engine.worker_pids
         hanging = asyncio.create_task(engine.render(request(Deed.HANG)))
         await asyncio.sleep(0)
+        names = [worker.name for worker in engine.workers]
+        at = next(i for i, name in enumerate(names) if engine._scheduler.queue_of(name))
+        victim, other = engine.worker_pids[at], engine.worker_pids[1 - at]
         os.kill(victim, signal.SIGKILL)
-        with pytest.raises(RenderError, match="worker one died while rendering a clip"):
+        with pytest.raises(RenderError, match=f"worker {names[at]} died while rendering a clip"):
             await hanging
         assert engine.worker_pids == [other]
         assert (await engine.render(request(position=7))).frames.y[0, 0, 0] == 7
-        one, two = engine.workers
-        assert (one.name, one.up, one.lost, one.clips) == ("one", False, 1, 0)
-        assert (two.name, two.up, two.lost, two.clips) == ("two", True, 0, 1)
-        assert two.pid == other
-        assert two.p50_s == two.p95_s == two.busy_s
+        dead, well = engine.workers[at], engine.workers[1 - at]
+        assert (dead.up, dead.lost, dead.clips) == (False, 1, 0)
+        assert (well.up, well.lost, well.clips) == (True, 0, 1)
+        assert well.pid == other
+        assert well.p50_s == well.p95_s == well.busy_s
         await until(lambda: len(engine.worker_pids) == 2)
-        assert [worker.restarts for worker in engine.workers] == [1, 0]
+        assert [worker.restarts for worker in engine.workers] == [1 - at, at]
         assert victim not in engine.worker_pids
         assert not psutil.pid_exists(victim)
 
@@ -280,6 +283,47 @@ async def test_close_ends_a_worker_that_hangs_and_may_be_repeated() -> None:
         for task in (hanging, waiting):
             with pytest.raises(RenderError):
                 await task
+
+
+async def test_a_further_avatar_is_there_for_all_workers_and_their_replacements(tmp_path: Path) -> None:
+    async with running(workers("one", "two")) as engine:
+        files = AvatarFiles("anna", tmp_path / "anna.png", tmp_path)
+        clips = [asyncio.create_task(engine.render(request(position=n))) for n in range(6)]
+        avatar = await engine.prepare_avatar(files)
+        assert [int((await clip).frames.y[0, 0, 0]) for clip in clips] == list(range(6))
+        assert engine.avatars["anna"] is avatar
+        assert avatar.idle.y[:, 0, 0].tolist() == list(range(IDLE_FRAMES))
+        for pid in engine.worker_pids:
+            os.kill(pid, signal.SIGKILL)
+        await until(lambda: not engine.ready)
+        await until(lambda: len(engine.worker_pids) == 2)
+        tellers = [replace(request(Deed.TELL_AVATARS), avatar="anna") for _ in range(2)]
+        told = await asyncio.gather(*(engine.render(teller) for teller in tellers))
+        assert [int(result.frames.y[0, 0, 0]) for result in told] == [2, 2]
+
+
+async def test_an_avatar_that_cannot_be_prepared_is_not_there_and_disturbs_nobody(tmp_path: Path) -> None:
+    async with running(workers("one", "two")) as engine:
+        pids = engine.worker_pids
+        with pytest.raises(InputError, match=r"bad\.png is no picture"):
+            await engine.prepare_avatar(AvatarFiles("bad", tmp_path / "bad.png", tmp_path))
+        assert engine.worker_pids == pids
+        with pytest.raises(RenderError, match="died while preparing an avatar"):
+            await engine.prepare_avatar(AvatarFiles("deadly", tmp_path / "deadly.png", tmp_path))
+        assert list(engine.avatars) == ["default"]
+        await until(lambda: len(engine.worker_pids) == 2)
+        await engine.render(request())
+
+
+async def test_chained_clips_begin_where_the_one_before_ended_though_they_were_asked_for_together() -> None:
+    async with running(workers("one", "two")) as engine:
+
+        def chained(position: int) -> RenderRequest:
+            return replace(request(position=position, latent=0.0), stream="voice", chained=position > 0)
+
+        results = await asyncio.gather(*(engine.render(chained(position)) for position in range(4)))
+        latents = [float(result.final_latent.flat[0]) for result in results if result.final_latent is not None]
+        assert latents == [0, 1, 3, 6]  # each adds its own position to the latent before it
 
 
 async def test_ctrl_c_in_the_terminal_leaves_workers_to_their_parent() -> None:
