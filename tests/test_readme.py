@@ -146,6 +146,19 @@ def test_the_figures_are_numbers_with_their_commands() -> None:
     assert "\N{HORIZONTAL ELLIPSIS}" not in README
 
 
+def test_what_is_said_of_reliability_is_checked_by_what_is_named() -> None:
+    for what, seen, checks in table("Reliability"):
+        assert seen, what
+        named = re.findall(r"`([^`]+)`", checks)
+        assert named, what
+        for check in named:
+            path, _, name = check.partition("::")
+            if name:
+                assert re.search(rf"^(async )?def {name}\(", (ROOT / path).read_text(), re.MULTILINE), check
+            else:
+                assert re.match(r"python -m echo_rtc\.bench \w+", check), check
+
+
 def test_the_words_of_troubles_are_those_shown() -> None:
     sources = [*(ROOT / "echo_rtc").rglob("*.py"), *(ROOT / "static").glob("*.js"), ROOT / "server.py"]
     shown = "\n".join(path.read_text(encoding="utf-8") for path in sources)
@@ -199,7 +212,8 @@ def test_every_path_exists() -> None:
     places = (ROOT, ROOT / "echo_rtc", ROOT / "echo_rtc" / "assets" / "embedded")
     for path in sorted(paths - PLACEHOLDERS):
         if path.split("/")[0] not in IGNORED:
-            assert any((place / path).exists() for place in places), f"{path} does not exist"
+            file, _, _ = path.partition("::")  # a test in it, in the table of reliability
+            assert any((place / file).exists() for place in places), f"{path} does not exist"
 
 
 def test_folders_that_are_made_are_not_committed() -> None:

@@ -2,25 +2,26 @@
 
 These things cannot be had otherwise: a short jitter buffer for the microphone; key-frame requests, bitrate estimates
 and sender reports for tracks that hand out ready packets; losing a vanished peer within seconds instead of half a
-minute. Every reach is checked: if aiortc has changed, :class:`SeamError` says which attribute is gone. It knows nothing
-of streams.
+minute; and limits to what strangers may send. Every reach is checked: if aiortc has changed, :class:`SeamError` says
+which attribute is gone. It knows nothing of streams.
 """
 
 from __future__ import annotations
 
+import logging
 import queue
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Awaitable, Callable
+from typing import Any, Protocol
 
 import aioice.ice
 import av
-from aiortc import RTCRtpReceiver, RTCRtpSender
+from aiortc import RTCDtlsTransport, RTCPeerConnection, RTCRtpReceiver, RTCRtpSender, RTCSctpTransport
 from aiortc.clock import current_ntp_time
 from aiortc.codecs import get_encoder
 from aiortc.codecs.base import Encoder
 from aiortc.jitterbuffer import JitterBuffer, JitterFrame
 from aiortc.rtcrtpparameters import RTCRtpCodecParameters
-from aiortc.rtp import AnyRtcpPacket, RtcpSrPacket, RtpPacket
+from aiortc.rtp import AnyRtcpPacket, RtcpByePacket, RtcpRtpfbPacket, RtcpSrPacket, RtpPacket
 from av.frame import Frame
 
 MICROPHONE_CAPACITY_PACKETS = 4
@@ -31,10 +32,16 @@ CONSENT_FAILURES = 4
 """Consent checks in a row without an answer after which a peer counts as gone (RFC 7675). Each takes half a second to
 fail and the next one waits for about ``CONSENT_INTERVAL_S``: six seconds in all, and a gap of four is lived through."""
 
+MAX_QUEUED_DATAGRAMS = 512
+"""Datagrams of a connection that may wait to be read, most of all before it is up."""
+
+_WINDOW = "_advertised_rwnd"
 _JITTER_BUFFER = "_RTCRtpReceiver__jitter_buffer"
 _DECODER_QUEUE = "_RTCRtpReceiver__decoder_queue"
 _ENCODER = "_RTCRtpSender__encoder"
 _LAST_REPORT = "_RTCRtpSender__lsr"
+
+logger = logging.getLogger(__name__)
 
 
 class SeamError(RuntimeError):
@@ -226,3 +233,148 @@ def without_decoding(receiver: RTCRtpReceiver, on_frame: Callable[[int], None]) 
             return inner.get()
 
     setattr(receiver, _DECODER_QUEUE, Counting())
+
+
+class Gate(Protocol):
+    """Says what of a peer's packets is handled; see ``guard.Guard``."""
+
+    def packet(self, source: int) -> bool: ...
+
+    def report(self) -> bool: ...
+
+    def data(self) -> bool: ...
+
+    def resends(self, wanted: int) -> int: ...
+
+    def unfinished(self, size: int) -> None: ...
+
+    def fault(self, what: str) -> None: ...
+
+
+def guard_connection(connection: RTCPeerConnection, gate: Gate) -> None:
+    """Lets ``gate`` decide over every packet that the other side of a connection sends through its encryption.
+
+    aiortc handles all that comes, keeps what never ends, and ends a connection with a traceback where a packet breaks
+    it. To be called after the offer was taken and before the connection is up. Raises SeamError.
+    """
+    transceivers = connection.getTransceivers()
+    transports = {transceiver.receiver.transport for transceiver in transceivers}
+    if connection.sctp is not None:
+        transports.add(connection.sctp.transport)
+        _guard_data(connection.sctp, gate)
+    for transport in transports:
+        _guard_media(transport, gate)
+    for transceiver in transceivers:
+        _guard_feedback(transceiver.sender, gate)
+        _ignore_goodbyes(transceiver.receiver)
+
+
+def _guard_media(transport: RTCDtlsTransport, gate: Gate) -> None:
+    take_packet = _method(transport, "_handle_rtp_data")
+    take_report = _method(transport, "_handle_rtcp_data")
+
+    async def on_packet(data: bytes, arrival_time_ms: int) -> None:
+        if gate.packet(int.from_bytes(data[8:12], "big")):
+            await _contained(take_packet(data, arrival_time_ms=arrival_time_ms), gate, "media")
+
+    async def on_report(data: bytes) -> None:
+        if gate.report():
+            await _contained(take_report(data), gate, "feedback")
+
+    transport._handle_rtp_data = on_packet  # type: ignore[method-assign]
+    transport._handle_rtcp_data = on_report  # type: ignore[method-assign]
+
+
+def _guard_data(sctp: RTCSctpTransport, gate: Gate) -> None:
+    take_data = _method(sctp, "_handle_data")
+    _require(sctp, _WINDOW, int)
+    window = getattr(sctp, _WINDOW)
+
+    async def on_data(data: bytes) -> None:
+        if gate.data():
+            await _contained(take_data(data), gate, "messages")
+            gate.unfinished(window - getattr(sctp, _WINDOW))
+
+    sctp._handle_data = on_data  # type: ignore[method-assign]
+
+
+def _guard_feedback(sender: RTCRtpSender, gate: Gate) -> None:
+    take_report = _method(sender, "_handle_rtcp_packet")
+
+    async def on_report(packet: AnyRtcpPacket) -> None:
+        if isinstance(packet, RtcpRtpfbPacket):
+            lost = list(dict.fromkeys(packet.lost))
+            packet.lost = lost[: gate.resends(len(lost))]
+        await take_report(packet)
+
+    sender._handle_rtcp_packet = on_report  # type: ignore[method-assign]
+
+
+def _ignore_goodbyes(receiver: RTCRtpReceiver) -> None:
+    """A goodbye (RTCP BYE) would stop the receiver for the rest of the connection, and hold up the event loop until all
+    that waits is decoded. A source may go and another one come; who leaves closes the connection."""
+    take_report = _method(receiver, "_handle_rtcp_packet")
+
+    async def on_report(packet: AnyRtcpPacket) -> None:
+        if not isinstance(packet, RtcpByePacket):
+            await take_report(packet)
+
+    receiver._handle_rtcp_packet = on_report  # type: ignore[method-assign]
+
+
+async def _contained(work: Awaitable[None], gate: Gate, what: str) -> None:
+    """Lets no stranger's packet end a task of aiortc's with a traceback."""
+    try:
+        await work
+    except ConnectionError:
+        raise  # how aiortc says that the connection is over
+    except Exception as error:  # a boundary: what aiortc trips over in a stranger's packet is the stranger's fault
+        logger.debug("a packet could not be handled (%s)", what, exc_info=error)
+        gate.fault(what)
+
+
+class IceDatagrams:
+    """How many datagrams were thrown away before anybody was known to have sent them: empty, malformed, or too many
+    before a connection reads. Of this process; reset by nobody."""
+
+    refused = 0
+
+
+def harden_ice() -> None:
+    """Makes ICE throw datagrams away that would break it, in this process: anybody who finds the port can send them.
+
+    An empty one ends aiortc's connection, a malformed STUN message leaves a traceback in the log, and what comes before
+    a connection reads is kept without bound. Raises SeamError.
+    """
+    if getattr(aioice.ice.StunProtocol.datagram_received, "hardened", False):
+        return
+    take = _method(aioice.ice.StunProtocol, "datagram_received")
+    keep = _method(aioice.ice.Connection, "data_received")
+
+    def datagram_received(self: Any, data: bytes, addr: tuple[Any, ...]) -> None:
+        if not data:
+            IceDatagrams.refused += 1
+            return
+        try:
+            take(self, data, addr)
+        except Exception as error:  # a boundary: nobody knows yet who sent this
+            IceDatagrams.refused += 1
+            logger.debug("a datagram from %s could not be handled", addr, exc_info=error)
+
+    def data_received(self: Any, data: bytes, component: int) -> None:
+        if self._queue.qsize() >= MAX_QUEUED_DATAGRAMS:
+            IceDatagrams.refused += 1
+        else:
+            keep(self, data, component)
+
+    datagram_received.hardened = True  # type: ignore[attr-defined]
+    aioice.ice.StunProtocol.datagram_received = datagram_received
+    aioice.ice.Connection.data_received = data_received
+
+
+def _method(owner: object, name: str) -> Callable[..., Any]:
+    method: Callable[..., Any] | None = getattr(owner, name, None)
+    if method is None or not callable(method):
+        kind = owner if isinstance(owner, type) else type(owner)
+        raise SeamError(f"{kind.__module__.split('.')[0]}'s {kind.__name__} has no method {name} any more")
+    return method

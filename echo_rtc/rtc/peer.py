@@ -27,6 +27,8 @@ from aiortc.exceptions import OperationError
 from echo_rtc.clips import ClipFormat
 from echo_rtc.errors import IceRestartError, OfferError, UnsupportedMediaError
 from echo_rtc.rtc.aiortc_seams import (
+    guard_connection,
+    harden_ice,
     report_due_times,
     shorten_consent,
     shorten_microphone_buffer,
@@ -34,6 +36,7 @@ from echo_rtc.rtc.aiortc_seams import (
 )
 from echo_rtc.rtc.encoder import VideoCodec, codec_preference
 from echo_rtc.rtc.fragment import Fragment
+from echo_rtc.rtc.guard import Guard
 from echo_rtc.rtc.microphone import reception_of
 from echo_rtc.rtc.offer import MAX_CANDIDATES, MediaPlan, Offer, with_rtcp_mux_only
 from echo_rtc.rtc.stream import Event, Stream
@@ -56,6 +59,7 @@ class Peer:
 
     def __init__(self, offer: Offer, plan: MediaPlan, stream: Stream, connect_timeout_s: float) -> None:
         shorten_consent()
+        harden_ice()
         loop = asyncio.get_running_loop()
         self._offer = offer
         self._plan = plan
@@ -140,6 +144,7 @@ class Peer:
         except Exception as error:  # a boundary: whatever aiortc trips over in a stranger's offer is the offer's fault
             self._stream.log.warning("an offer that could be read cannot be answered", exc_info=True)
             raise OfferError("the session description cannot be answered; send that of an RTCPeerConnection") from error
+        guard_connection(self._connection, Guard(self._end, asyncio.get_running_loop().time, self._stream.guarded))
         if self._plan.microphone is not None:
             shorten_microphone_buffer(transceivers[self._plan.microphone].receiver)
         await self._connection.setLocalDescription(await self._connection.createAnswer())

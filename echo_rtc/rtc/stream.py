@@ -25,6 +25,7 @@ from echo_rtc.media.timeline import Timeline
 from echo_rtc.rtc.dispatch import Dispatcher, RenderOrder
 from echo_rtc.rtc.encoder import EncoderBank, VideoCodec
 from echo_rtc.rtc.frames import Tap
+from echo_rtc.rtc.guard import GuardCounters
 from echo_rtc.rtc.log import StreamLog
 from echo_rtc.rtc.microphone import Microphone, MicrophoneLink, Probe, SpeechResampler
 from echo_rtc.rtc.pump import Pump
@@ -135,6 +136,8 @@ class Stream:
         self._links: list[MicrophoneLink] = []
         self._past = Tally()
         """What viewers and microphones that are gone have counted."""
+        self.guarded = GuardCounters()
+        """What was kept from its peers."""
         self._begun = False
         self._state = StreamState.CONNECTING
         self._closing: asyncio.Task[None] | None = None
@@ -271,6 +274,7 @@ class Stream:
         tally.count("encoder", asdict(self._bank.counters))
         tally.count("bytes", self._pump.sent_bytes)
         tally.count("events", {"dropped": self._events_dropped})
+        tally.count("guard", asdict(self.guarded))
         for link in self._links:
             tally.count("microphone", _link_counts(link))
         for viewer in self._viewers.values():
@@ -309,6 +313,7 @@ class Stream:
             "encoder": {**asdict(self._bank.counters), "bitrates": dict(self._bank.bitrates)},
             "output": asdict(self._pump.counters),
             "events_dropped": self._events_dropped,
+            "guard": asdict(self.guarded),
             "viewers": [
                 {
                     "codec": viewer.codec,

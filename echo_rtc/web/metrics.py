@@ -183,6 +183,19 @@ COUNTERS = (
         "kind",
     ),
     Counted("events_dropped", "Events for pages that could not be sent.", {"": "events.dropped"}),
+    Counted(
+        "peer_refused_packets",
+        "Packets beyond what a peer may send: media, report (RTCP), data; resend = packets that it wanted again beyond "
+        "what is allowed.",
+        {
+            "media": "guard.packets_refused",
+            "report": "guard.reports_refused",
+            "data": "guard.data_refused",
+            "resend": "guard.resends_refused",
+        },
+        "kind",
+    ),
+    Counted("peers_sent_away", "Peers that were sent away for what they sent.", {"": "guard.sent_away"}),
 )
 
 HISTOGRAMS = {

@@ -9,7 +9,14 @@ import aioice.ice
 import av
 import numpy as np
 import pytest
-from aiortc import RTCConfiguration, RTCPeerConnection, RTCRtpReceiver, RTCRtpSender
+from aiortc import (
+    RTCConfiguration,
+    RTCDtlsTransport,
+    RTCPeerConnection,
+    RTCRtpReceiver,
+    RTCRtpSender,
+    RTCSctpTransport,
+)
 from aiortc.clock import current_ntp_time
 from aiortc.codecs import CODECS
 from aiortc.codecs.opus import OpusDecoder
@@ -28,6 +35,7 @@ from aiortc.rtp import (
 from echo_rtc.rtc import aiortc_seams
 from echo_rtc.rtc.aiortc_seams import MicrophoneJitterBuffer, SeamError
 from echo_rtc.rtc.encoder import SoundEncoder
+from echo_rtc.rtc.guard import Guard
 
 H264 = next(codec for codec in CODECS["video"] if codec.name == "H264")
 
@@ -153,3 +161,37 @@ def test_a_changed_aiortc_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delattr(RTCRtpSender, "_send_keyframe")
     with pytest.raises(SeamError, match="_send_keyframe"):
         aiortc_seams.wire_feedback(sender, H264, lambda: None, lambda _: None)
+
+
+@pytest.mark.parametrize(
+    ("owner", "name"),
+    [
+        (RTCDtlsTransport, "_handle_rtp_data"),
+        (RTCDtlsTransport, "_handle_rtcp_data"),
+        (RTCRtpSender, "_handle_rtcp_packet"),
+        (RTCRtpReceiver, "_handle_rtcp_packet"),
+        (RTCSctpTransport, "_handle_data"),
+    ],
+)
+async def test_a_changed_aiortc_is_named_before_a_peer_can_send_unguarded(
+    monkeypatch: pytest.MonkeyPatch, owner: type, name: str
+) -> None:
+    connection = RTCPeerConnection(RTCConfiguration(iceServers=[]))
+    connection.addTransceiver("audio")
+    connection.createDataChannel("events")
+    monkeypatch.delattr(owner, name)
+    with pytest.raises(SeamError, match=f"{owner.__name__} has no method {name} any more"):
+        aiortc_seams.guard_connection(connection, Guard(lambda _: None, lambda: 0.0))
+    await connection.close()
+
+
+@pytest.mark.parametrize(
+    ("owner", "name"), [(aioice.ice.StunProtocol, "datagram_received"), (aioice.ice.Connection, "data_received")]
+)
+def test_a_changed_aioice_is_named_before_strangers_can_send(
+    monkeypatch: pytest.MonkeyPatch, owner: type, name: str
+) -> None:
+    monkeypatch.setattr(aioice.ice.StunProtocol, "datagram_received", lambda *_: None)
+    monkeypatch.setattr(owner, name, None)
+    with pytest.raises(SeamError, match=f"aioice's {owner.__name__} has no method {name}"):
+        aiortc_seams.harden_ice()

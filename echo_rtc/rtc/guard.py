@@ -1,0 +1,136 @@
+"""What a peer may send: how many packets, from how many sources, how much that is never finished.
+
+Whoever has an offer answered may then send whatever they like through an encrypted connection, and every packet costs
+this process time and memory that others need. What is too much is dropped and counted; who goes on with it is sent
+away. Honest peers stay far below these limits, also when a network that stood still delivers all at once. Pure
+bookkeeping: time comes from a clock that is given, packets are numbers here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+PACKETS_PER_S, PACKETS_BURST = 500.0, 500.0
+"""Media packets; a microphone sends 50 a second, 400 with the shortest packets that Opus has."""
+REPORTS_PER_S, REPORTS_BURST = 200.0, 400.0
+"""RTCP packets; a browser under heavy loss sends about 50 a second."""
+DATA_PER_S, DATA_BURST = 200.0, 400.0
+"""Packets of data channels, from which the server reads nothing."""
+RESENDS_PER_S, RESENDS_BURST = 500.0, 500.0
+"""Media packets that are sent again because the peer says that they were lost; a report may name thousands."""
+PATIENCE_PER_S, PATIENCE = 200.0, 3_000.0
+"""Packets that may be dropped for being too many, before the peer is sent away."""
+MAX_SOURCES = 16
+"""SSRCs of a peer over its whole life; each takes memory for ever. A call has two or three."""
+MAX_UNFINISHED_BYTES = 512 * 1024
+"""What may be kept of messages on data channels whose end has not come. The largest message allowed is half of it."""
+
+
+class Allowance:
+    """So many a second, and at once as many as ``burst``, which fills up while nothing is taken."""
+
+    def __init__(self, per_s: float, burst: float, now: float) -> None:
+        self._per_s = per_s
+        self._burst = burst
+        self._left = burst
+        self._at = now
+
+    def take(self, wanted: int, now: float) -> int:
+        """How many of ``wanted`` may be had at ``now``; they are taken."""
+        self._left = min(self._burst, self._left + (now - self._at) * self._per_s)
+        self._at = now
+        granted = min(wanted, int(self._left))
+        self._left -= granted
+        return granted
+
+
+@dataclass(slots=True)
+class GuardCounters:
+    """What was kept from a stream's peers: media, feedback and data packets too many; packets that were not sent again;
+    packets that could not be handled; and how many peers were sent away."""
+
+    packets_refused: int = 0
+    reports_refused: int = 0
+    data_refused: int = 0
+    resends_refused: int = 0
+    faults: int = 0
+    sent_away: int = 0
+
+
+class Guard:
+    """Watches what one peer sends. ``send_away`` is called with the reason, once, when it is enough; ``counters`` may
+    be shared with other peers of the stream."""
+
+    def __init__(
+        self, send_away: Callable[[str], None], clock: Callable[[], float], counters: GuardCounters | None = None
+    ) -> None:
+        now = clock()
+        self._send_away = send_away
+        self._clock = clock
+        self._packets = Allowance(PACKETS_PER_S, PACKETS_BURST, now)
+        self._reports = Allowance(REPORTS_PER_S, REPORTS_BURST, now)
+        self._data = Allowance(DATA_PER_S, DATA_BURST, now)
+        self._resends = Allowance(RESENDS_PER_S, RESENDS_BURST, now)
+        self._patience = Allowance(PATIENCE_PER_S, PATIENCE, now)
+        self._sources: set[int] = set()
+        self._sent_away = False
+        self.counters = counters or GuardCounters()
+
+    def packet(self, source: int) -> bool:
+        """Whether a media packet of this SSRC is taken."""
+        if self._sent_away:
+            return False
+        if source not in self._sources:
+            if len(self._sources) >= MAX_SOURCES:
+                self.counters.packets_refused += 1
+                self._enough(f"it sent from more than {MAX_SOURCES} sources")
+                return False
+            self._sources.add(source)
+        taken = self._take(self._packets)
+        self.counters.packets_refused += not taken
+        return taken
+
+    def report(self) -> bool:
+        """Whether an RTCP packet is taken."""
+        taken = self._take(self._reports)
+        self.counters.reports_refused += not taken
+        return taken
+
+    def data(self) -> bool:
+        """Whether a packet of the data channels is taken."""
+        taken = self._take(self._data)
+        self.counters.data_refused += not taken
+        return taken
+
+    def resends(self, wanted: int) -> int:
+        """How many of ``wanted`` packets are sent again."""
+        granted = self._resends.take(wanted, self._clock())
+        self.counters.resends_refused += wanted - granted
+        return granted
+
+    def unfinished(self, size: int) -> None:
+        """``size`` bytes of messages whose end has not come are kept now."""
+        if size > MAX_UNFINISHED_BYTES:
+            self._enough(f"it left more than {MAX_UNFINISHED_BYTES // 1024} KiB of messages unfinished")
+
+    def fault(self, what: str) -> None:
+        """A packet broke the code that handles ``what``, whose state cannot be trusted any more."""
+        self.counters.faults += 1
+        self._enough(f"it sent {what} that cannot be handled")
+
+    def _take(self, allowance: Allowance) -> bool:
+        if self._sent_away:
+            return False
+        now = self._clock()
+        if allowance.take(1, now):
+            return True
+        if not self._patience.take(1, now):
+            self._enough("it sent far too many packets")
+        return False
+
+    def _enough(self, reason: str) -> None:
+        if not self._sent_away:
+            self._sent_away = True
+            self.counters.sent_away += 1
+            self._send_away(f"the peer was sent away: {reason}")
