@@ -46,6 +46,7 @@ _TITLES = {
     "clips": "clips and picture",
     "streams": "streams",
     "access": "who may do what",
+    "network": "sound and picture on the network",
     "logs": "logs",
 }
 
@@ -299,6 +300,52 @@ class Settings:
             "Address or network (10.0.0.0/8) of a proxy whose X-Forwarded-For is believed; may be repeated.",
             form=r"[0-9A-Fa-f:.]+(/[0-9]{1,3})?",
             words="an address such as 10.0.0.5 or a network such as 10.0.0.0/8",
+        ),
+    )
+    ice_server: tuple[str, ...] = field(
+        default=(),
+        repr=False,
+        metadata=_about(
+            "network",
+            "STUN or TURN server (stun:HOST:PORT, turn:USER:PASSWORD@HOST:PORT?transport=udp) that clients are told of "
+            "and the server itself uses; may be repeated.",
+            secret=True,
+            form=r"(stuns?|turns?):\S+",
+            words="of the form stun:HOST:PORT or turn:USER:PASSWORD@HOST:PORT?transport=udp",
+        ),
+    )
+    turn_secret: str | None = field(
+        default=None,
+        repr=False,
+        metadata=_about(
+            "network",
+            "Secret shared with the TURN server (coturn: static-auth-secret), with which time-limited credentials are "
+            "made for every turn server that is given without USER:PASSWORD.",
+            kind=str,
+            secret=True,
+            form=r"[!-~]{8,512}",
+            words="8 to 512 visible ASCII characters",
+        ),
+    )
+    udp_ports: str | None = field(
+        default=None,
+        metadata=_about(
+            "network",
+            "UDP ports for sound and picture, such as 40000-40100; a call takes one for each address of the machine, "
+            "and one if there is a TURN server. Without it the system picks any.",
+            kind=str,
+            form=r"[0-9]{1,5}-[0-9]{1,5}",
+            words="a range such as 40000-40100",
+        ),
+    )
+    public_ip: tuple[str, ...] = field(
+        default=(),
+        metadata=_about(
+            "network",
+            "Address at which clients reach this machine through a NAT that keeps the ports (1:1), or the host's "
+            "address where the server is in a container; may be given once for IPv4 and once for IPv6.",
+            form=r"[0-9A-Fa-f:.]+",
+            words="an address such as 203.0.113.5",
         ),
     )
     log_dir: Path = field(

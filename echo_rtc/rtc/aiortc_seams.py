@@ -2,18 +2,25 @@
 
 These things cannot be had otherwise: a short jitter buffer for the microphone; key-frame requests, bitrate estimates
 and sender reports for tracks that hand out ready packets; losing a vanished peer within seconds instead of half a
-minute; and limits to what strangers may send. Every reach is checked: if aiortc has changed, :class:`SeamError` says
-which attribute is gone. It knows nothing of streams.
+minute; not waiting long for a dead STUN or TURN server; UDP ports of a range; and limits to what strangers may send.
+Every reach is checked: if aiortc has changed, :class:`SeamError` says which attribute is gone. It knows nothing of
+streams.
 """
 
 from __future__ import annotations
 
+import asyncio
+import inspect
 import logging
 import queue
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager, suppress
+from contextvars import ContextVar
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import aioice.ice
+import aioice.turn
 import av
 from aiortc import RTCDtlsTransport, RTCPeerConnection, RTCRtpReceiver, RTCRtpSender, RTCSctpTransport
 from aiortc.clock import current_ntp_time
@@ -24,6 +31,8 @@ from aiortc.rtcrtpparameters import RTCRtpCodecParameters
 from aiortc.rtp import AnyRtcpPacket, RtcpByePacket, RtcpRtpfbPacket, RtcpSrPacket, RtpPacket
 from av.frame import Frame
 
+from echo_rtc.rtc.ports import PortRange, PortsExhaustedError
+
 MICROPHONE_CAPACITY_PACKETS = 4
 """Packets the microphone's jitter buffer may hold when one is missing: the most that a loss adds to the delay."""
 MICROPHONE_PREFETCH_PACKETS = 1
@@ -32,6 +41,8 @@ CONSENT_FAILURES = 4
 """Consent checks in a row without an answer after which a peer counts as gone (RFC 7675). Each takes half a second to
 fail and the next one waits for about ``CONSENT_INTERVAL_S``: six seconds in all, and a gap of four is lived through."""
 
+GATHERING_LIMIT_S = 2
+"""Most that STUN and TURN servers may delay an answer. TURN over TLS takes five round trips."""
 MAX_QUEUED_DATAGRAMS = 512
 """Datagrams of a connection that may wait to be read, most of all before it is up."""
 
@@ -136,6 +147,81 @@ def report_due_times(sender: RTCRtpSender, due_s: Callable[[], float | None], no
         await send(packets)
 
     sender._send_rtcp = send_corrected  # type: ignore[method-assign]
+
+
+def shorten_gathering() -> None:
+    """Makes ICE go on without STUN and TURN servers that do not answer in time, in this process. Raises SeamError."""
+    gather = aioice.ice.Connection.get_component_candidates
+    names = inspect.getfullargspec(gather).args
+    if names[-1:] != ["timeout"] or len(gather.__defaults__ or ()) != 1:
+        raise SeamError("aioice's get_component_candidates has no timeout; a dead STUN server would delay every call")
+    gather.__defaults__ = (GATHERING_LIMIT_S,)
+
+
+@dataclass(slots=True)
+class Binding:
+    """The sockets that are opened while :func:`ports_from` is inside. ``exhausted``: one of them found no free port."""
+
+    ports: PortRange | None
+    exhausted: bool = False
+
+
+@contextmanager
+def ports_from(ports: PortRange | None) -> Iterator[Binding]:
+    """While inside, in this task and those it starts, UDP sockets without a port of their own get one of ``ports``.
+
+    aioice asks the running loop for its sockets, and goes on without those that it cannot have; so the loop is taught
+    about ranges, and what was missing is told by the Binding. Raises SeamError.
+    """
+    binding = Binding(ports)
+    if ports is not None:
+        _teach_ranges(asyncio.get_running_loop())
+    before = _BINDING.set(binding)
+    try:
+        yield binding
+    finally:
+        _BINDING.reset(before)
+
+
+_BINDING: ContextVar[Binding | None] = ContextVar("binding", default=None)
+_ENDPOINT = "create_datagram_endpoint"
+
+
+def _teach_ranges(loop: asyncio.AbstractEventLoop) -> None:
+    """Puts the ports of the present Binding, if there is one, into what this loop opens. Once for each loop."""
+    create = getattr(loop, _ENDPOINT)
+    if hasattr(create, "knows_ranges"):
+        return
+    for module in (aioice.ice, aioice.turn):
+        if _ENDPOINT not in inspect.getsource(module):
+            raise SeamError(f"{module.__name__} does not call {_ENDPOINT} any more; --udp-ports would not hold")
+
+    async def create_within(
+        factory: Callable[[], asyncio.DatagramProtocol],
+        local_addr: tuple[str, int] | None = None,
+        remote_addr: tuple[str, int] | None = None,
+        **more: Any,
+    ) -> Any:
+        binding = _BINDING.get()
+        chosen = local_addr is not None and local_addr[1] != 0
+        if binding is None or binding.ports is None or chosen or "sock" in more:
+            return await create(factory, local_addr, remote_addr, **more)
+        hosts = [local_addr[0]] if local_addr is not None else ["0.0.0.0", "::"]
+
+        async def bind(port: int) -> Any:
+            for host in hosts[:-1]:
+                with suppress(ValueError):  # the other side has no address of this kind
+                    return await create(factory, (host, port), remote_addr, **more)
+            return await create(factory, (hosts[-1], port), remote_addr, **more)
+
+        try:
+            return await binding.ports.open(bind)
+        except PortsExhaustedError:
+            binding.exhausted = True
+            raise
+
+    create_within.knows_ranges = True  # type: ignore[attr-defined]
+    setattr(loop, _ENDPOINT, create_within)
 
 
 def shorten_consent() -> None:

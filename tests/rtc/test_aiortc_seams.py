@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
+import socket
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import aioice.ice
@@ -12,6 +16,7 @@ import pytest
 from aiortc import (
     RTCConfiguration,
     RTCDtlsTransport,
+    RTCIceServer,
     RTCPeerConnection,
     RTCRtpReceiver,
     RTCRtpSender,
@@ -33,9 +38,17 @@ from aiortc.rtp import (
 )
 
 from echo_rtc.rtc import aiortc_seams
-from echo_rtc.rtc.aiortc_seams import MicrophoneJitterBuffer, SeamError
+from echo_rtc.rtc.aiortc_seams import (
+    GATHERING_LIMIT_S,
+    Binding,
+    MicrophoneJitterBuffer,
+    SeamError,
+    ports_from,
+    shorten_gathering,
+)
 from echo_rtc.rtc.encoder import SoundEncoder
 from echo_rtc.rtc.guard import Guard
+from echo_rtc.rtc.ports import PortRange
 
 H264 = next(codec for codec in CODECS["video"] if codec.name == "H264")
 
@@ -195,3 +208,100 @@ def test_a_changed_aioice_is_named_before_strangers_can_send(
     monkeypatch.setattr(owner, name, None)
     with pytest.raises(SeamError, match=f"aioice's {owner.__name__} has no method {name}"):
         aiortc_seams.harden_ice()
+
+
+async def gathered(ports: PortRange | None, *servers: RTCIceServer) -> tuple[list[tuple[str, int]], Binding]:
+    """The host candidates of a connection that uses these servers, and what became of its sockets."""
+    peer = RTCPeerConnection(RTCConfiguration(iceServers=list(servers)))
+    try:
+        peer.addTransceiver("audio")
+        with ports_from(ports) as binding:
+            await peer.setLocalDescription(await peer.createOffer())
+        found = re.findall(r"candidate:\S+ 1 udp \d+ (\S+) (\d+) typ host", peer.localDescription.sdp)
+        return [(address, int(port)) for address, port in found], binding
+    finally:
+        await peer.close()
+
+
+@contextmanager
+def taken(addresses: list[str], ports: range) -> Iterator[None]:
+    """While inside, these ports are in use on these addresses."""
+    with ExitStack() as held:
+        for address in addresses:
+            family = socket.AF_INET6 if ":" in address else socket.AF_INET
+            for port in ports:
+                holder = held.enter_context(socket.socket(family, socket.SOCK_DGRAM))
+                holder.bind((address, port))
+        yield
+
+
+async def test_media_stays_within_its_range_of_ports() -> None:
+    ports = PortRange(45_200, 45_229)
+    for _ in range(3):
+        candidates, binding = await gathered(ports)
+        assert candidates
+        assert all(45_200 <= port <= 45_229 for _, port in candidates)
+        assert not binding.exhausted
+    addresses = [address for address, _ in candidates]
+    with taken(addresses, range(45_200, 45_228)):
+        for _ in range(2):
+            candidates, binding = await gathered(ports)
+            assert {port for _, port in candidates} <= {45_228, 45_229}
+            assert len(candidates) == len(addresses)
+    with taken(addresses, range(45_200, 45_230)):
+        candidates, binding = await gathered(ports)
+        assert candidates == []
+        assert binding.exhausted
+        assert ports.exhausted == len(addresses)
+    # Outside of it, and without a range, the system picks.
+    candidates, binding = await gathered(None)
+    assert len(candidates) == len(addresses)
+    assert not all(45_200 <= port <= 45_229 for _, port in candidates)
+
+
+async def test_the_way_to_a_turn_server_stays_within_the_range_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(aiortc_seams, "GATHERING_LIMIT_S", 0.2)
+    shorten_gathering()
+    try:
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as silent:
+            silent.bind(("127.0.0.1", 0))
+            silent.setblocking(False)
+            server = RTCIceServer(f"turn:127.0.0.1:{silent.getsockname()[1]}", "ann", "pass")
+            candidates, _ = await gathered(PortRange(45_230, 45_249), server)
+            _, (_, port) = silent.recvfrom(2_000)
+        assert 45_230 <= port <= 45_249
+        assert candidates
+    finally:
+        monkeypatch.undo()
+        shorten_gathering()
+
+
+async def test_dead_servers_delay_an_answer_no_longer_than_the_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert 0 < GATHERING_LIMIT_S < 5
+    loop = asyncio.get_running_loop()
+    monkeypatch.setattr(aiortc_seams, "GATHERING_LIMIT_S", 0.1)
+    shorten_gathering()
+    try:
+        began = loop.time()
+        dead = [RTCIceServer("stun:192.0.2.1:3478"), RTCIceServer("turn:192.0.2.1:3478?transport=tcp", "ann", "pass")]
+        candidates, _ = await gathered(None, *dead)
+        assert candidates
+        # aioice's own limit is 5 s.
+        assert loop.time() - began < 4
+    finally:
+        monkeypatch.undo()
+        shorten_gathering()
+    assert aioice.ice.Connection.get_component_candidates.__defaults__ == (GATHERING_LIMIT_S,)
+
+
+async def test_a_new_aioice_is_noticed_where_gathering_is_concerned(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def get_component_candidates(self: object, component: int, addresses: list[str]) -> list[object]:
+        return []
+
+    monkeypatch.setattr(aioice.ice.Connection, "get_component_candidates", get_component_candidates)
+    with pytest.raises(SeamError, match="get_component_candidates has no timeout"):
+        shorten_gathering()
+    monkeypatch.setattr(aiortc_seams, "_ENDPOINT", "create_datagram_something")
+    monkeypatch.setattr(asyncio.get_running_loop(), "create_datagram_something", print, raising=False)
+    with pytest.raises(SeamError, match=r"aioice\.ice does not call"), ports_from(PortRange(45_250, 45_259)):
+        pass
