@@ -30,6 +30,8 @@ from echo_rtc.errors import EchoRtcError, SettingsError
 from echo_rtc.logs import LogFile, LogOptions, logging_to
 from echo_rtc.model.description import ModelDescription
 from echo_rtc.rtc.manager import ManagerOptions, StreamManager
+from echo_rtc.rtc.network import Network
+from echo_rtc.rtc.peer import PeerOptions
 from echo_rtc.settings import Settings, load_settings
 from echo_rtc.web.app import Access, create_app, create_runner
 from echo_rtc.web.auth import Authorisation
@@ -85,16 +87,17 @@ async def serve(settings: Settings, log_file: LogFile) -> None:
     lifecycle = Lifecycle()
     async with AsyncExitStack() as life:
         stop = life.enter_context(_stop_signal())
+        access, network = _access(settings), _network(settings)
         if settings.engine == "local":
             # A misspelt key or a missing folder need not wait for the minute that a worker takes to find it.
             ModelDescription.from_mapping(settings.model, settings.model_base)
         engine = create_engine(settings)
         life.push_async_callback(_within, CLOSE_ENGINE_S, engine.close, "the engine")
-        streams = StreamManager(engine, _stream_settings(settings))
+        streams = StreamManager(engine, _stream_settings(settings, network))
         life.push_async_callback(_within, CLOSE_STREAMS_S, streams.close, "the streams")
-        access = _access(settings)
+        health = Health(engine, lifecycle, settings.engine, network.ice_servers)
         watch = Watch(__version__, lambda: engine.workers, log_file)
-        app = create_app(streams, Health(engine, lifecycle, settings.engine), STATIC, access, watch)
+        app = create_app(streams, health, STATIC, access, watch)
         # The port comes before the engine: one that is taken is told at once, and the page can say "starting".
         url = await life.enter_async_context(_listening(app, settings.host, settings.port))
         logger.info("listening on %s; the %s engine is starting", url, settings.engine)
@@ -134,9 +137,16 @@ def _log_settings(settings: Settings) -> LogOptions:
     )
 
 
-def _stream_settings(settings: Settings) -> ManagerOptions:
+def _stream_settings(settings: Settings, network: Network) -> ManagerOptions:
     """The streams' part of the settings."""
-    return ManagerOptions(stream=stream_options(settings), max_streams=settings.max_streams)
+    return ManagerOptions(
+        stream=stream_options(settings), max_streams=settings.max_streams, peer=PeerOptions(network=network)
+    )
+
+
+def _network(settings: Settings) -> Network:
+    """How peers get through to each other, by the settings. Raises SettingsError."""
+    return Network.of(settings.ice_server, settings.turn_secret, settings.udp_ports, settings.public_ip)
 
 
 def _access(settings: Settings) -> Access:

@@ -18,7 +18,7 @@ from echo_rtc.engine.protocol import Engine
 from echo_rtc.errors import CapacityError, NameTakenError, NotLiveError, OfferError
 from echo_rtc.rtc.fragment import read_fragment
 from echo_rtc.rtc.offer import MediaPlan, Offer, plan_call, plan_publishing, plan_viewing, read_offer
-from echo_rtc.rtc.peer import CONNECT_TIMEOUT_S, Peer
+from echo_rtc.rtc.peer import Peer, PeerOptions
 from echo_rtc.rtc.session import Opened, Role, checked_name
 from echo_rtc.rtc.stream import Stream, StreamOptions
 from echo_rtc.rtc.tally import Ledger, Tally
@@ -41,7 +41,7 @@ class ManagerOptions:
 
     stream: StreamOptions = field(default_factory=StreamOptions)
     max_streams: int = 0
-    connect_timeout_s: float = CONNECT_TIMEOUT_S
+    peer: PeerOptions = field(default_factory=PeerOptions)
     linger_s: float = LINGER_S
 
 
@@ -308,7 +308,7 @@ class StreamManager:
         return Opened(session.id, live.stream.id, session.tag, peer.answer_sdp)
 
     async def _answer(self, offer: Offer, plan: MediaPlan, stream: Stream) -> Peer:
-        return await Peer.answer(offer, plan, stream, self._engine.format, self._options.connect_timeout_s)
+        return await Peer.answer(offer, plan, stream, self._engine.format, self._options.peer)
 
     @contextmanager
     def _build(self) -> Iterator[None]:

@@ -9,10 +9,9 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 
 from aiortc import (
-    RTCConfiguration,
     RTCDataChannel,
     RTCPeerConnection,
     RTCRtpCodecCapability,
@@ -25,12 +24,14 @@ from aiortc import (
 from aiortc.exceptions import OperationError
 
 from echo_rtc.clips import ClipFormat
-from echo_rtc.errors import IceRestartError, OfferError, UnsupportedMediaError
+from echo_rtc.errors import CapacityError, IceRestartError, OfferError, UnsupportedMediaError
 from echo_rtc.rtc.aiortc_seams import (
     guard_connection,
     harden_ice,
+    ports_from,
     report_due_times,
     shorten_consent,
+    shorten_gathering,
     shorten_microphone_buffer,
     wire_feedback,
 )
@@ -38,12 +39,15 @@ from echo_rtc.rtc.encoder import VideoCodec, codec_preference
 from echo_rtc.rtc.fragment import Fragment
 from echo_rtc.rtc.guard import Guard
 from echo_rtc.rtc.microphone import reception_of
+from echo_rtc.rtc.network import Network
 from echo_rtc.rtc.offer import MAX_CANDIDATES, MediaPlan, Offer, with_rtcp_mux_only
 from echo_rtc.rtc.stream import Event, Stream
 from echo_rtc.rtc.tracks import PacketTrack, Viewer
 
 CONNECT_TIMEOUT_S = 15.0
 """A peer whose connection is not up this long after the answer is given up."""
+PORTS_RETRY_S = 10
+"""When to ask again while all ports are taken: they become free as calls end."""
 CLOSE_TIMEOUT_S = 5.0
 """Time that closing a connection may take."""
 GOODBYE_TIMEOUT_S = 0.2
@@ -54,21 +58,30 @@ MAX_CHANNEL_BACKLOG_BYTES = 64 * 1024
 """What may wait on a data channel; events beyond are left out."""
 
 
+@dataclass(frozen=True, slots=True)
+class PeerOptions:
+    """The settings of peers: how long a connection may take to come up, and how it finds its way."""
+
+    connect_timeout_s: float = CONNECT_TIMEOUT_S
+    network: Network = field(default_factory=Network)
+
+
 class Peer:
     """A connection that is being answered, up, or over. Made by :meth:`answer`."""
 
-    def __init__(self, offer: Offer, plan: MediaPlan, stream: Stream, connect_timeout_s: float) -> None:
+    def __init__(self, offer: Offer, plan: MediaPlan, stream: Stream, options: PeerOptions) -> None:
         shorten_consent()
         harden_ice()
+        shorten_gathering()
         loop = asyncio.get_running_loop()
         self._offer = offer
         self._plan = plan
         self._stream = stream
-        # No STUN server: the default one is a stranger's, and unreachable it costs five seconds.
-        self._connection = RTCPeerConnection(RTCConfiguration(iceServers=[]))
+        self._network = options.network
+        self._connection = RTCPeerConnection(options.network.configuration())
         self._viewer: Viewer | None = None
         self._channels: dict[RTCDataChannel, Callable[[], None]] = {}
-        self._connect_timer = loop.call_later(connect_timeout_s, self._end, "the connection never came up")
+        self._connect_timer = loop.call_later(options.connect_timeout_s, self._end, "the connection never came up")
         self._closing: asyncio.Task[None] | None = None
         self.answer_sdp = ""
         self._candidates = offer.sdp.count("a=candidate:")
@@ -81,15 +94,15 @@ class Peer:
 
     @classmethod
     async def answer(
-        cls, offer: Offer, plan: MediaPlan, stream: Stream, format: ClipFormat, connect_timeout_s: float
+        cls, offer: Offer, plan: MediaPlan, stream: Stream, format: ClipFormat, options: PeerOptions
     ) -> Peer:
         """Answers an offer: its microphone, if the plan has one, drives ``stream``; picture and sound of the stream go
         where the plan says.
 
-        Raises UnsupportedMediaError if no codec fits and OfferError if aiortc finds another fault; nothing is left of
-        the connection then.
+        Raises UnsupportedMediaError if no codec fits, OfferError if aiortc finds another fault and CapacityError if no
+        UDP port is free; nothing is left of the connection then.
         """
-        peer = cls(offer, plan, stream, connect_timeout_s)
+        peer = cls(offer, plan, stream, options)
         answering = asyncio.create_task(peer._answer(format), name="answer an offer")
         try:
             await asyncio.shield(answering)
@@ -147,8 +160,13 @@ class Peer:
         guard_connection(self._connection, Guard(self._end, asyncio.get_running_loop().time, self._stream.guarded))
         if self._plan.microphone is not None:
             shorten_microphone_buffer(transceivers[self._plan.microphone].receiver)
-        await self._connection.setLocalDescription(await self._connection.createAnswer())
-        self.answer_sdp = with_rtcp_mux_only(self._connection.localDescription.sdp)
+        with ports_from(self._network.ports) as binding:
+            await self._connection.setLocalDescription(await self._connection.createAnswer())
+        if binding.exhausted:
+            raise CapacityError(
+                "all UDP ports that this server may use for media are taken; try again later", PORTS_RETRY_S
+            )
+        self.answer_sdp = with_rtcp_mux_only(self._network.seen_from_outside(self._connection.localDescription.sdp))
         self._wire(transceivers)
 
     def _add_transceivers(self, format: ClipFormat) -> dict[int, RTCRtpTransceiver]:

@@ -5,7 +5,7 @@ Knows the streams and the engine by narrow protocols only, and nothing of WebRTC
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
@@ -22,7 +22,7 @@ from echo_rtc.web.metrics import Metrics, StreamsView, Watch, Watched
 from echo_rtc.web.pages import Pages
 from echo_rtc.web.problems import answering_problems
 from echo_rtc.web.signalling import MAX_OFFER_BYTES, Signalling, Streams
-from echo_rtc.web.whip import IceServer, Sessions, WhipWhep
+from echo_rtc.web.whip import Sessions, WhipWhep
 
 SECURITY_HEADERS = {
     "Content-Security-Policy": "; ".join(
@@ -157,11 +157,6 @@ class PeersAndStreams(Streams, Sessions, StreamsView, Protocol):
     """All that the HTTP edge asks of the streams and their peers, and what operators see of them."""
 
 
-def no_ice_servers() -> Sequence[IceServer]:
-    """What clients are told of STUN and TURN servers: there are none."""
-    return ()
-
-
 def routes() -> list[RouteRow]:
     """Every route, in the order of the README's table."""
     return [row for row, _ in _ROUTES]
@@ -179,10 +174,10 @@ class Access:
 def create_app(
     streams: PeersAndStreams, health: Health, static: Path, access: Access | None = None, watch: Watch | None = None
 ) -> web.Application:
-    """The application. ``static`` is the page's folder; raises InputError if it lacks the page or the element. Without ``access``
-    everybody is let in who needs no permission of another origin's."""
+    """The application. ``static`` is the page's folder; raises InputError if it lacks the page or the element. Without
+    ``access`` everybody is let in who needs no permission of another origin's."""
     access, watch = access or Access(), watch or Watch()
-    whip, whep = (WhipWhep(role, streams, health, no_ice_servers) for role in (Role.PUBLISH, Role.VIEW))
+    whip, whep = (WhipWhep(role, streams, health) for role in (Role.PUBLISH, Role.VIEW))
     metrics = Metrics(Watched(streams, health.engine, health.engine_name, watch))
     handlers = Handlers(Pages.in_folder(static), Signalling(streams, health), whip, whep, health, metrics)
     scopes: dict[web.AbstractRoute, Scope] = {}

@@ -6,7 +6,7 @@ what it shows to the outside.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Protocol
@@ -14,6 +14,7 @@ from typing import Protocol
 from aiohttp import web
 
 from echo_rtc.clips import ClipFormat
+from echo_rtc.web.auth import grant_of
 from echo_rtc.web.problems import Problem, ProblemType
 
 STARTING_RETRY_S = 5
@@ -49,13 +50,26 @@ class Lifecycle:
     progress: str = "the workers are being started"
 
 
+IceServer = Mapping[str, str | Sequence[str]]
+"""A STUN or TURN server as browsers take it: ``urls``, and with TURN ``username`` and ``credential``."""
+
+
+def no_ice_servers() -> Sequence[IceServer]:
+    """What clients are told of where there are none."""
+    return ()
+
+
 @dataclass(frozen=True, slots=True)
 class Health:
-    """Answers for the engine, the phase and the settings that a page needs. ``engine_name`` is ``--engine``."""
+    """Answers for the engine, the phase and the settings that a page needs. ``engine_name`` is ``--engine``.
+
+    ``ice_servers`` yields what clients are told to use, anew for each answer, because credentials expire.
+    """
 
     engine: EngineView
     lifecycle: Lifecycle
     engine_name: str
+    ice_servers: Callable[[], Sequence[IceServer]] = no_ice_servers
 
     def require_ready(self) -> None:
         """Raises the 503 that fits, unless a stream could be opened now."""
@@ -77,9 +91,11 @@ class Health:
         self.require_ready()
         return _json({"status": "ready"})
 
-    async def config(self, _: web.Request) -> web.StreamResponse:
-        """What the page shows before a call. ``avatars`` is empty until the engine has started."""
+    async def config(self, request: web.Request) -> web.StreamResponse:
+        """What the page shows and needs before a call. ``avatars`` is empty until the engine has started. Only who may
+        do something is told of ``ice_servers``: a stranger would have the relay for nothing."""
         format = self.engine.format
+        ice_servers = [dict(server) for server in self.ice_servers()] if grant_of(request).rights else []
         return _json(
             {
                 "engine": self.engine_name,
@@ -88,6 +104,7 @@ class Health:
                 "height": format.height,
                 "fps": format.fps,
                 "avatars": list(self.engine.avatars),
+                "ice_servers": ice_servers,
             }
         )
 

@@ -6,23 +6,20 @@ what HTTP says and leaves what an SDP means to the streams. Who may do it, and f
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 from aiohttp import web
 
 from echo_rtc.rtc.session import Opened, Role
-from echo_rtc.web.health import Health
+from echo_rtc.web.health import Health, IceServer
 from echo_rtc.web.problems import Problem, ProblemType
 from echo_rtc.web.signalling import choose_avatar, read_body
 
 SDP = "application/sdp"
 FRAGMENT = "application/trickle-ice-sdpfrag"
 _NO_STORE = {"Cache-Control": "no-store"}
-
-IceServer = Mapping[str, str | Sequence[str]]
-"""As browsers take it: ``urls``, and with TURN ``username`` and ``credential``."""
 
 
 class Sessions(Protocol):
@@ -47,15 +44,11 @@ class Sessions(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class WhipWhep:
-    """The handlers of one of the two protocols: ``role`` is PUBLISH for WHIP, VIEW for WHEP.
-
-    ``ice_servers`` yields what clients are told to use, anew for each answer, because credentials may expire.
-    """
+    """The handlers of one of the two protocols: ``role`` is PUBLISH for WHIP, VIEW for WHEP."""
 
     role: Role
     sessions: Sessions
     health: Health
-    ice_servers: Callable[[], Sequence[IceServer]]
 
     async def post(self, request: web.Request) -> web.StreamResponse:
         """201 with the answer and the session's URL; 400, 408, 409, 413, 415, 422 or 503 as a problem."""
@@ -70,7 +63,7 @@ class WhipWhep:
         response = web.Response(status=201, text=opened.answer_sdp, content_type=SDP, headers=_NO_STORE)
         response.headers["Location"] = f"{request.rel_url.raw_path}/{opened.session}"
         response.etag = opened.tag
-        for link in ice_links(self.ice_servers()):
+        for link in ice_links(self.health.ice_servers()):
             response.headers.add("Link", link)
         return response
 

@@ -27,7 +27,7 @@ from echo_rtc.engine.protocol import RenderRequest, RenderResult
 from echo_rtc.engine.testcard import AVATAR, ScriptedFaults, TestCardEngine
 from echo_rtc.errors import CapacityError, EchoRtcError, OfferError, UnsupportedMediaError
 from echo_rtc.rtc.manager import ManagerOptions, StreamManager
-from echo_rtc.rtc.peer import MAX_EVENT_CHANNELS
+from echo_rtc.rtc.peer import MAX_EVENT_CHANNELS, PeerOptions
 
 FORMAT = ClipFormat(fps=24, clip_frames=6, width=160, height=160)
 """Clips of a quarter of a second: everything begins sooner."""
@@ -391,7 +391,7 @@ async def test_closing_waits_for_calls_that_are_being_built() -> None:
 
 
 async def test_a_peer_that_never_comes_is_given_up() -> None:
-    async with house(options=ManagerOptions(connect_timeout_s=0.2)) as home:
+    async with house(options=ManagerOptions(peer=PeerOptions(connect_timeout_s=0.2))) as home:
         await home.manager.open_call(await _offer(), AVATAR)
         assert len(home.manager.streams) == 1
         await until(lambda: not home.manager.streams)

@@ -148,6 +148,7 @@ async def test_config_tells_the_page_what_it_shows(edge: Edge) -> None:
             "height": 256,
             "fps": 25,
             "avatars": ["ann", "bob"],
+            "ice_servers": [],
         }
 
 

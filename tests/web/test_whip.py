@@ -28,8 +28,8 @@ from echo_rtc.errors import (
 )
 from echo_rtc.rtc.manager import ManagerOptions, StreamManager
 from echo_rtc.web.app import create_app
-from echo_rtc.web.health import Health, Lifecycle, Phase
-from echo_rtc.web.whip import FRAGMENT, SDP, IceServer, ice_links
+from echo_rtc.web.health import Health, IceServer, Lifecycle, Phase
+from echo_rtc.web.whip import FRAGMENT, SDP, ice_links
 from tests.web.conftest import Edge
 
 OFFER = {"Content-Type": SDP}
