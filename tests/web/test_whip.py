@@ -267,6 +267,7 @@ async def serve(
 ) -> AsyncIterator[Serve]:
     """Makes a service of the given options; everything of it is closed in the end."""
     (tmp_path / "index.html").touch()
+    (tmp_path / "echo-rtc.js").touch()
     engine = TestCardEngine(FORMAT, capacity=2)
     await engine.start(lambda _: None)
     made: list[Service] = []
