@@ -96,6 +96,7 @@ async def begin(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> AsyncIterato
     """Begins a server with the given engine; it has reached the engine's start on return."""
     tasks: list[asyncio.Task[None]] = []
     (tmp_path / "index.html").touch()
+    (tmp_path / "echo-rtc.js").touch()
     monkeypatch.setattr(server, "STATIC", tmp_path)
 
     async def run(engine: ScriptedEngine) -> Life:
