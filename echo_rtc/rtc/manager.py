@@ -78,8 +78,16 @@ class _Live:
     sessions: dict[str, _Session] = field(default_factory=dict)
     linger: asyncio.TimerHandle | None = None
     """Runs while a lost publisher is waited for."""
+    lost: _Session | None = None
+    """The publisher who is waited for, and who may still say that it has left."""
     claimed: bool = False
     """Whether another publisher is just being let in."""
+
+    def find(self, session_id: str) -> _Session | None:
+        """The peer of this id."""
+        if self.lost is not None and self.lost.id == session_id:
+            return self.lost
+        return self.sessions.get(session_id)
 
 
 class StreamManager:
@@ -147,7 +155,7 @@ class StreamManager:
     def find(self, role: Role, name: str, session_id: str) -> Opened | None:
         """The peer of this id, if it has this role in the stream of this name or id."""
         live = self._names.get(name) or self._live.get(name)
-        session = live.sessions.get(session_id) if live else None
+        session = live.find(session_id) if live else None
         if live is None or session is None or session.role is not role:
             return None
         return Opened(session.id, live.stream.id, session.tag, session.peer.answer_sdp)
@@ -156,7 +164,7 @@ class StreamManager:
         """Takes ICE candidates of a peer that come after its offer. Raises OfferError or IceRestartError."""
         read = read_fragment(fragment)
         live = self._live.get(opened.stream)
-        session = live.sessions.get(opened.session) if live else None
+        session = live.find(opened.session) if live else None
         if session is not None:
             await session.peer.add_candidates(read)
 
@@ -164,10 +172,10 @@ class StreamManager:
         """Ends a peer, and its stream if it is the publisher; waits until nothing of it is left. False if it has ended
         already."""
         live = self._live.get(opened.stream)
-        session = live.sessions.get(opened.session) if live else None
+        session = live.find(opened.session) if live else None
         if live is None or session is None:
             return False
-        if session is live.publisher:
+        if session in (live.publisher, live.lost):
             return await self.close_stream(opened.stream, reason)
         await session.peer.close(reason)
         assert session.attendant is not None
@@ -302,7 +310,7 @@ class StreamManager:
         session = _Session(secrets.token_urlsafe(16), secrets.token_urlsafe(9), role, peer)
         live.sessions[session.id] = session
         if role is not Role.VIEW:
-            live.publisher = session
+            live.publisher, live.lost = session, None
         name = f"attend a peer of stream {live.stream.id[:8]}"
         session.attendant = asyncio.create_task(self._attend(live, session), name=name)
         return Opened(session.id, live.stream.id, session.tag, peer.answer_sdp)
@@ -336,6 +344,7 @@ class StreamManager:
             live.publisher = None
             if live.name is not None and live.sessions and not live.stream.ended.done():
                 live.stream.log.info("the publisher is lost: %s; its name is kept for %g s", reason, LINGER_S)
+                live.lost = session
                 loop = asyncio.get_running_loop()
                 live.linger = loop.call_later(self._options.linger_s, self._give_up, live)
             else:

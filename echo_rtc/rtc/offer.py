@@ -213,19 +213,26 @@ def _check_bundle(description: sdp.SessionDescription) -> None:
 
 
 def _mended(lines: list[str]) -> str:
-    """The offer as aiortc takes it without harm: with a direction in every section, without mDNS candidates."""
+    """The offer as aiortc takes it without harm: with a direction in every section, without mDNS candidates, and with
+    the part of the DTLS client taken by the offerer."""
     starts = [i for i, line in enumerate(lines) if line.startswith("m=")] + [len(lines)]
     head = lines[: starts[0]]
     # RFC 8866 (6.7): sendrecv is implied, or the direction of the whole session. aiortc fails where none is written.
     directions = tuple(f"a={direction}" for direction in sdp.DIRECTIONS)
     implied = next((line.strip() for line in head if line.strip() in directions), "a=sendrecv")
-    mended = head
+    mended = [_offerer_begins(line) for line in head]
     for start, end in itertools.pairwise(starts):
-        section = _without_mdns(lines[start:end])
+        section = [_offerer_begins(line) for line in _without_mdns(lines[start:end])]
         if section[0].startswith(("m=audio", "m=video")) and not any(line.strip() in directions for line in section):
             section.insert(1, implied)
         mended += section
     return "\r\n".join(mended) + "\r\n"
+
+
+def _offerer_begins(line: str) -> str:
+    """Whoever leaves it to us to begin the DTLS handshake begins it: aiortc as a client knows ECDSA certificates only,
+    and GStreamer has one for RSA; as a server it takes any."""
+    return "a=setup:active" if line.strip() == "a=setup:actpass" else line
 
 
 def _without_mdns(section: list[str]) -> list[str]:

@@ -204,6 +204,13 @@ def test_a_direction_of_the_session_holds_where_none_is_given() -> None:
     assert (read.sections[1].sends, read.sections[1].receives) == (False, True)
 
 
+def test_the_offerer_begins_the_handshake() -> None:
+    read = read_offer(offer(audio(), video()))
+    assert read.sdp.count("a=setup:active\r\n") == 2
+    assert "actpass" not in read.sdp
+    assert "a=setup:passive" in read_offer(offer(audio().replace("actpass", "passive"))).sdp
+
+
 def test_addresses_that_are_hidden_are_left_out() -> None:
     candidate = "a=candidate:1 1 udp 1 {} 9 typ host\n"
     hidden, open_ = candidate.format("0a1b-2c3d.local"), candidate.format("10.0.0.1")

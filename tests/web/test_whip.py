@@ -396,6 +396,19 @@ async def test_a_lost_publisher_is_not_waited_for_long_nor_for_nobody(serve: Ser
     assert watcher.caller.events[-1] == {"type": "end", "reason": "the publisher was lost"}
 
 
+async def test_a_publisher_may_hang_up_first_and_then_say_so(serve: Serve) -> None:
+    service = await serve()
+    publisher = await service.publish("studio")
+    watcher = await service.view("studio")
+    (stream_id,) = service.manager.streams
+    await publisher.close()
+    await until(lambda: not (service.manager.statistics(stream_id) or {"published": False})["published"])
+    async with service.client.delete(service.places[0]) as response:
+        assert response.status == 200
+    assert service.manager.streams == {}
+    await until(lambda: watcher.caller.connection.connectionState == "closed")
+
+
 async def test_the_last_viewer_of_a_lost_publisher_ends_the_stream(serve: Serve) -> None:
     service = await serve()
     publisher = await service.publish("studio")
