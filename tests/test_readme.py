@@ -167,6 +167,15 @@ def test_the_words_of_troubles_are_those_shown() -> None:
         assert mend.endswith("."), words
 
 
+def test_the_clients_are_those_of_the_tests() -> None:
+    packages = json.loads((ROOT / "tests" / "clients" / "package.json").read_text())["dependencies"]
+    tried = {client: versions for client, versions, *_ in table("Clients that were tried")}
+    for name, version in packages.items():
+        if name != "esbuild":  # it only packs
+            [versions] = [versions for client, versions in tried.items() if f"`{name}`" in client]
+            assert version in versions.split(", "), name
+
+
 def test_the_layout_has_every_room() -> None:
     places = {row[0].strip("`") for row in table("Layout")}
     rooms = {f"echo_rtc/{path.parent.name}/" for path in (ROOT / "echo_rtc").glob("*/__init__.py")}
@@ -232,7 +241,7 @@ def test_the_first_command_serves_what_is_said() -> None:
 
 
 def test_the_second_command_is_the_one_of_the_ci() -> None:
-    install = re.search(r"apt-get install --yes ([\w\- ]+) && python3 -m venv \.venv && ", TEST_LINE)
+    install = re.search(r"apt-get install --yes ([\w\- .]+) && python3 -m venv \.venv && ", TEST_LINE)
     packages = re.search(r"^packages=\(([^)]*)\)", CI, re.MULTILINE)
     assert install
     assert packages

@@ -95,6 +95,8 @@ async def test_eyevinns_player_views_from_another_origin(house: House, npm_modul
             video = "document.querySelector('video')"
             assert await page.evaluate(f"[{video}.videoWidth, {video}.videoHeight]") == [256, 256]
             assert await page.evaluate(f"{video}.srcObject.getAudioTracks().length") == 1
+            reports = await page.evaluate("player.peer.getStats().then((reports) => [...reports.values()])")
+            assert "video/H264" in {report["mimeType"] for report in reports if report["type"] == "codec"}
             await page.evaluate("player.unload()")
             assert deleted == [200]
         finally:
