@@ -39,6 +39,7 @@ from echo_rtc.web.clients import Clients
 from echo_rtc.web.cors import CrossOrigin
 from echo_rtc.web.health import Health, Lifecycle, Phase
 from echo_rtc.web.metrics import Watch
+from echo_rtc.web.pages import frame_sources
 
 STATIC = Path(__file__).resolve().parent / "static"
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
@@ -155,6 +156,7 @@ def _access(settings: Settings) -> Access:
         authorisation=Authorisation.of(settings.auth_token, settings.token_secret),
         clients=Clients.of(settings.trusted_proxy),
         cross_origin=CrossOrigin.of(settings.allow_origin),
+        frame_ancestors=frame_sources(settings.frame_ancestors),
     )
 
 

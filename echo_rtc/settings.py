@@ -293,6 +293,16 @@ class Settings:
             words="an origin such as https://app.example, or *",
         ),
     )
+    frame_ancestors: tuple[str, ...] = field(
+        default=("self",),
+        metadata=_about(
+            "access",
+            "Who may put /embed into an iframe: self, none, * for all, or an origin (https://app.example); may be "
+            "repeated.",
+            form=r"'?(self|none)'?|\*|[A-Za-z][A-Za-z0-9+.-]*://(\*\.)?[A-Za-z0-9.-]+(:([0-9]{1,5}|\*))?/?",
+            words="self, none, * or an origin such as https://app.example",
+        ),
+    )
     trusted_proxy: tuple[str, ...] = field(
         default=(),
         metadata=_about(
@@ -796,7 +806,9 @@ def _default_text(name: str) -> str:
     default = _default(name)
     if isinstance(default, Path) and default.is_relative_to(_REPOSITORY):
         return str(default.relative_to(_REPOSITORY))
-    return "none" if default is None or default == () else str(default)
+    if isinstance(default, tuple):
+        return ", ".join(default) or "none"
+    return "none" if default is None else str(default)
 
 
 _METAVARS: dict[type, str] = {int: "N", float: "X", str: "TEXT", tuple: "TEXT", type(Path()): "PATH", Path: "PATH"}

@@ -588,11 +588,12 @@ const CONNECT_LIMIT_MS = 15_000;
 /** Something comes from the server every second. Silent for this long, it is asked whether it still has the session. */
 const QUIET_MS = 2_500;
 const WATCH_EVERY_MS = 500;
-const STATISTICS_EVERY_MS = 1_000;
+/** A view whose server says nothing for longer than the second that ours takes makes do with the browser's figures. */
+const UNTOLD_MS = 1_200;
 
 /**
  * Events, all CustomEvents: "media" (the avatar's MediaStream, once, when it begins), "state" (one of the server's, or
- * "watching"), "stats" (StreamStatistics once a second; null in a view, which is told none), "steady" (whether packets
+ * "watching"), "stats" (StreamStatistics once a second; null in a view that is told none), "steady" (whether packets
  * arrive at the moment).
  */
 export class Connection extends EventTarget {
@@ -708,11 +709,14 @@ export class Connection extends EventTarget {
     } else {
       const streams = [new MediaStream([this.#voice])];
       this.#sender = peer.addTransceiver(this.#voice, { direction: "sendrecv", streams }).sender;
-      const events = peer.createDataChannel("events");
-      events.addEventListener("message", (message) => this.#hear(message.data));
-      events.addEventListener("close", () => this.#end("lost"));
     }
     peer.addTransceiver("video", { direction: "recvonly" });
+    const events = peer.createDataChannel("events");
+    events.addEventListener("message", (message) => this.#hear(message.data));
+    if (!this.#isView) {
+      // Servers of the standard alone have no such channel for their viewers.
+      events.addEventListener("close", () => this.#end("lost"));
+    }
     return peer;
   }
 
@@ -746,8 +750,10 @@ export class Connection extends EventTarget {
     this.#heardAt = performance.now();
     const message = parsed(text);
     if (message?.type === "end") {
-      this.#end("ended", typeof message.reason === "string" ? message.reason : "");
+      // A view outlives the streams of its name: another may begin at any time.
+      this.#end(this.#isView ? "lost" : "ended", typeof message.reason === "string" ? message.reason : "");
     } else if (message?.type === "stats") {
+      this.#toldAt = this.#heardAt;
       this.#emit("stats", message);
     } else if (message?.type === "state" && SERVER_STATES.includes(String(message.state))) {
       this.#emit("state", message);
@@ -771,7 +777,7 @@ export class Connection extends EventTarget {
   }
 
   /**
-   * A view is told nothing, so its packets stand for the server's word.
+   * A view may be told nothing, so its packets stand for the server's word.
    * @param {number} now
    */
   async #count(now) {
@@ -781,7 +787,7 @@ export class Connection extends EventTarget {
       this.#received = received;
       this.#heardAt = now;
     }
-    if (!this.#closed && now - this.#toldAt >= STATISTICS_EVERY_MS) {
+    if (!this.#closed && now - this.#toldAt > UNTOLD_MS) {
       this.#toldAt = now;
       this.#emit("stats", null);
     }
@@ -2469,7 +2475,7 @@ export class EchoRtc extends HTMLElement {
         this.#showSilence();
         break;
       case "poster":
-        this.#looks.showPoster(now ?? "");
+        this.#showPoster();
         break;
       case "avatar":
         break; // asked for by the next start
@@ -2614,6 +2620,10 @@ export class EchoRtc extends HTMLElement {
     }
     const { protocol, origin, pathname } = new URL(src, document.baseURI);
     return /^https?:$/.test(protocol) ? new Server(origin + pathname, this.getAttribute("token") ?? "") : null;
+  }
+
+  #showPoster() {
+    this.#looks.showPoster(this.getAttribute("poster") ?? "");
   }
 
   #greet() {

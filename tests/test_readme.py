@@ -185,6 +185,59 @@ def test_the_layout_has_every_room() -> None:
     assert set(re.findall(r"`(\w+\.py)`", words)) == modules
 
 
+ELEMENT = (ROOT / "static" / "echo-rtc.js").read_text(encoding="utf-8")
+
+
+def names(title: str) -> list[str]:
+    """What the first column of a section's table names, without arguments."""
+    return [name.partition("(")[0] for row in table(title) for name in re.findall(r"`([^`]+)`", row[0])]
+
+
+def test_the_elements_attributes_are_those_it_reads() -> None:
+    [observed] = re.findall(r"static observedAttributes = \[(.*?)\]", ELEMENT, re.DOTALL)
+    read = set(re.findall(r'\w+Attribute\("(\w+)"', ELEMENT.partition("export class EchoRtc ")[2]))
+    assert set(names("Attributes")) == {*re.findall(r'"(\w+)"', observed), "autoplay"} == read
+    frame = (ROOT / "static" / "embed.js").read_text(encoding="utf-8")
+    [allowed] = re.findall(r"const ATTRIBUTES = \[(.*?)\]", frame)
+    sentence = re.search(r"Its parameters are attributes \((.*?);", section("On your own page"), re.DOTALL)
+    assert sentence
+    assert re.findall(r"`(\w+)`", sentence[1]) == re.findall(r'"(\w+)"', allowed)
+    [query] = re.findall(r"/embed\?([^#]+)#token=", section("On your own page"))
+    assert {part.partition("=")[0] for part in query.split("&")} <= set(re.findall(r'"(\w+)"', allowed))
+
+
+def test_the_elements_methods_and_properties_are_its_public_ones() -> None:
+    body = ELEMENT.partition("export class EchoRtc ")[2].partition("\nif (customElements")[0]
+    public = set(re.findall(r"^  (?:async |get |set )?([a-z]\w*)\(.*\) \{$", body, re.MULTILINE))
+    of_the_browser = {"constructor", "connectedCallback", "disconnectedCallback", "attributeChangedCallback", "switch"}
+    assert set(names("Methods and properties")) == public - of_the_browser
+
+
+def test_the_elements_events_are_those_it_sends() -> None:
+    body = ELEMENT.partition("export class EchoRtc ")[2]
+    sent = set(re.findall(r'#tell\("(\w+)"', body)) | set(re.findall(r'dispatchEvent\(new Event\("(\w+)"', body))
+    rows = {row[0].strip("`"): row[1] for row in table("Events")}
+    assert set(rows) == sent
+
+    def words(name: str) -> set[str]:
+        """The words of a union type of the module."""
+        [union] = re.findall(rf"@(?:typedef|property|param) {{((?:[^{{}}]*?\|)+[^{{}}]*?)}}(?:\s|\*)+{name}\b", ELEMENT)
+        return set(re.findall(r'"([\w-]+)"', union))
+
+    assert words("CallState") <= set(re.findall(r"`([\w-]+)`", rows["state"]))
+    codes = {f"microphone-{fault}" for fault in words("MicrophoneFault")}
+    codes |= {"sample", "unsupported", "nameless", "address", "ended", "rejected", "unauthorized", "gave-up"}
+    assert set(re.findall(r"`([\w-]+)`", rows["error"])) - {"code", "message"} == codes
+    figures = re.findall(r"@property \{.* \| null\} (\w+)", ELEMENT.partition("LinkFigures What")[2].partition("*/")[0])
+    assert set(figures) <= set(re.findall(r"`(\w+)`", rows["stats"]))
+
+
+def test_the_elements_parts_and_custom_properties_are_its_own() -> None:
+    parts = {part for text in re.findall(r'\bpart(?:: | = leads \? | : )"([\w -]+)"', ELEMENT) for part in text.split()}
+    assert set(names("Parts")) == parts
+    assert set(names("Looks")) == set(re.findall(r"var\((--echo-rtc-[\w-]+),", ELEMENT))
+
+
 # -------------------------------------------------------------------------------------------------------------- paths
 
 

@@ -204,6 +204,7 @@ def test_any_file_is_a_mapping_or_one_sentence(content: bytes) -> None:
         (["--log-files", "0"], "--log-files is 0; it must be a whole number from 1 to 1000"),
         (["--log-level", "verbose"], "it must be debug, info, warning or error"),
         (["--host", "a b"], "--host is 'a b'; it must be an address or a host name"),
+        (["--frame-ancestors", "https://a.example; script-src *"], "--frame-ancestors is 'https://a.example;"),
         (["--log-dir", ""], "--log-dir is ''; it must be a path"),
         (["--clip-frames", "96", "--fps", "12"], "so a clip would last 8 s"),
         (["--clip-frames", "1"], "so a clip would last 0.0417 s"),

@@ -19,28 +19,13 @@ from echo_rtc.web.clients import Clients
 from echo_rtc.web.cors import CrossOrigin
 from echo_rtc.web.health import Health
 from echo_rtc.web.metrics import Metrics, StreamsView, Watch, Watched
-from echo_rtc.web.pages import Pages
+from echo_rtc.web.pages import CONTENT_POLICY, SELF, Pages, content_policy
 from echo_rtc.web.problems import answering_problems
 from echo_rtc.web.signalling import MAX_OFFER_BYTES, Signalling, Streams
 from echo_rtc.web.whip import Sessions, WhipWhep
 
 SECURITY_HEADERS = {
-    "Content-Security-Policy": "; ".join(
-        (
-            "default-src 'none'",
-            "script-src 'self'",
-            "style-src 'self'",
-            "img-src 'self' data:",
-            "font-src 'self'",
-            "media-src 'self' blob:",
-            "connect-src 'self'",
-            "manifest-src 'self'",
-            "worker-src 'self'",
-            "base-uri 'none'",
-            "form-action 'none'",
-            "frame-ancestors 'self'",
-        )
-    ),
+    CONTENT_POLICY: content_policy(),
     "Permissions-Policy": "microphone=(self), camera=(), geolocation=(), display-capture=()",
     "Referrer-Policy": "no-referrer",
     "X-Content-Type-Options": "nosniff",
@@ -81,6 +66,10 @@ class Handlers:
 
 _ROUTES: tuple[tuple[RouteRow, Callable[[Handlers], Handler]], ...] = (
     (RouteRow("GET", "/", "The page.", Scope.OPEN), lambda h: h.pages.page),
+    (
+        RouteRow("GET", "/embed", "The element by itself, for iframes; its attributes as parameters.", Scope.OPEN),
+        lambda h: h.pages.embed,
+    ),
     (
         RouteRow("GET", "/echo-rtc.js", "The element `<echo-rtc>` for any page: one ES module.", Scope.OPEN),
         lambda h: h.pages.module,
@@ -164,22 +153,24 @@ def routes() -> list[RouteRow]:
 
 @dataclass(frozen=True, slots=True)
 class Access:
-    """Who is let in: with which tokens, from where, and the pages of which origins."""
+    """Who is let in: with which tokens, from where, the pages of which origins, and around /embed."""
 
     authorisation: Authorisation = field(default_factory=Authorisation)
     clients: Clients = field(default_factory=Clients)
     cross_origin: CrossOrigin = field(default_factory=CrossOrigin)
+    frame_ancestors: str = SELF
 
 
 def create_app(
     streams: PeersAndStreams, health: Health, static: Path, access: Access | None = None, watch: Watch | None = None
 ) -> web.Application:
-    """The application. ``static`` is the page's folder; raises InputError if it lacks the page or the element. Without
+    """The application. ``static`` is the page's folder; raises InputError if it lacks one of its files. Without
     ``access`` everybody is let in who needs no permission of another origin's."""
     access, watch = access or Access(), watch or Watch()
     whip, whep = (WhipWhep(role, streams, health) for role in (Role.PUBLISH, Role.VIEW))
     metrics = Metrics(Watched(streams, health.engine, health.engine_name, watch))
-    handlers = Handlers(Pages.in_folder(static), Signalling(streams, health), whip, whep, health, metrics)
+    pages = Pages.in_folder(static, access.frame_ancestors)
+    handlers = Handlers(pages, Signalling(streams, health), whip, whep, health, metrics)
     scopes: dict[web.AbstractRoute, Scope] = {}
     answering = answering_problems(watch.refusals)
     middlewares = [access.cross_origin.middleware(), answering, _authorising(access, scopes)]
@@ -214,7 +205,8 @@ def _headers_for_all(cross_origin: CrossOrigin) -> Callable[[web.Request, web.St
     headers = {**SECURITY_HEADERS, "Cross-Origin-Resource-Policy": cross_origin.resource_policy}
 
     async def add(request: web.Request, response: web.StreamResponse) -> None:
-        response.headers.update(headers)
+        own_policy = response.headers.get(CONTENT_POLICY)
+        response.headers.update(headers if own_policy is None else {**headers, CONTENT_POLICY: own_policy})
         cross_origin.mark(request, response)
 
     return add

@@ -5,39 +5,81 @@ Knows nothing of what they say to the server.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 from aiohttp import web
 
-from echo_rtc.errors import InputError
+from echo_rtc.errors import InputError, SettingsError
+
+CONTENT_POLICY = "Content-Security-Policy"
+SELF = "'self'"
+_KEYWORDS = {"self": SELF, "none": "'none'"}
+
+
+def content_policy(frame_ancestors: str = SELF) -> str:
+    """What a document of this server may load, and whose pages may frame it (sources of CSP 3, apart by blanks)."""
+    return "; ".join(
+        (
+            "default-src 'none'",
+            "script-src 'self'",
+            "style-src 'self'",
+            "img-src 'self' data:",
+            "font-src 'self'",
+            "media-src 'self' blob:",
+            "connect-src 'self'",
+            "manifest-src 'self'",
+            "worker-src 'self'",
+            "base-uri 'none'",
+            "form-action 'none'",
+            f"frame-ancestors {frame_ancestors}",
+        )
+    )
+
+
+def frame_sources(allowed: Iterable[str]) -> str:
+    """``--frame-ancestors`` as CSP writes it. Raises SettingsError where none stands beside others."""
+    sources = [_KEYWORDS.get(word.strip("'"), word.rstrip("/")) for word in allowed]
+    if "'none'" in sources and len(sources) > 1:
+        raise SettingsError(f"frame_ancestors is {' '.join(sources)}; none stands alone: leave it or the others out")
+    return " ".join(sources)
 
 
 @dataclass(frozen=True, slots=True)
 class Pages:
-    """Serves ``index`` at /, ``element`` at /echo-rtc.js and ``files`` (by their path below /static/), all found when
-    the server starts.
+    """Serves ``index`` at /, ``frame`` at /embed, ``element`` at /echo-rtc.js and ``files`` (by their path below
+    /static/), all found when the server starts. ``frame_ancestors``: whose pages may frame ``frame``.
 
     A request can name a file in that table or none, so that no path ever leads out of the folder.
     """
 
     index: Path
+    frame: Path
     element: Path
     files: dict[str, Path]
+    frame_ancestors: str
 
     @classmethod
-    def in_folder(cls, folder: Path) -> Pages:
-        """Raises InputError if the folder lacks the page or the element."""
-        index, element = folder / "index.html", folder / "echo-rtc.js"
-        for path in (index, element):
+    def in_folder(cls, folder: Path, frame_ancestors: str) -> Pages:
+        """Raises InputError if the folder lacks one of the first three."""
+        places = [folder / name for name in ("index.html", "embed.html", "echo-rtc.js")]
+        for path in places:
             if not path.is_file():
                 raise InputError(f"{path} does not exist; run the server from a complete copy of the repository")
         visible = (path for path in folder.rglob("[!.]*") if path.is_file())
-        return cls(index, element, {path.relative_to(folder).as_posix(): path for path in visible})
+        files = {path.relative_to(folder).as_posix(): path for path in visible}
+        index, frame, element = places
+        return cls(index, frame, element, files, frame_ancestors)
 
     async def page(self, _: web.Request) -> web.StreamResponse:
         """The page itself: never kept, so that it always fits the files it loads."""
         return web.FileResponse(self.index, headers={"Cache-Control": "no-store"})
+
+    async def embed(self, _: web.Request) -> web.StreamResponse:
+        """The element by itself, for iframes: the one document with a policy of its own."""
+        headers = {"Cache-Control": "no-store", CONTENT_POLICY: content_policy(self.frame_ancestors)}
+        return web.FileResponse(self.frame, headers=headers)
 
     async def module(self, _: web.Request) -> web.StreamResponse:
         """The element's module, at an address that stays: kept as files are."""

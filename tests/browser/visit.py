@@ -96,7 +96,8 @@ class Visit:
     not ``expected`` (regular expressions) fails the test at its end."""
 
     page: Page
-    origin: str
+    origins: tuple[str, ...]
+    """Which may be asked."""
     troubles: list[str] = field(default_factory=list)
     expected: list[str] = field(default_factory=list)
     streams: list[str] = field(default_factory=list)
@@ -127,7 +128,7 @@ class Visit:
 
     async def live(self) -> None:
         """Waits until a picture plays."""
-        await self.page.wait_for_selector("body[data-phase=live]", timeout=LIVE_MS)
+        await self.until("document.querySelector('echo-rtc').matches(':state(live)')", LIVE_MS)
         await self.until(f"{VIDEO}.videoWidth > 0", LIVE_MS)
 
     async def end(self) -> None:
@@ -180,7 +181,7 @@ class Visit:
             self.troubles.append(f"{message.type}: {message.text} ({message.location.get('url', '')})")
 
     def _on_request(self, request: Request) -> None:
-        if not request.url.startswith((self.origin, "data:", "blob:")):
+        if not request.url.startswith((*self.origins, "data:", "blob:")):
             self.troubles.append(f"another origin was asked: {request.url}")
 
     async def _on_request_finished(self, request: Request) -> None:

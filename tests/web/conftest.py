@@ -117,6 +117,7 @@ def make_edge(tmp_path: Path, aiohttp_client: Client, aiohttp_server: Server) ->
     static = tmp_path / "static"
     (static / "sub").mkdir(parents=True)
     (static / "index.html").write_text("<!doctype html><title>page</title>")
+    (static / "embed.html").write_text("<!doctype html><title>frame</title>")
     (static / "echo-rtc.js").write_text("export class EchoRtc {}")
     (static / "app.js").write_text("export {};")
     (static / "sub" / "style.css").write_text("body {}")

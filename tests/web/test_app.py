@@ -7,10 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from echo_rtc.errors import InputError
-from echo_rtc.web.app import SECURITY_HEADERS, create_app, routes
+from echo_rtc.errors import InputError, SettingsError
+from echo_rtc.web.app import SECURITY_HEADERS, Access, create_app, routes
 from echo_rtc.web.health import Health, Lifecycle, Phase
-from tests.web.conftest import Edge, FakeEngine, FakeStreams
+from echo_rtc.web.pages import frame_sources
+from tests.web.conftest import Edge, FakeEngine, FakeStreams, MakeEdge
 
 METHODS = ("GET", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
 
@@ -38,6 +39,29 @@ async def test_files_are_asked_for_anew_and_mostly_not_sent(edge: Edge) -> None:
         assert response.content_type == "text/css"
     async with edge.client.head("/static/app.js") as response:
         assert response.status == 200
+
+
+async def test_only_the_listed_may_frame_the_element_and_nobody_the_page(edge: Edge, make_edge: MakeEdge) -> None:
+    sources = frame_sources(["self", "https://app.example/", "https://*.example:8443"])
+    open_edge = await make_edge(Access(frame_ancestors=sources))
+    for client, expected in ((edge.client, "'self'"), (open_edge.client, sources)):
+        for path, ancestors in (("/", "'self'"), ("/static/app.js", "'self'"), ("/embed?mode=view#x", expected)):
+            async with client.get(path) as response:
+                assert response.status == 200
+                policies = response.headers.getall("Content-Security-Policy")
+                assert [policy.partition("frame-ancestors ")[2] for policy in policies] == [ancestors], path
+                assert "default-src 'none'" in policies[0]
+    async with open_edge.client.get("/embed") as response:
+        assert "<title>frame" in await response.text()
+        assert response.headers["Cache-Control"] == "no-store"
+    assert sources == "'self' https://app.example https://*.example:8443"
+
+
+def test_who_may_frame_is_said_as_browsers_read_it() -> None:
+    assert frame_sources(["none"]) == frame_sources(["'none'"]) == "'none'"
+    assert frame_sources(["*"]) == "*"
+    with pytest.raises(SettingsError, match="none stands alone"):
+        frame_sources(["none", "https://app.example"])
 
 
 async def test_the_element_has_an_address_that_stays(edge: Edge) -> None:
@@ -157,5 +181,8 @@ def test_a_folder_without_a_page_is_told_at_once(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"index\.html does not exist"):
         create_app(FakeStreams(), health, tmp_path)
     (tmp_path / "index.html").touch()
+    with pytest.raises(InputError, match=r"embed\.html does not exist"):
+        create_app(FakeStreams(), health, tmp_path)
+    (tmp_path / "embed.html").touch()
     with pytest.raises(InputError, match=r"echo-rtc\.js does not exist"):
         create_app(FakeStreams(), health, tmp_path)
