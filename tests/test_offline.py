@@ -117,6 +117,9 @@ class NotingEngine:
 
     async def start(self, progress: Progress) -> None: ...
 
+    async def remove_avatar(self, name: str) -> None:
+        raise AssertionError("not asked for here")
+
     async def prepare_avatar(self, files: AvatarFiles) -> Avatar:
         raise AssertionError("not asked for here")
 

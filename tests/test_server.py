@@ -63,6 +63,9 @@ class ScriptedEngine:
     async def render(self, request: RenderRequest) -> RenderResult:
         raise RenderError("never")
 
+    async def remove_avatar(self, name: str) -> None:
+        raise AssertionError("not asked for here")
+
     async def prepare_avatar(self, files: AvatarFiles) -> Avatar:
         raise RenderError("never")
 

@@ -161,8 +161,12 @@ def render(number: int, init_latent: F16Array | None) -> tuple[Parcel, float]:
     return process.seat.results.put(result), render_s
 
 
-def prepare_avatar(files: AvatarFiles) -> None:
-    _running().worker.prepare_avatar(files)
+def prepare_avatar(files: AvatarFiles, first: bool) -> bool:
+    return _running().worker.prepare_avatar(files, first)
+
+
+def forget_avatar(name: str) -> None:
+    _running().worker.forget_avatar(name)
 
 
 def idle_piece(avatar: str, first: bool) -> Parcel | None:

@@ -83,8 +83,13 @@ class Worker(Protocol):
         """The next piece of an avatar's idle loop, or the ``first``; None after the last. Raises as ``render``."""
         ...
 
-    async def prepare_avatar(self, files: AvatarFiles, timeout_s: float) -> None:
-        """Raises InputError, or as ``render``."""
+    async def prepare_avatar(self, files: AvatarFiles, first: bool, timeout_s: float) -> bool:
+        """Prepares the next piece of an avatar, or the ``first``; whether there is more to do. Raises InputError, or as
+        ``render``."""
+        ...
+
+    async def forget_avatar(self, name: str, timeout_s: float) -> None:
+        """Lets go of an avatar, prepared or half prepared. Raises as ``render``."""
         ...
 
     def kill(self) -> None: ...
@@ -312,17 +317,51 @@ class FleetEngine:
         return result
 
     async def prepare_avatar(self, files: AvatarFiles) -> Avatar:
-        """Prepares an avatar on all workers that are up, each when it has nothing more urgent to do, and renders its
-        idle loop piece by piece on whichever is free."""
+        """Prepares an avatar on all workers that are up and renders its idle loop on one of them, piece by piece, each
+        when the worker has nothing more urgent to do."""
+        try:
+            return await self._prepare_avatar(files)
+        except BaseException:
+            if files.name not in self._avatars:
+                self._forget(files.name)
+            raise
+
+    async def remove_avatar(self, name: str) -> None:
+        """Lets go of an avatar on all workers, each when it has nothing more urgent to do."""
+        async with self._preparing:
+            self._avatars.pop(name, None)
+            self._files.pop(name, None)
+            self._forget(name)
+
+    def _forget(self, name: str) -> None:
+        """Has all workers that are up let go of an avatar. One that dies of it, or before it, has let go too."""
         timeout_s = self._options.start_timeout_s
+        for slot in self._slots.values():
+            if slot.up:
+                task = asyncio.create_task(
+                    self._on(slot, lambda worker: worker.forget_avatar(name, timeout_s)), name=f"forget avatar {name}"
+                )
+                self._tasks.add(task)
+                task.add_done_callback(self._forgot)
+
+    def _forgot(self, task: asyncio.Task[Any]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            logger.debug("an avatar could not be forgotten: %s", error)
+
+    async def _prepare_on(self, slot: _Slot, files: AvatarFiles) -> None:
+        """Prepares an avatar on one worker, between clips."""
+        timeout_s = self._options.start_timeout_s
+        first = True
+        while await self._on(slot, lambda worker: worker.prepare_avatar(files, first, timeout_s)):  # noqa: B023
+            first = False
+
+    async def _prepare_avatar(self, files: AvatarFiles) -> Avatar:
         async with self._preparing:
             up = [slot for slot in self._slots.values() if slot.up]
             if not up:
                 raise RenderError("no worker is up to prepare an avatar; one is being started")
-            outcomes = await asyncio.gather(
-                *(self._on(slot, lambda worker: worker.prepare_avatar(files, timeout_s)) for slot in up),
-                return_exceptions=True,
-            )
+            outcomes = await asyncio.gather(*(self._prepare_on(slot, files) for slot in up), return_exceptions=True)
             errors = [outcome for outcome in outcomes if isinstance(outcome, BaseException)]
             for error in errors:
                 # A worker that died is replaced, and its replacement prepares the avatar; all else is the avatar's.
@@ -590,7 +629,9 @@ class FleetEngine:
                 slot.at_start = await self._as_the_others(worker)
                 async with self._preparing:
                     for files in self._files.values():
-                        await worker.prepare_avatar(files, self._options.start_timeout_s)
+                        first = True
+                        while await worker.prepare_avatar(files, first, self._options.start_timeout_s):
+                            first = False
                     if not slot.alive:
                         raise WorkerGoneError(f"worker {slot.spec.name} died before its first clip")
                     self._come_up(slot)

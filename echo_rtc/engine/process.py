@@ -151,9 +151,14 @@ class WorkerProcess:
         assert isinstance(piece, Avatar)
         return piece
 
-    async def prepare_avatar(self, files: AvatarFiles, timeout_s: float) -> None:
-        """Prepares a further avatar. Raises InputError, or as :meth:`render`."""
-        await self._call(timeout_s, "preparing an avatar", child.prepare_avatar, files)
+    async def prepare_avatar(self, files: AvatarFiles, first: bool, timeout_s: float) -> bool:
+        """Prepares the next piece of a further avatar, or the ``first``; whether there is more. Raises InputError, or
+        as :meth:`render`."""
+        return await self._call(timeout_s, "preparing an avatar", child.prepare_avatar, files, first)
+
+    async def forget_avatar(self, name: str, timeout_s: float) -> None:
+        """Lets go of an avatar. Raises as :meth:`render`."""
+        await self._call(timeout_s, "forgetting an avatar", child.forget_avatar, name)
 
     def kill(self) -> None:
         """Kills the process at once; one that has not said its id yet, as soon as it does."""

@@ -147,6 +147,11 @@ class Engine(Protocol):
         then it is not there."""
         ...
 
+    async def remove_avatar(self, name: str) -> None:
+        """Lets go of an avatar, on every worker; clips of it that are still asked for are lost. Nothing happens if
+        there is none of that name."""
+        ...
+
     async def close(self) -> None:
         """Ends every worker; no process is left."""
         ...

@@ -120,9 +120,14 @@ class CardRenderer:
             count = min(step, length - first)
             yield Avatar(avatar, self._artist.draw(first, [0.0] * count, mark=0, idle=True))
 
-    def prepare_avatar(self, files: AvatarFiles) -> None:
+    def prepare_avatar(self, files: AvatarFiles) -> Iterator[None]:
         if files.name not in self._avatars:
             self._avatars.append(files.name)
+        yield from ()
+
+    def forget_avatar(self, name: str) -> None:
+        if name in self._avatars:
+            self._avatars.remove(name)
 
 
 @dataclass(frozen=True, slots=True)
@@ -194,8 +199,11 @@ class CardWorker:
             self._pieces[avatar] = self._loaded().idle(avatar)
         return next(self._pieces[avatar], None)
 
-    async def prepare_avatar(self, files: AvatarFiles, timeout_s: float) -> None:
-        self._loaded().prepare_avatar(files)
+    async def prepare_avatar(self, files: AvatarFiles, first: bool, timeout_s: float) -> bool:
+        return any(True for _ in self._loaded().prepare_avatar(files))
+
+    async def forget_avatar(self, name: str, timeout_s: float) -> None:
+        self._loaded().forget_avatar(name)
 
     def kill(self) -> None:
         if not self._killed.is_set():

@@ -66,8 +66,13 @@ class Renderer(Protocol):
         """Renders the avatar's idle loop, a piece of at most a clip's frames with each step."""
         ...
 
-    def prepare_avatar(self, files: AvatarFiles) -> None:
-        """Prepares a further avatar. Raises InputError if its files cannot be used."""
+    def prepare_avatar(self, files: AvatarFiles) -> Iterator[None]:
+        """Prepares a further avatar, with each step a piece that takes no longer than a clip. Raises InputError if its
+        files cannot be used."""
+        ...
+
+    def forget_avatar(self, name: str) -> None:
+        """Lets go of an avatar, prepared or not."""
         ...
 
 
@@ -102,6 +107,7 @@ class ClipWorker:
         self._prepared: dict[int, Future[tuple[RenderRequest, Any]]] = {}
         self._turn = threading.Lock()
         self._idle: dict[str, Iterator[Avatar]] = {}
+        self._preparing: dict[str, Iterator[None]] = {}
 
     def load(self, progress: Progress) -> WorkerReport:
         """Loads the renderer, warms it up and measures it. Raises InputError, SettingsError or RenderError."""
@@ -150,15 +156,29 @@ class ClipWorker:
         finally:
             self.discard(number)
 
-    def prepare_avatar(self, files: AvatarFiles) -> None:
-        """Prepares a further avatar. Raises InputError or RenderError."""
+    def prepare_avatar(self, files: AvatarFiles, first: bool) -> bool:
+        """Prepares the next piece of a further avatar, or the ``first``; says whether there is more to do. Raises
+        InputError or RenderError."""
+        name = files.name
         try:
-            self._loaded.prepare_avatar(files)
+            if first or name not in self._preparing:
+                self._preparing[name] = self._loaded.prepare_avatar(files)
+            next(self._preparing[name])
+            return True
+        except StopIteration:
+            del self._preparing[name]
+            return False
         except EchoRtcError:
             raise
         except Exception as error:
-            logger.exception("worker %s could not prepare avatar %s", self._spec.name, files.name)
-            raise RenderError(f"the avatar {files.name} could not be prepared: {_sentence(error)}") from None
+            logger.exception("worker %s could not prepare avatar %s", self._spec.name, name)
+            raise RenderError(f"the avatar {name} could not be prepared: {_sentence(error)}") from None
+
+    def forget_avatar(self, name: str) -> None:
+        """Lets go of an avatar, prepared or half prepared."""
+        self._preparing.pop(name, None)
+        self._idle.pop(name, None)
+        self._loaded.forget_avatar(name)
 
     def idle_piece(self, avatar: str, first: bool) -> Avatar | None:
         """The next piece of an avatar's idle loop, the ``first`` or one more; None after the last. Raises
@@ -290,5 +310,8 @@ class _ModelRenderer:
     def idle(self, avatar: str) -> Iterator[Avatar]:
         return self._generator.idle_loop(avatar, chained=self._chained)
 
-    def prepare_avatar(self, files: AvatarFiles) -> None:
-        self._generator.prepare_avatar(files.name, files.reference_image, files.pose_dir)
+    def prepare_avatar(self, files: AvatarFiles) -> Iterator[None]:
+        return self._generator.avatar_pieces(files.name, files.reference_image, files.pose_dir)
+
+    def forget_avatar(self, name: str) -> None:
+        self._generator.forget_avatar(name)

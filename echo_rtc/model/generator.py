@@ -83,16 +83,21 @@ class AudioEncoder(Protocol):
 class PoseTrack:
     """The pose features of an avatar's endless pose sequence.
 
-    Kept, they are computed at once and stay on the device, (P, C0, h, w); otherwise the poses are drawn and encoded
-    whenever they are asked for.
+    Once kept, they stay on the device, (P, C0, h, w); otherwise the poses are drawn and encoded whenever they are asked
+    for.
     """
 
-    def __init__(self, poses: list[Pose], encode: Callable[[list[Pose]], Tensor], keep: bool) -> None:
+    def __init__(self, poses: list[Pose], encode: Callable[[list[Pose]], Tensor]) -> None:
         self._poses, self._encode = poses, encode
         self._kept: Tensor | None = None
-        if keep:
-            parts = [encode(poses[start : start + _CHUNK]) for start in range(0, len(poses), _CHUNK)]
-            self._kept = torch.cat(parts).contiguous(memory_format=torch.channels_last)
+
+    def keep(self) -> Iterator[None]:
+        """Computes the features of all poses, a few with each step."""
+        parts: list[Tensor] = []
+        for start in range(0, len(self._poses), _CHUNK):
+            parts.append(self._encode(self._poses[start : start + _CHUNK]))
+            yield
+        self._kept = torch.cat(parts).contiguous(memory_format=torch.channels_last)
 
     def __len__(self) -> int:
         return len(self._poses)
@@ -186,15 +191,28 @@ class ClipGenerator:
         encoder.to(device=device, dtype=torch.float32 if device.type == "cpu" else dtype).requires_grad_(False)
         return cls(load_networks(description, device, dtype, progress), encoder, settings)
 
-    @torch.inference_mode()
     def prepare_avatar(self, name: str, reference_image: Path, pose_dir: Path) -> None:
         """Computes what clips of an avatar share. Raises InputError if its image or a pose cannot be read."""
+        for _ in self.avatar_pieces(name, reference_image, pose_dir):
+            pass
+
+    @torch.inference_mode()
+    def avatar_pieces(self, name: str, reference_image: Path, pose_dir: Path) -> Iterator[None]:
+        """The same in pieces that are shorter than a clip, so that clips can go between them."""
         size = self.settings.format
         image = load_reference_image(reference_image, size.width, size.height)
         poses = load_pose_sequence(pose_dir)
+        yield
         bank = self.networks.denoiser.project_bank(self.stored(self.networks.reference(self.encode_image(image))))
-        track = PoseTrack(poses, self._pose_features, keep=not self.settings.low_ram)
+        yield
+        track = PoseTrack(poses, self._pose_features)
+        if not self.settings.low_ram:
+            yield from track.keep()
         self._avatars[name] = _Prepared(bank, track)
+
+    def forget_avatar(self, name: str) -> None:
+        """Lets go of an avatar, if it was prepared."""
+        self._avatars.pop(name, None)
 
     @property
     def avatars(self) -> tuple[str, ...]:

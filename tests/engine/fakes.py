@@ -100,13 +100,18 @@ class FakeRenderer:
             latents[:] = numbers[:, None, None, None]
             yield Avatar(avatar, frames, latents)
 
-    def prepare_avatar(self, files: AvatarFiles) -> None:
+    def prepare_avatar(self, files: AvatarFiles) -> Iterator[None]:
         """The picture's name says what happens: "bad.png" is no picture, "deadly.png" kills the worker."""
+        yield
         if files.reference_image.name == "bad.png":
             raise InputError(f"reference image {files.reference_image} is no picture")
         if files.reference_image.name == "deadly.png":
             os._exit(10)
+        yield
         self.avatars = tuple(dict.fromkeys([*self.avatars, files.name]))
+
+    def forget_avatar(self, name: str) -> None:
+        self.avatars = tuple(avatar for avatar in self.avatars if avatar != name)
 
     def _frames(self, count: int, value: int) -> YuvFrames:
         height, width = self._format.height, self._format.width

@@ -300,6 +300,12 @@ async def test_a_further_avatar_is_there_for_all_workers_and_their_replacements(
         tellers = [replace(request(Deed.TELL_AVATARS), avatar="anna") for _ in range(2)]
         told = await asyncio.gather(*(engine.render(teller) for teller in tellers))
         assert [int(result.frames.y[0, 0, 0]) for result in told] == [2, 2]
+        await engine.remove_avatar("anna")
+        assert list(engine.avatars) == ["default"]
+        with pytest.raises(RenderError, match="no avatar 'anna'"):
+            await engine.render(tellers[0])
+        told = await asyncio.gather(*(engine.render(request(Deed.TELL_AVATARS)) for _ in range(2)))
+        assert [int(result.frames.y[0, 0, 0]) for result in told] == [1, 1]
 
 
 async def test_an_avatar_that_cannot_be_prepared_is_not_there_and_disturbs_nobody(tmp_path: Path) -> None:

@@ -81,7 +81,10 @@ class TimedRenderer:
     def idle(self, avatar: str) -> Iterator[Avatar]:
         raise AssertionError("not asked for here")
 
-    def prepare_avatar(self, files: AvatarFiles) -> None:
+    def prepare_avatar(self, files: AvatarFiles) -> Iterator[None]:
+        raise AssertionError("not asked for here")
+
+    def forget_avatar(self, name: str) -> None:
         raise AssertionError("not asked for here")
 
 
