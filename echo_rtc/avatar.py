@@ -205,5 +205,6 @@ def stream_options(settings: Settings) -> StreamOptions:
     return StreamOptions(
         vad_threshold=settings.vad_threshold,
         max_latency_s=settings.max_latency,
-        use_init_latent=settings.use_init_latent,
+        steps=settings.steps,
+        min_steps=settings.min_steps,
     )

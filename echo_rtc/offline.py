@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from echo_rtc.clips import MEDIA_RATE, AudioClip, ClipFormat, S16Array, YuvFrames
-from echo_rtc.engine.protocol import Engine, RenderRequest, RenderResult
+from echo_rtc.engine.protocol import Continuity, Engine, RenderRequest, RenderResult
 from echo_rtc.errors import RenderError
 from echo_rtc.files import MovieFile, SoundFile
 from echo_rtc.media.clipper import Clipper
@@ -165,7 +165,7 @@ class _Orders:
             avatar=engine.avatars[options.avatar],
             format=engine.format,
             seed=options.seed,
-            chained=options.chained,
+            continuity=Continuity(options.chained),
             expected_s=0.0,
         )
         loop = asyncio.get_running_loop()
@@ -203,6 +203,9 @@ class _Orders:
 
     def put(self, clip_index: int, frames: YuvFrames, render_s: float, now: float) -> None:
         self._futures.pop(clip_index).set_result(frames)
+
+    def blend(self, clip_index: int, frames: YuvFrames) -> None:
+        raise AssertionError("clips that do not overlap have no seams")
 
     def lose(self, clip_index: int) -> None:
         self._futures.pop(clip_index).set_result(None)

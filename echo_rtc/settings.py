@@ -181,10 +181,34 @@ class Settings:
     use_init_latent: bool = field(
         default=True,
         metadata=_about(
-            "model", "Start each clip from the last latent of the one before, so that clips join smoothly."
+            "model",
+            "Start each clip from the last latent of the one before, so that clips join smoothly, where one worker is "
+            "enough for a stream.",
+        ),
+    )
+    overlap_frames: int = field(
+        default=6,
+        metadata=_about(
+            "model",
+            "Frames that clips have in common with the clip before, to be cross-faded, where several workers share a "
+            "stream; 0 for no blending, at most clip_frames.",
+            unit="frames",
+            low=0,
+            high=48,
         ),
     )
     steps: int = field(default=6, metadata=_about("model", "Denoising steps of a clip.", unit="steps", low=1, high=100))
+    min_steps: int = field(
+        default=4,
+        metadata=_about(
+            "model",
+            "Fewest denoising steps: a stream whose clips come late falls to them, step by step, and climbs back when "
+            "there is room. From steps up, they never fall.",
+            unit="steps",
+            low=1,
+            high=100,
+        ),
+    )
     cfg: float = field(
         default=2.5,
         metadata=_about(
@@ -253,9 +277,14 @@ class Settings:
         ),
     )
     render_timeout: float = field(
-        default=30.0,
+        default=0.0,
         metadata=_about(
-            "streams", "Time after which a clip is given up and its worker replaced.", unit="s", low=1, high=3_600
+            "streams",
+            "Time after which a clip is given up and its worker replaced; 0 takes eight times a clip's length, or what "
+            "a clip took when the worker was measured at its start, whichever is longer.",
+            unit="s",
+            low=0,
+            high=300,
         ),
     )
     auth_token: str | None = field(

@@ -14,9 +14,18 @@ from echo_rtc.settings import Settings
 def create_engine(settings: Settings) -> Engine:
     """The engine of ``settings.engine``, to be started in the loop that will use it."""
     if settings.engine == "testcard":
-        return TestCardEngine(settings.clip_format)
-    options = FleetOptions(render_timeout_s=settings.render_timeout, use_init_latent=settings.use_init_latent)
-    return LocalEngine(settings.clip_format, lambda: worker_specs(settings), options)
+        return TestCardEngine(settings.clip_format, options=fleet_options(settings))
+    return LocalEngine(settings.clip_format, lambda: worker_specs(settings), fleet_options(settings))
+
+
+def fleet_options(settings: Settings) -> FleetOptions:
+    """How workers of any kind are driven."""
+    return FleetOptions(
+        render_timeout_s=settings.render_timeout,
+        use_init_latent=settings.use_init_latent,
+        overlap_frames=min(settings.overlap_frames, settings.clip_frames, settings.clip_format.history_frames),
+        steps=settings.steps,
+    )
 
 
 def worker_specs(settings: Settings) -> list[WorkerSpec]:

@@ -39,6 +39,9 @@ never longer than the bound (s)."""
 RECENT_CLIPS, ENOUGH_CLIPS = 48, 12
 """A worker's speed is that of its latest clips, once it has rendered enough of them."""
 
+DENOISING_SHARE = 0.85
+"""About this part of a clip's time is in proportion to its steps; the rest is decoding."""
+
 ERRAND_PATIENCE_S = 2.0
 """The preparation of an avatar lets clips go first for this long, piece by piece (s)."""
 
@@ -111,7 +114,7 @@ class FleetOptions:
     ``start_timeout_s``: for loading and warming up. ``backoff_s``: before the second replacement in a row that comes to
     nothing, doubled with each further one up to ``max_backoff_s``; the first replacement comes at once.
     ``use_init_latent``, ``overlap_frames``: how clips join, see :attr:`FleetEngine.continuity`. ``prefetch``: whether
-    busy workers prepare their next clip.
+    busy workers prepare their next clip. ``steps``: denoising steps of an ordinary clip.
     """
 
     render_timeout_s: float = 0.0
@@ -121,6 +124,7 @@ class FleetOptions:
     use_init_latent: bool = True
     overlap_frames: int = 6
     prefetch: bool = True
+    steps: int = 1
 
     def wait_s(self, deaths: int) -> float:
         """How long to wait before replacing a worker that has died ``deaths`` times in a row (1 = the first)."""
@@ -425,7 +429,9 @@ class FleetEngine:
         return self._options.timeout_s(float(self._format.clip_duration), self.expected_render_s)
 
     def _cost(self, request: RenderRequest) -> float:
-        return request.frames / self._clip_frames
+        """What a clip takes against an ordinary one."""
+        denoised = 1.0 if request.steps is None else request.steps / self._options.steps
+        return request.frames / self._clip_frames * (DENOISING_SHARE * denoised + 1.0 - DENOISING_SHARE)
 
     async def _through(self, job: _Job) -> Any:
         """Queues a job and waits for its result; who gives up on it takes it out of the queue."""

@@ -144,8 +144,12 @@ class CardLoader:
 class CardWorker:
     """A worker without a process: it draws in the event loop, and does what its script says meanwhile."""
 
-    def __init__(self, spec: WorkerSpec, format: ClipFormat, script: Script, on_gone: Callable[[], None]) -> None:
+    def __init__(
+        self, spec: WorkerSpec, format: ClipFormat, script: Script, steps: int, on_gone: Callable[[], None]
+    ) -> None:
+        """``steps``: of an ordinary clip; one with fewer takes less of the script's time."""
         self._spec = spec
+        self._steps = steps
         self._format = format
         self._script = script
         self._on_gone = on_gone
@@ -183,8 +187,9 @@ class CardWorker:
         act = self._script((request.pose_position + request.frames - 1) // self._format.clip_frames)
         loop = asyncio.get_running_loop()
         begun = loop.time()
-        await self._idle_for(min(act.delay_s, timeout_s))
-        if act.dies or act.delay_s > timeout_s:
+        delay_s = act.delay_s if request.steps is None else act.delay_s * request.steps / self._steps
+        await self._idle_for(min(delay_s, timeout_s))
+        if act.dies or delay_s > timeout_s:
             self.kill()
         if self._killed.is_set():
             raise WorkerGoneError(f"worker {self.name} died while rendering a clip")
@@ -247,9 +252,12 @@ class TestCardEngine(FleetEngine):
         async def specs() -> list[WorkerSpec]:
             return [WorkerSpec(name, CardLoader(format)) for name in names]
 
-        super().__init__(
-            format, specs, lambda spec, progress, on_gone: CardWorker(spec, format, chosen, on_gone), options
-        )
+        steps = (options or FleetOptions()).steps
+
+        def open_worker(spec: WorkerSpec, progress: Progress, on_gone: Callable[[], None]) -> CardWorker:
+            return CardWorker(spec, format, chosen, steps, on_gone)
+
+        super().__init__(format, specs, open_worker, options)
         self._admitted = capacity or max(1, math.floor(usable_cores() * USABLE_CORES / STREAM_CORES))
         self._first_s = chosen(0).delay_s
 

@@ -1,6 +1,7 @@
-"""Joins clips that several workers rendered with K frames in common: a linear cross-fade, strictly in order.
+"""Joins clips that several workers rendered with K frames in common: a linear cross-fade of the same moments.
 
-Knows frames only: which worker rendered what, and when it is shown, is no matter of this file.
+Each clip shows the last K frames of the clip before once more: same pose, same sound, other noise. Knows frames only:
+which worker rendered what, and when it is shown, is no matter of this file.
 """
 
 from __future__ import annotations
@@ -8,6 +9,9 @@ from __future__ import annotations
 import numpy as np
 
 from echo_rtc.clips import U8Array, YuvFrames
+
+KEPT_CLIPS = 8
+"""Clips whose ends are kept for neighbours that come later."""
 
 
 def cross_fade(old: YuvFrames, new: YuvFrames) -> YuvFrames:
@@ -30,54 +34,34 @@ def _fade(old: U8Array, new: U8Array) -> U8Array:
     return faded
 
 
-class OverlapBlender:
-    """Turns clips that share K frames with their neighbours into one run of frames without seams.
-
-    The last K frames of a clip wait for the next clip, whose first K show the same moments. A clip that does not
-    follow on the one before (a clip between them was lost or silent) starts afresh: what waited comes out as it is.
-    """
+class Seams:
+    """The seams between clips that share K frames, whatever order the clips come in."""
 
     def __init__(self, overlap_frames: int) -> None:
         """Raises ValueError for a negative ``overlap_frames``."""
         if overlap_frames < 0:
             raise ValueError(f"overlap_frames is {overlap_frames}; it must not be negative")
         self._overlap = overlap_frames
-        self._tail: tuple[int, YuvFrames] | None = None
-        self._given_to = 0
+        self._heads: dict[int, YuvFrames] = {}
+        self._tails: dict[int, YuvFrames] = {}
 
-    def push(self, first_frame: int, frames: YuvFrames) -> list[tuple[int, YuvFrames]]:
-        """Takes the next clip, which begins at frame number ``first_frame``; returns runs (first frame, frames).
+    def push(self, clip: int, frames: YuvFrames) -> tuple[YuvFrames, list[tuple[int, YuvFrames]]]:
+        """Takes clip number ``clip``: the K frames before it, then its own.
 
-        The runs are in order and never overlap; frames that are not blended are views of what was pushed. Raises
-        ValueError for a clip that is out of order, shares other than K frames with the one before, or is shorter than
-        what it shares.
+        Returns its own frames, and the seams that can be closed now: (clip, what its last K frames are to become).
+        Raises ValueError for a clip that is not longer than what it shares on both sides.
         """
-        follows = self._tail is not None and self._tail[0] == first_frame
-        if len(frames) < self._overlap * (2 if follows else 1):
-            raise ValueError(f"a clip of {len(frames)} frames is too short for {self._overlap} overlap frames")
-        if not follows and first_frame < self._given_to + (self._overlap if self._tail else 0):
-            raise ValueError(
-                f"a clip from frame {first_frame} does not fit: frames before {self._given_to} were given out and "
-                f"{self._overlap if self._tail else 0} wait; push clips in order, with {self._overlap} frames in common"
-            )
-        runs: list[tuple[int, YuvFrames]] = []
-        begin = 0
-        if follows and self._tail is not None:
-            begin = self._overlap
-            runs.append((first_frame, cross_fade(self._tail[1], frames[:begin])))
-        else:
-            runs += self.flush()
-        end = len(frames) - self._overlap
-        if begin < end:
-            runs.append((first_frame + begin, frames[begin:end]))
-        self._given_to = first_frame + end
-        self._tail = (self._given_to, frames[end:]) if self._overlap else None
-        return runs
-
-    def flush(self) -> list[tuple[int, YuvFrames]]:
-        """The frames that wait, unblended: the next clip is lost, silent, or there is none."""
-        if self._tail is None:
-            return []
-        run, self._tail = self._tail, None
-        self._given_to = run[0] + len(run[1])
-        return [run]
+        count = self._overlap
+        if not count:
+            return frames, []
+        if len(frames) < 2 * count:
+            raise ValueError(f"a clip of {len(frames)} frames is too short for {count} overlap frames")
+        self._heads[clip], self._tails[clip] = frames[:count], frames[-count:]
+        closed = []
+        for left in (clip - 1, clip):
+            if left in self._tails and left + 1 in self._heads:
+                closed.append((left, cross_fade(self._tails.pop(left), self._heads.pop(left + 1))))
+        for ends in (self._heads, self._tails):
+            for old in [number for number in ends if number < clip - KEPT_CLIPS]:
+                del ends[old]
+        return frames[count:], closed

@@ -17,18 +17,11 @@ class Clipper:
     ``format.sample_of_frame``, so they stay exact for ever at any frame rate. Its window reaches
     ``format.history_frames`` frames further back, with silence before the stream's start, and begins on a frame's
     border so that the model can drop the history by whole frames.
-
-    With ``overlap_frames`` K, every clip but the first also spans the K frames before it, to be cross-faded with the
-    end of the clip before (see ``blend.py``); the history is K frames shorter then, and the window stays as it is.
     """
 
-    def __init__(self, format: ClipFormat, overlap_frames: int = 0) -> None:
-        """Raises ValueError if ``overlap_frames`` is not within 0 .. ``format.clip_frames``."""
-        if not 0 <= overlap_frames <= format.clip_frames:
-            raise ValueError(f"overlap_frames is {overlap_frames}; it must be within 0..{format.clip_frames}")
+    def __init__(self, format: ClipFormat) -> None:
         self._format = format
-        self._overlap = overlap_frames
-        self._reach = max(format.history_frames, overlap_frames)
+        self._reach = format.history_frames
         self._index = 0
         first = self._sample(-self._reach)
         self._pieces: list[F32Array] = [np.zeros(-first, np.float32)]
@@ -61,11 +54,10 @@ class Clipper:
     def _cut(self, buffer: F32Array) -> AudioClip:
         begin = self._index * self._format.clip_frames
         end = begin + self._format.clip_frames
-        first_frame = max(0, begin - self._overlap)
         window_from = self._sample(begin - self._reach)
         window = buffer[window_from - self._start : self._sample(end) - self._start].copy()
-        own = self._sample(end) - self._sample(first_frame)
-        return AudioClip(self._index, first_frame, end - first_frame, window, own)
+        own = self._sample(end) - self._sample(begin)
+        return AudioClip(self._index, begin, end - begin, window, own)
 
     def _sample(self, frame: int) -> int:
         return self._format.sample_of_frame(frame, self._format.sample_rate)

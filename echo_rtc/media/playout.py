@@ -211,11 +211,13 @@ class _Shift:
 @dataclass(slots=True)
 class _Clip:
     """What is known of an expected clip. ``admitted``: to be rendered; ``lateness_s``: how late its last sound came;
-    ``late``: how many of its frames came after their time; ``unshown``: how many others have not been shown."""
+    ``blended``: what takes the place of its last frames; ``late``: how many of its frames came after their time;
+    ``unshown``: how many others have not been shown."""
 
     admitted: bool
     lateness_s: float
     frames: YuvFrames | None = None
+    blended: YuvFrames | None = None
     late: int = 0
     unshown: int = 0
 
@@ -361,6 +363,16 @@ class Playout:
         if clip.late < len(frames):
             clip.frames = frames
             clip.unshown = len(frames) - clip.late
+
+    def blend(self, clip_index: int, frames: YuvFrames) -> None:
+        """``frames`` take the place of the last frames of a clip that came before, as far as it has not been shown:
+        what leads over to the next clip. Raises ValueError as :meth:`put`, and if there are more than the clip has."""
+        clip = self._admitted(clip_index)
+        if len(frames) > self._format.clip_frames:
+            raise ValueError(f"{len(frames)} frames cannot be blended into a clip of {self._format.clip_frames}")
+        self._check_size(frames, f"the end of clip {clip_index}")
+        if clip is not None and clip.frames is not None:
+            clip.blended = frames
 
     def lose(self, clip_index: int) -> None:
         """The frames of an admitted clip will not come. If they do after all, :meth:`put` still takes them.
@@ -555,6 +567,8 @@ class Playout:
         if clip is not None and clip.frames is not None and within >= clip.late:
             self._held_run = 0
             clip.unshown -= 1
+            if clip.blended is not None and (at := within - len(clip.frames) + len(clip.blended)) >= 0:
+                return clip.blended[at], FrameKind.RENDERED
             return clip.frames[within], FrameKind.RENDERED
         if self._shown is not None and self._held_run < self._hold_limit:
             # Without the gate's word yet, what was going on goes on.
@@ -594,7 +608,7 @@ class Playout:
     def _let_go(self, clip: _Clip | None) -> None:
         if clip is not None and clip.frames is not None:
             self._dropped += clip.unshown
-            clip.frames = None
+            clip.frames = clip.blended = None
 
     def _sample(self, frame: int) -> int:
         return self._format.sample_of_frame(frame, MEDIA_RATE)

@@ -78,13 +78,15 @@ class StreamOptions:
     """The settings of streams.
 
     ``vad_threshold``: RMS 0..1, 0 renders everything. ``max_latency_s``: upper bound of the delay.
-    ``use_init_latent``: each clip begins where the one before ended. ``margin_s``: what the delay leaves for everything
-    but clip and rendering; the pump takes frames up to 80 ms before they are due, and the rest is for jitter.
+    ``steps``, ``min_steps``: denoising steps of a clip, and how few while clips come late. ``margin_s``: what the delay
+    leaves for everything but clip and rendering; the pump takes frames up to 80 ms before they are due, and the rest is
+    for jitter.
     """
 
     vad_threshold: float = 0.015
     max_latency_s: float = 3.0
-    use_init_latent: bool = True
+    steps: int = 1
+    min_steps: int = 1
     margin_s: float = 0.15
 
 
@@ -95,7 +97,7 @@ class Stream:
         self.id = secrets.token_urlsafe(16)
         self.avatar = avatar.name
         self.log = StreamLog(logger, self.id)
-        format = engine.format
+        format, continuity = engine.format, engine.continuity
         loop = asyncio.get_running_loop()
         self._clock = loop.time
         self._format = format
@@ -105,7 +107,8 @@ class Stream:
         self._gate = SpeechGate(options.vad_threshold, format.sample_rate)
         policy = DelayPolicy(
             render_s=engine.expected_render_s,
-            margin_s=options.margin_s,
+            # The last frames of a clip are cross-faded with what the next clip shows of them.
+            margin_s=options.margin_s + continuity.overlap_frames / format.fps,
             max_latency_s=options.max_latency_s,
             silence_rms=options.vad_threshold,
         )
@@ -115,12 +118,14 @@ class Stream:
             avatar=avatar,
             format=format,
             seed=secrets.randbits(31),
-            chained=options.use_init_latent,
+            continuity=continuity,
             expected_s=engine.expected_render_s,
             stream=self.id,
+            steps=options.steps,
+            min_steps=options.min_steps,
         )
         self._renderer = TimedRenderer(engine, self._clock)
-        self._dispatcher = Dispatcher(self._renderer, order, self._playout, self.log, self._clock)
+        self._dispatcher = Dispatcher(self._renderer, order, self._playout, self.log, self._clock, self._tell_steps)
         self._viewers: dict[int, Viewer] = {}
         self._viewers_so_far = 0
         self._taps: list[Tap] = []
@@ -308,6 +313,7 @@ class Stream:
             "clips": {
                 **asdict(self._dispatcher.counters),
                 "waiting": self._dispatcher.pending,
+                "steps": self._dispatcher.steps,
                 "expected_ms": round(self._dispatcher.expected_s * 1000, 1),
             },
             "encoder": {**asdict(self._bank.counters), "bitrates": dict(self._bank.bitrates)},
@@ -406,6 +412,9 @@ class Stream:
         if state is not self._state:
             self._state = state
             self._emit({"type": "state", "state": state})
+
+    def _tell_steps(self, steps: int) -> None:
+        self._emit({"type": "steps", "steps": steps})
 
     def _emit(self, event: Event) -> None:
         for sink in tuple(self._event_sinks):

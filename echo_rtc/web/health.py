@@ -35,6 +35,9 @@ class EngineView(Protocol):
     @property
     def ready(self) -> bool: ...
 
+    @property
+    def trouble(self) -> str: ...
+
 
 class Phase(StrEnum):
     STARTING = "starting"
@@ -81,7 +84,7 @@ class Health:
                 detail = "The server is stopping and takes no new streams."
                 raise _unavailable(detail, ProblemType.STOPPING, STOPPING_RETRY_S)
         if not self.engine.ready:
-            detail = "No worker can render at the moment; one is being started."
+            detail = f"No worker can render at the moment. {self.engine.trouble}".rstrip()
             raise _unavailable(detail, ProblemType.STARTING, STARTING_RETRY_S)
 
     async def healthz(self, _: web.Request) -> web.StreamResponse:
@@ -89,7 +92,7 @@ class Health:
 
     async def readyz(self, _: web.Request) -> web.StreamResponse:
         self.require_ready()
-        return _json({"status": "ready"})
+        return _json({"status": "ready", "trouble": self.engine.trouble})
 
     async def config(self, request: web.Request) -> web.StreamResponse:
         """What the page shows and needs before a call. ``avatars`` is empty until the engine has started. Only who may

@@ -208,6 +208,10 @@ class Loading:
         self.over = False
 
     @property
+    def trouble(self) -> str:
+        return ""
+
+    @property
     def format(self) -> ClipFormat:
         return ClipFormat()
 

@@ -1,4 +1,4 @@
-"""The cross-fade is exact in whole numbers, and clips that share frames come out as one run."""
+"""The cross-fade is exact in whole numbers, and seams close whatever side comes first."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from echo_rtc.clips import YuvFrames
-from echo_rtc.media.blend import OverlapBlender, cross_fade
+from echo_rtc.media.blend import KEPT_CLIPS, Seams, cross_fade
 
 
 def frames(count: int, seed: int) -> YuvFrames:
@@ -55,60 +55,48 @@ def test_different_shapes_are_refused() -> None:
         cross_fade(frames(2, 1), frames(3, 1))
 
 
-def test_clips_in_order_become_one_run() -> None:
-    blender = OverlapBlender(2)
-    runs = blender.push(0, flat([10] * 4))
-    runs += blender.push(2, flat([40] * 6))
-    runs += blender.push(6, flat([100] * 6))
-    runs += blender.flush()
-    numbers = [first + j for first, run in runs for j in range(len(run))]
-    assert numbers == list(range(12))
-    assert [value for _, run in runs for value in values(run)] == [10, 10, 20, 30, 40, 40, 60, 80, 100, 100, 100, 100]
-    assert blender.flush() == []
+def test_a_seam_closes_when_both_sides_are_there_whatever_comes_first() -> None:
+    # Each clip has four frames of its own, and shows two of the clip before once more.
+    clips = {n: flat([100 * n + 10] * 6) for n in range(3)}
+    for order in ((0, 1, 2), (0, 2, 1), (2, 1, 0), (1, 0, 2)):
+        seams = Seams(2)
+        closed: dict[int, list[int]] = {}
+        for n in order:
+            own, now = seams.push(n, clips[n])
+            assert values(own) == [100 * n + 10] * 4
+            closed |= {index: values(frames) for index, frames in now}
+        assert closed == {0: [43, 77], 1: [143, 177]}
 
 
 def test_what_is_not_blended_is_not_copied() -> None:
-    blender = OverlapBlender(2)
-    first, second = frames(4, 1), frames(6, 2)
-    ((_, body),) = blender.push(0, first)
-    _, (_, middle) = blender.push(2, second)
-    assert np.shares_memory(body.y, first.y)
-    assert np.shares_memory(middle.y, second.y)
+    first = frames(6, 1)
+    own, _ = Seams(2).push(0, first)
+    assert np.shares_memory(own.y, first.y)
 
 
-def test_a_missing_clip_ends_the_run_and_the_next_starts_afresh() -> None:
-    blender = OverlapBlender(2)
-    assert [first for first, _ in blender.push(0, flat([10] * 4))] == [0]
-    runs = blender.push(6, flat([90] * 6))
-    assert [(first, values(run)) for first, run in runs] == [(2, [10, 10]), (6, [90] * 4)]
-    assert [(first, values(run)) for first, run in blender.flush()] == [(10, [90, 90])]
+def test_without_a_neighbour_nothing_is_blended() -> None:
+    seams = Seams(2)
+    assert seams.push(3, flat([10] * 6))[1] == []
+    assert seams.push(5, flat([90] * 6))[1] == []
+
+
+def test_what_waits_for_a_neighbour_is_bounded() -> None:
+    seams = Seams(1)
+    for n in range(0, 200, 2):
+        assert seams.push(n, frames(3, n))[1] == []
+    assert len(seams._heads) + len(seams._tails) <= KEPT_CLIPS + 2
 
 
 def test_no_overlap_passes_everything_on() -> None:
-    blender = OverlapBlender(0)
-    assert [(first, len(run)) for first, run in blender.push(0, flat([1] * 3)) + blender.push(3, flat([2] * 3))] == [
-        (0, 3),
-        (3, 3),
-    ]
-    assert blender.flush() == []
-
-
-def test_disorder_is_refused() -> None:
-    blender = OverlapBlender(2)
-    blender.push(6, flat([1] * 6))
-    for first in (0, 6, 9, 11):
-        with pytest.raises(ValueError, match="push clips in order"):
-            blender.push(first, flat([1] * 6))
-    assert len(blender.push(10, flat([1] * 6))) == 2
+    own, closed = Seams(0).push(0, flat([1] * 3))
+    assert (values(own), closed) == ([1] * 3, [])
 
 
 def test_clips_shorter_than_what_they_share_are_refused() -> None:
-    blender = OverlapBlender(3)
-    blender.push(0, flat([1] * 4))
     with pytest.raises(ValueError, match="too short for 3"):
-        blender.push(1, flat([1] * 5))
+        Seams(3).push(1, flat([1] * 5))
 
 
 def test_negative_overlap_is_refused() -> None:
     with pytest.raises(ValueError, match="overlap_frames is -1"):
-        OverlapBlender(-1)
+        Seams(-1)

@@ -16,10 +16,10 @@ def numbered(count: int) -> F32Array:
     return np.arange(1, count + 1, dtype=np.float32)
 
 
-def one_shot(audio: F32Array, format: ClipFormat, overlap: int) -> list[AudioClip]:
+def one_shot(audio: F32Array, format: ClipFormat) -> list[AudioClip]:
     """The slow path: every clip sliced from the whole audio with silence before it."""
     rate, frames = format.sample_rate, format.clip_frames
-    reach = max(format.history_frames, overlap)
+    reach = format.history_frames
     before = -format.sample_of_frame(-reach, rate)
     padded = np.concatenate([np.zeros(before, np.float32), audio])
     clips = []
@@ -27,9 +27,8 @@ def one_shot(audio: F32Array, format: ClipFormat, overlap: int) -> list[AudioCli
     while format.sample_of_frame((index + 1) * frames, rate) <= len(audio):
         begin = format.sample_of_frame(index * frames - reach, rate)
         end = format.sample_of_frame((index + 1) * frames, rate)
-        first = max(0, index * frames - overlap)
-        own = end - format.sample_of_frame(first, rate)
-        clips.append(AudioClip(index, first, (index + 1) * frames - first, padded[begin + before : end + before], own))
+        own = end - format.sample_of_frame(index * frames, rate)
+        clips.append(AudioClip(index, index * frames, frames, padded[begin + before : end + before], own))
         index += 1
     return clips
 
@@ -49,15 +48,6 @@ def test_half_second_clips_with_two_seconds_of_history() -> None:
     assert not clips[0].window[:32_000].any()
     assert np.array_equal(clips[0].own, numbered(8000))
     assert np.array_equal(clips[5].window, numbered(48_000)[-40_000:])
-
-
-def test_overlap_reaches_back_and_shortens_the_history() -> None:
-    clips = Clipper(ClipFormat(), overlap_frames=6).push(numbered(8000 * 3))
-    assert [(clip.first_frame, clip.frames) for clip in clips] == [(0, 12), (6, 18), (18, 18)]
-    assert [clip.own_samples for clip in clips] == [8000, 12_000, 12_000]
-    # 2.0 s shortened by 6 / 24 s, then 18 frames: the window keeps its length, a graph its shape.
-    assert [len(clip.window) for clip in clips] == [40_000] * 3
-    assert np.array_equal(clips[2].own, numbered(24_000)[-12_000:])
 
 
 def test_a_clip_comes_with_its_very_last_sample() -> None:
@@ -104,25 +94,18 @@ FORMATS = st.builds(
 
 
 @settings(max_examples=200, deadline=None)
-@given(FORMATS, st.integers(0, 16), st.lists(st.integers(0, 3000), max_size=12))
-def test_pushing_in_pieces_is_slicing_at_once(format: ClipFormat, overlap: int, sizes: list[int]) -> None:
-    overlap = min(overlap, format.clip_frames)
+@given(FORMATS, st.lists(st.integers(0, 3000), max_size=12))
+def test_pushing_in_pieces_is_slicing_at_once(format: ClipFormat, sizes: list[int]) -> None:
     audio = numbered(sum(sizes))
-    clipper = Clipper(format, overlap)
+    clipper = Clipper(format)
     clips: list[AudioClip] = []
     at = 0
     for size in sizes:
         clips += clipper.push(audio[at : at + size])
         at += size
-    expected = one_shot(audio, format, overlap)
+    expected = one_shot(audio, format)
     assert len(clips) == len(expected)
     assert all(same(clip, other) for clip, other in zip(clips, expected, strict=True))
-
-
-@pytest.mark.parametrize("overlap", [-1, 13])
-def test_impossible_overlaps_are_refused(overlap: int) -> None:
-    with pytest.raises(ValueError, match=f"overlap_frames is {overlap}"):
-        Clipper(ClipFormat(), overlap)
 
 
 def test_anything_but_mono_float32_is_refused() -> None:

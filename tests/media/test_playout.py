@@ -164,6 +164,22 @@ def test_clips_may_come_in_any_order() -> None:
     assert driver.show(range(36)) == [(R, n) for n in range(36)]
 
 
+def test_the_end_of_a_clip_can_still_be_blended_as_long_as_it_was_not_shown() -> None:
+    driver = Driver()
+    for _ in range(2):
+        driver.put(driver.hear(True))
+    driver.playout.blend(0, numbered_frames(106, 6))
+    shown = [number_of(driver.playout.frame(number)[0]) for number in range(20)]
+    driver.playout.blend(1, numbered_frames(118, 6))
+    shown += [number_of(driver.playout.frame(number)[0]) for number in range(20, 24)]
+    assert shown == [*range(6), *range(106, 112), *range(12, 20), *range(120, 124)]
+    driver.playout.blend(0, numbered_frames(6, 6))  # long shown: nothing happens
+    statistics = driver.playout.statistics()
+    assert (statistics.rendered, statistics.dropped) == (24, 0)
+    with pytest.raises(ValueError, match="13 frames cannot be blended into a clip of 12"):
+        driver.playout.blend(1, numbered_frames(0, 13))
+
+
 def test_lost_clip_holds_the_last_frame_and_the_next_silence_shows_the_idle_loop() -> None:
     driver = Driver()
     driver.put(driver.hear(True))

@@ -23,6 +23,7 @@ class FakeEngine:
     format: ClipFormat = field(default_factory=lambda: ClipFormat(width=320, height=256, fps=25))
     avatars: dict[str, object] = field(default_factory=lambda: {"ann": object(), "bob": object()})
     ready: bool = True
+    trouble: str = ""
 
 
 @dataclass

@@ -144,7 +144,7 @@ async def test_health_says_alive_in_every_phase(edge: Edge) -> None:
 async def test_readiness_follows_the_phase_and_the_workers(edge: Edge) -> None:
     async with edge.client.get("/readyz") as response:
         assert response.status == 200
-        assert await response.json() == {"status": "ready"}
+        assert await response.json() == {"status": "ready", "trouble": ""}
     edge.lifecycle.phase, edge.lifecycle.progress = Phase.STARTING, "loading weights"
     async with edge.client.get("/readyz") as response:
         problem = await response.json(content_type="application/problem+json")
@@ -153,9 +153,12 @@ async def test_readiness_follows_the_phase_and_the_workers(edge: Edge) -> None:
         assert "loading weights" in problem["detail"]
         assert int(response.headers["Retry-After"]) > 0
     edge.lifecycle.phase, edge.engine.ready = Phase.READY, False
+    edge.engine.trouble = "Worker cuda:0 was lost 3 times in a row and starts again in 4 s."
     async with edge.client.get("/readyz") as response:
         assert response.status == 503
-        assert "No worker" in (await response.json(content_type=None))["detail"]
+        detail = (await response.json(content_type=None))["detail"]
+        assert detail.startswith("No worker")
+        assert "cuda:0 was lost 3 times" in detail
     edge.lifecycle.phase = Phase.STOPPING
     async with edge.client.get("/readyz") as response:
         assert response.status == 503

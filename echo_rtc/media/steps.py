@@ -1,0 +1,66 @@
+"""How many denoising steps a stream's clips get: fewer while they come late, the full number when there is room.
+
+Knows clips by number and what came of them; neither engines nor clocks.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+
+LATE_OF_RECENT = 2
+RECENT_CLIPS = 4
+"""So many late ones among the latest so many clips, and the steps fall by one."""
+
+CLIMB_CLIPS = 8
+MAX_CLIMB_CLIPS = 128
+"""So many clips in a row with room for one step more, and the steps climb by one. Where that was too much, the next
+attempt takes twice as many, up to the bound."""
+
+
+class StepLadder:
+    """The steps of one stream, between ``least`` and ``full``."""
+
+    def __init__(self, full: int, least: int) -> None:
+        """Raises ValueError unless 1 <= least <= full."""
+        if not 1 <= least <= full:
+            raise ValueError(f"steps between {least} and {full} cannot be; 1 <= least <= full is expected")
+        self._full = full
+        self._least = least
+        self.steps = full
+        self._since = 0
+        self._recent: deque[bool] = deque(maxlen=RECENT_CLIPS)
+        self._roomy = 0
+        self._patience = CLIMB_CLIPS
+        self._climbed = False
+
+    def late(self, clip: int, next_clip: int) -> None:
+        """Clip number ``clip`` came late, or was not begun because it would have. ``next_clip`` is the first that a
+        change can still reach."""
+        if clip < self._since:
+            return  # asked for before the last change, and no judgement on it
+        self._roomy = 0
+        self._recent.append(True)
+        if sum(self._recent) < LATE_OF_RECENT or self.steps == self._least:
+            return
+        if self._climbed:
+            self._patience = min(MAX_CLIMB_CLIPS, 2 * self._patience)
+        self._change(-1, next_clip)
+
+    def on_time(self, clip: int, slack_s: float, render_s: float, next_clip: int) -> None:
+        """Clip number ``clip`` came ``slack_s`` before it was due, after ``render_s``."""
+        if clip < self._since:
+            return
+        self._recent.append(False)
+        if self.steps == self._full:
+            return
+        self._roomy = self._roomy + 1 if slack_s > render_s / self.steps else 0
+        if self._roomy < self._patience:
+            return
+        self._change(1, next_clip)
+
+    def _change(self, by: int, next_clip: int) -> None:
+        self.steps += by
+        self._since = next_clip
+        self._climbed = by > 0
+        self._roomy = 0
+        self._recent.clear()
