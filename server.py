@@ -18,6 +18,7 @@ import socket
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from ipaddress import IPv4Address
 from pathlib import Path
 
 from aiohttp import web
@@ -40,8 +41,11 @@ from echo_rtc.web.cors import CrossOrigin
 from echo_rtc.web.health import Health, Lifecycle, Phase
 from echo_rtc.web.metrics import Watch
 from echo_rtc.web.pages import frame_sources
+from echo_rtc.web.tls import Certificate, TlsOptions, own_names
 
 STATIC = Path(__file__).resolve().parent / "static"
+EVERYWHERE = ("0.0.0.0", "::")
+"""Hosts on which everybody can who reaches an address of this machine."""
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
 """Hosts on which nobody but this machine's own programs can reach the server."""
 CLOSE_STREAMS_S = 2.5
@@ -89,6 +93,7 @@ async def serve(settings: Settings, log_file: LogFile) -> None:
     async with AsyncExitStack() as life:
         stop = life.enter_context(_stop_signal())
         access, network = _access(settings), _network(settings)
+        tls = TlsOptions.of(settings.tls_cert, settings.tls_key, settings.tls_self_signed).certificate()
         if settings.engine == "local":
             # A misspelt key or a missing folder need not wait for the minute that a worker takes to find it.
             ModelDescription.from_mapping(settings.model, settings.model_base)
@@ -100,9 +105,10 @@ async def serve(settings: Settings, log_file: LogFile) -> None:
         watch = Watch(__version__, lambda: engine.workers, log_file)
         app = create_app(streams, health, STATIC, access, watch)
         # The port comes before the engine: one that is taken is told at once, and the page can say "starting".
-        url = await life.enter_async_context(_listening(app, settings.host, settings.port))
+        url = await life.enter_async_context(_listening(app, settings.host, settings.port, tls))
         logger.info("listening on %s; the %s engine is starting", url, settings.engine)
         _say_who_may_call(settings.host, access)
+        _say_how_it_is_reached(settings, url, tls)
         if await _started(engine, lifecycle, stop):
             lifecycle.phase = Phase.READY
             logger.info("echo_rtc is ready: %s", url)
@@ -169,6 +175,21 @@ def _say_who_may_call(host: str, access: Access) -> None:
         logger.warning("calls need no token: everybody who reaches %s can open them; --auth-token asks for one", host)
 
 
+def _say_how_it_is_reached(settings: Settings, url: str, tls: Certificate | None) -> None:
+    if tls is not None:
+        logger.info("the certificate's SHA-256 fingerprint is %s", tls.fingerprint)
+    if settings.host in EVERYWHERE:
+        port = url.rpartition(":")[2]
+        others = [name for name in own_names() if isinstance(name, IPv4Address) and not name.is_loopback]
+        for address in others:
+            logger.info("from other machines: %s://%s:%s", url.partition(":")[0], address, port)
+    if tls is None and settings.host not in LOOPBACK:
+        logger.info(
+            "browsers on other machines give out no microphone to pages without HTTPS; use --tls-cert and --tls-key, "
+            "--tls-self-signed, or a proxy with HTTPS in front"
+        )
+
+
 async def _started(engine: Engine, lifecycle: Lifecycle, stop: asyncio.Event) -> bool:
     """Starts the engine; False if the server was told to stop meanwhile. Raises what the engine raises."""
 
@@ -191,16 +212,16 @@ async def _started(engine: Engine, lifecycle: Lifecycle, stop: asyncio.Event) ->
 
 
 @asynccontextmanager
-async def _listening(app: web.Application, host: str, port: int) -> AsyncIterator[str]:
+async def _listening(app: web.Application, host: str, port: int, tls: Certificate | None) -> AsyncIterator[str]:
     """The application served while inside; yields its URL. Raises ListenError."""
     runner = create_runner(app)
     await runner.setup()
     try:
         try:
-            await web.TCPSite(runner, host, port).start()
+            await web.TCPSite(runner, host, port, ssl_context=tls.context if tls else None).start()
         except OSError as error:
             raise ListenError(_why_not(error, host, port)) from error
-        yield _url(host, runner.addresses[0][1])
+        yield _url("https" if tls else "http", host, runner.addresses[0][1])
     finally:
         await runner.cleanup()
 
@@ -215,11 +236,11 @@ def _why_not(error: OSError, host: str, port: int) -> str:
     return f"{host} port {port} cannot be listened on ({error.strerror}); choose others with --host and --port"
 
 
-def _url(host: str, port: int) -> str:
+def _url(scheme: str, host: str, port: int) -> str:
     """What to type into a browser of this machine. Microphones are given out on localhost, not on bare addresses."""
-    if host in {"127.0.0.1", "::1", "0.0.0.0", "::"}:
+    if host in (*LOOPBACK, *EVERYWHERE):
         host = "localhost"
-    return f"http://{f'[{host}]' if ':' in host else host}:{port}"
+    return f"{scheme}://{f'[{host}]' if ':' in host else host}:{port}"
 
 
 async def _within(limit_s: float, close: Callable[[], Awaitable[None]], what: str) -> None:

@@ -341,6 +341,24 @@ class Settings:
             words="an address such as 10.0.0.5 or a network such as 10.0.0.0/8",
         ),
     )
+    tls_cert: Path | None = field(
+        default=None,
+        metadata=_about(
+            "access",
+            "Certificate for HTTPS, a PEM file with those of its issuers; with it goes --tls-key.",
+            kind=Path,
+        ),
+    )
+    tls_key: Path | None = field(
+        default=None, metadata=_about("access", "Private key of --tls-cert, a PEM file without a password.", kind=Path)
+    )
+    tls_self_signed: bool = field(
+        default=False,
+        metadata=_about(
+            "access",
+            "HTTPS with a certificate that is made here, for a local network: browsers ask once whether to trust it.",
+        ),
+    )
     ice_server: tuple[str, ...] = field(
         default=(),
         repr=False,

@@ -263,6 +263,41 @@ async def test_a_call_is_told_when_the_server_ends(tmp_path: Path) -> None:
     assert answer["stream"] not in log.read_text()
 
 
+async def test_it_serves_https_and_asks_for_its_token_which_nobody_reads_in_its_log(tmp_path: Path) -> None:
+    token = "a-token-for-everything"
+    environ = {"ECHO_RTC_AUTH_TOKEN": token, "XDG_STATE_HOME": str(tmp_path / "state")}
+    flags = ("--host", "0.0.0.0", "--tls-self-signed", "--log-level", "debug")
+    async with process(*card(tmp_path), *flags, **environ) as running:
+        await running.line("calls need a token")
+        fingerprint = (await running.line(r"SHA-256 fingerprint is ([0-9A-F:]{95})$"))[1]
+        url = (await running.line(r"echo_rtc is ready: (https://localhost:\d+)$"))[1]
+        pinned = aiohttp.Fingerprint(bytes.fromhex(fingerprint.replace(":", "")))
+        connector = aiohttp.TCPConnector(ssl=pinned)
+        async with aiohttp.ClientSession(connector=connector) as session:
+            for headers, status in (({}, 401), ({"Authorization": f"Bearer {token}"}, 400)):
+                async with session.post(f"{url}/offer", json={"sdp": "", "type": "offer"}, headers=headers) as response:
+                    assert response.status == status
+        running.child.send_signal(signal.SIGTERM)
+        assert await running.end() == 0
+    [log] = (tmp_path / "logs").glob("run_*.log")
+    assert token not in log.read_text()
+    assert token not in "".join(running.lines)
+    assert (tmp_path / "state" / "echo_rtc" / "self-signed.pem").exists()
+
+
+@pytest.mark.parametrize(
+    ("host", "words"),
+    [("127.0.0.1", "only programs of this machine reach 127.0.0.1"), ("0.0.0.0", "everybody who reaches 0.0.0.0 can")],
+)
+async def test_it_says_who_may_call_without_a_token(tmp_path: Path, host: str, words: str) -> None:
+    async with process(*card(tmp_path), "--host", host) as running:
+        await running.line(words)
+        if host == "0.0.0.0":
+            await running.line("browsers on other machines give out no microphone to pages without HTTPS")
+        running.child.send_signal(signal.SIGTERM)
+        assert await running.end() == 0
+
+
 async def test_interrupt_ends_it_with_0(tmp_path: Path) -> None:
     async with process(*card(tmp_path)) as running:
         await running.line("echo_rtc is ready")
