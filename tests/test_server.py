@@ -95,12 +95,9 @@ def free_port() -> int:
 
 
 @pytest.fixture
-async def begin(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> AsyncIterator[Begin]:
+async def begin(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Begin]:
     """Begins a server with the given engine; it has reached the engine's start on return."""
     tasks: list[asyncio.Task[None]] = []
-    (tmp_path / "index.html").touch()
-    (tmp_path / "echo-rtc.js").touch()
-    monkeypatch.setattr(server, "STATIC", tmp_path)
 
     async def run(engine: ScriptedEngine) -> Life:
         monkeypatch.setattr(server, "create_engine", lambda settings: engine)

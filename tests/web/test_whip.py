@@ -32,6 +32,7 @@ from echo_rtc.web.health import Health, IceServer, Lifecycle, Phase
 from echo_rtc.web.whip import FRAGMENT, SDP, ice_links
 from tests.web.conftest import Edge
 
+STATIC = Path(__file__).parents[2] / "static"
 OFFER = {"Content-Type": SDP}
 TRICKLE = {"Content-Type": FRAGMENT}
 PROTOCOLS = ("whip", "whep")
@@ -263,18 +264,16 @@ Serve = Callable[..., Awaitable[Service]]
 
 @pytest.fixture
 async def serve(
-    tmp_path: Path, aiohttp_client: Callable[[web.Application], Awaitable[TestClient[web.Request, web.Application]]]
+    aiohttp_client: Callable[[web.Application], Awaitable[TestClient[web.Request, web.Application]]],
 ) -> AsyncIterator[Serve]:
     """Makes a service of the given options; everything of it is closed in the end."""
-    (tmp_path / "index.html").touch()
-    (tmp_path / "echo-rtc.js").touch()
     engine = TestCardEngine(FORMAT, capacity=2)
     await engine.start(lambda _: None)
     made: list[Service] = []
 
     async def begin(options: ManagerOptions | None = None) -> Service:
         manager = StreamManager(engine, options or ManagerOptions())
-        app = create_app(manager, Health(engine, Lifecycle(Phase.READY), "testcard"), tmp_path)
+        app = create_app(manager, Health(engine, Lifecycle(Phase.READY), "testcard"), STATIC)
         made.append(Service(await aiohttp_client(app), manager))
         return made[0]
 
