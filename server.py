@@ -16,7 +16,7 @@ import os
 import signal
 import socket
 import sys
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from ipaddress import IPv4Address
 from pathlib import Path
@@ -30,6 +30,7 @@ from echo_rtc.engine.protocol import Engine
 from echo_rtc.errors import EchoRtcError, SettingsError
 from echo_rtc.logs import LogFile, LogOptions, logging_to
 from echo_rtc.model.description import ModelDescription
+from echo_rtc.performance import PerformanceLog
 from echo_rtc.rtc.manager import ManagerOptions, StreamManager
 from echo_rtc.rtc.network import Network
 from echo_rtc.rtc.peer import PeerOptions
@@ -101,7 +102,7 @@ async def serve(settings: Settings, log_file: LogFile) -> None:
         life.push_async_callback(_within, CLOSE_ENGINE_S, engine.close, "the engine")
         streams = StreamManager(engine, _stream_settings(settings, network))
         life.push_async_callback(_within, CLOSE_STREAMS_S, streams.close, "the streams")
-        health = Health(engine, lifecycle, settings.engine, network.ice_servers)
+        health = Health(engine, lifecycle, settings.engine, network.ice_servers, lambda: streams.free)
         watch = Watch(__version__, lambda: engine.workers, log_file)
         app = create_app(streams, health, STATIC, access, watch)
         # The port comes before the engine: one that is taken is told at once, and the page can say "starting".
@@ -112,7 +113,8 @@ async def serve(settings: Settings, log_file: LogFile) -> None:
         if await _started(engine, lifecycle, stop):
             lifecycle.phase = Phase.READY
             logger.info("echo_rtc is ready: %s", url)
-            await stop.wait()
+            async with _running(PerformanceLog(streams, watch.workers, watch.usage).run(), "performance log"):
+                await stop.wait()
         lifecycle.phase = Phase.STOPPING
         logger.info("stopping: streams end, workers are closed")
     logger.info("stopped")
@@ -241,6 +243,23 @@ def _url(scheme: str, host: str, port: int) -> str:
     if host in (*LOOPBACK, *EVERYWHERE):
         host = "localhost"
     return f"{scheme}://{f'[{host}]' if ':' in host else host}:{port}"
+
+
+@asynccontextmanager
+async def _running(work: Coroutine[None, None, None], name: str) -> AsyncIterator[None]:
+    """The work runs while inside. If it fails, that is logged, and all else goes on."""
+    task = asyncio.create_task(work, name=name)
+    task.add_done_callback(_say_if_it_failed)
+    try:
+        yield
+    finally:
+        task.cancel()
+        await asyncio.wait({task})
+
+
+def _say_if_it_failed(task: asyncio.Task[None]) -> None:
+    if not task.cancelled() and (error := task.exception()) is not None:
+        logger.error("the %s failed", task.get_name(), exc_info=error)
 
 
 async def _within(limit_s: float, close: Callable[[], Awaitable[None]], what: str) -> None:

@@ -43,11 +43,12 @@ class Gpus(Protocol):
 
 
 class Usage:
-    """The workers' use as it was at the last :meth:`look`, by their names."""
+    """What the workers, by their names, and this process used at the last :meth:`look`."""
 
     def __init__(self, gpus: Gpus | None = None) -> None:
         self._gpus = gpus or NvmlGpus()
         self.latest: Mapping[str, Use] = {}
+        self.server = Use()
 
     def of(self, worker: str) -> Use:
         return self.latest.get(worker, Use())
@@ -55,17 +56,18 @@ class Usage:
     def look(self, workers: Sequence[tuple[str, int | None]]) -> None:
         """Reads anew for workers of the given names and process ids (None: no process of its own). Blocks; may run in
         any thread."""
-        self.latest = {name: self._use(name, pid) for name, pid in workers}
+        self.latest = {name: _use(pid, self._gpus.use(name)) for name, pid in workers}
+        self.server = _use(os.getpid(), None)
 
-    def _use(self, name: str, pid: int | None) -> Use:
-        gpu = self._gpus.use(name)
-        if pid is not None:
-            with contextlib.suppress(psutil.Error):  # it died just now
-                process = psutil.Process(pid)
-                with process.oneshot():
-                    times = process.cpu_times()
-                    return Use(times.user + times.system, process.memory_info().rss, gpu)
-        return Use(gpu=gpu)
+
+def _use(pid: int | None, gpu: GpuUse | None) -> Use:
+    if pid is not None:
+        with contextlib.suppress(psutil.Error):  # it died just now
+            process = psutil.Process(pid)
+            with process.oneshot():
+                times = process.cpu_times()
+                return Use(times.user + times.system, process.memory_info().rss, gpu)
+    return Use(gpu=gpu)
 
 
 class NvmlGpus:

@@ -116,6 +116,11 @@ class StreamManager:
         return self._options.max_streams or self._engine.capacity
 
     @property
+    def free(self) -> int:
+        """How many more streams there may be now, those that are being built counted as there."""
+        return max(0, self.capacity - len(self._live) - self._new_streams)
+
+    @property
     def streams(self) -> dict[str, Stream]:
         """The streams that are open, by id."""
         return {stream_id: live.stream for stream_id, live in self._live.items()}
@@ -250,7 +255,7 @@ class StreamManager:
     def _require_room(self) -> None:
         if self._closed:
             raise _stopping()
-        if len(self._live) + self._new_streams >= self.capacity:
+        if not self.free:
             self.counters.full += 1
             raise CapacityError(
                 f"all {self.capacity} streams that this server holds in real time are taken; try again later",

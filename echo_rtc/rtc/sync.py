@@ -5,12 +5,16 @@ Pure bookkeeping of bounded size: time and media time are arguments. Knows no pa
 
 from __future__ import annotations
 
+import statistics
+from collections import deque
 from collections.abc import Mapping
 
 from echo_rtc.counting import Histogram, Quantiles
 
 DELAY_BOUNDS_S = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0, 1.25, 1.5, 2.0, 2.5, 3.0, 5.0, 10.0)
 OFFSET_BOUNDS_MS = (1.0, 2.0, 5.0, 10.0, 15.0, 20.0, 30.0, 45.0, 60.0, 100.0, 200.0, 500.0)
+MAX_PACKETS = 128
+"""Of each kind, the latest so many count: more than leave in the second between two looks."""
 DELAY_STEP_S = 0.005
 """The quantiles of the delay are exact to this."""
 
@@ -19,45 +23,29 @@ class SyncMeter:
     """The offset of sound and picture at the sender, positive where the picture is late.
 
     Each packet leaves at some time of our clock and carries a media time. How much later than its media time it leaves
-    is the same for both as long as they are in sync; the offset is the difference of the two means.
+    is the same for both as long as they are in sync; the offset is the difference of the two medians. Medians, because
+    after a stall the blocks of sound that are late are sent and the frames that are late are not.
     """
 
     def __init__(self) -> None:
-        self._sound = _Mean()
-        self._picture = _Mean()
+        self._sound: deque[float] = deque(maxlen=MAX_PACKETS)
+        self._picture: deque[float] = deque(maxlen=MAX_PACKETS)
 
     def sound(self, media_s: float, now: float) -> None:
         """A packet of sound with the media time ``media_s`` leaves at ``now``, both in seconds."""
-        self._sound.add(now - media_s)
+        self._sound.append(now - media_s)
 
     def picture(self, media_s: float, now: float) -> None:
         """A packet of the picture, likewise."""
-        self._picture.add(now - media_s)
+        self._picture.append(now - media_s)
 
     def take(self) -> float | None:
         """The offset (s) over what has left since the last time; None unless both have."""
-        sound, picture = self._sound.take(), self._picture.take()
-        return None if sound is None or picture is None else picture - sound
-
-
-class _Mean:
-    """A running mean of values near to the first one, so that no precision is lost to large times."""
-
-    def __init__(self) -> None:
-        self._first = 0.0
-        self._sum = 0.0
-        self._count = 0
-
-    def add(self, value: float) -> None:
-        if not self._count:
-            self._first = value
-        self._sum += value - self._first
-        self._count += 1
-
-    def take(self) -> float | None:
-        mean = self._first + self._sum / self._count if self._count else None
-        self._sum, self._count = 0.0, 0
-        return mean
+        both = bool(self._sound and self._picture)
+        offset_s = statistics.median(self._picture) - statistics.median(self._sound) if both else None
+        self._sound.clear()
+        self._picture.clear()
+        return offset_s
 
 
 class CallRecord:

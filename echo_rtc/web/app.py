@@ -14,6 +14,7 @@ from aiohttp import web
 from aiohttp.typedefs import Middleware
 
 from echo_rtc.rtc.session import Role
+from echo_rtc.web.admin import PAGE, Admin
 from echo_rtc.web.auth import GRANT, Authorisation, Scope, authorise
 from echo_rtc.web.clients import Clients
 from echo_rtc.web.cors import CrossOrigin
@@ -62,6 +63,7 @@ class Handlers:
     whep: WhipWhep
     health: Health
     metrics: Metrics
+    admin: Admin
 
 
 _ROUTES: tuple[tuple[RouteRow, Callable[[Handlers], Handler]], ...] = (
@@ -132,12 +134,21 @@ _ROUTES: tuple[tuple[RouteRow, Callable[[Handlers], Handler]], ...] = (
     ),
     (RouteRow("GET", "/healthz", "200 as long as the server lives.", Scope.OPEN), lambda h: h.health.healthz),
     (
-        RouteRow("GET", "/readyz", "200 if a call could be opened, else 503 with Retry-After.", Scope.OPEN),
+        RouteRow("GET", "/readyz", "200 if a stream could be opened, else 503 with Retry-After.", Scope.OPEN),
         lambda h: h.health.readyz,
     ),
     (
         RouteRow("GET", "/metrics", "Everything that is counted, for Prometheus.", Scope.ADMIN),
         lambda h: h.metrics.metrics,
+    ),
+    (
+        RouteRow("GET", "/admin", "The operator's page; it asks for a token where one is needed.", Scope.OPEN),
+        lambda h: h.admin.page,
+    ),
+    (RouteRow("GET", "/admin/state", "What the operator's page shows, as JSON.", Scope.ADMIN), lambda h: h.admin.state),
+    (
+        RouteRow("DELETE", "/admin/streams/{id}", "Ends a stream by the operator's hand.", Scope.ADMIN),
+        lambda h: h.admin.end,
     ),
 )
 
@@ -168,9 +179,10 @@ def create_app(
     ``access`` everybody is let in who needs no permission of another origin's."""
     access, watch = access or Access(), watch or Watch()
     whip, whep = (WhipWhep(role, streams, health) for role in (Role.PUBLISH, Role.VIEW))
-    metrics = Metrics(Watched(streams, health.engine, health.engine_name, watch))
+    watched = Watched(streams, health.engine, health.engine_name, watch)
+    metrics, admin = Metrics(watched), Admin(streams, health, watched, static / PAGE)
     pages = Pages.in_folder(static, access.frame_ancestors)
-    handlers = Handlers(pages, Signalling(streams, health), whip, whep, health, metrics)
+    handlers = Handlers(pages, Signalling(streams, health), whip, whep, health, metrics, admin)
     scopes: dict[web.AbstractRoute, Scope] = {}
     answering = answering_problems(watch.refusals)
     middlewares = [access.cross_origin.middleware(), answering, _authorising(access, scopes)]

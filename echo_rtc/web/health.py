@@ -19,6 +19,8 @@ from echo_rtc.web.problems import Problem, ProblemType
 
 STARTING_RETRY_S = 5
 """When to ask again while the server starts, or while its workers are being replaced."""
+FULL_RETRY_S = 10
+"""When to ask again where all places are taken."""
 STOPPING_RETRY_S = 30
 """When to ask again after the server was told to stop: long enough for a restart."""
 
@@ -67,31 +69,49 @@ class Health:
     """Answers for the engine, the phase and the settings that a page needs. ``engine_name`` is ``--engine``.
 
     ``ice_servers`` yields what clients are told to use, anew for each answer, because credentials expire.
+    ``free_places`` says how many more streams there may be.
     """
 
     engine: EngineView
     lifecycle: Lifecycle
     engine_name: str
     ice_servers: Callable[[], Sequence[IceServer]] = no_ice_servers
+    free_places: Callable[[], int] = lambda: 1
 
     def require_ready(self) -> None:
-        """Raises the 503 that fits, unless a stream could be opened now."""
+        """Raises the 503 that fits, unless the server is up and can render."""
+        trouble = self._trouble()
+        if trouble is not None:
+            raise trouble
+
+    def trouble(self) -> Problem | None:
+        """Why no stream could be opened now, as the 503 that says it; None if one could."""
+        trouble = self._trouble()
+        if trouble is None and self.free_places() < 1:
+            return _unavailable("All streams that this server holds are taken.", ProblemType.FULL, FULL_RETRY_S)
+        return trouble
+
+    def _trouble(self) -> Problem | None:
         match self.lifecycle.phase:
             case Phase.STARTING:
                 detail = f"The server is still starting ({self.lifecycle.progress})."
-                raise _unavailable(detail, ProblemType.STARTING, STARTING_RETRY_S)
+                return _unavailable(detail, ProblemType.STARTING, STARTING_RETRY_S)
             case Phase.STOPPING:
                 detail = "The server is stopping and takes no new streams."
-                raise _unavailable(detail, ProblemType.STOPPING, STOPPING_RETRY_S)
+                return _unavailable(detail, ProblemType.STOPPING, STOPPING_RETRY_S)
         if not self.engine.ready:
             detail = f"No worker can render at the moment. {self.engine.trouble}".rstrip()
-            raise _unavailable(detail, ProblemType.STARTING, STARTING_RETRY_S)
+            return _unavailable(detail, ProblemType.STARTING, STARTING_RETRY_S)
+        return None
 
     async def healthz(self, _: web.Request) -> web.StreamResponse:
         return _json({"status": "alive"})
 
     async def readyz(self, _: web.Request) -> web.StreamResponse:
-        self.require_ready()
+        """200, or 503 with the reason. That is an answer and no refusal, and is not counted as one."""
+        trouble = self.trouble()
+        if trouble is not None:
+            return trouble.response()
         return _json({"status": "ready", "trouble": self.engine.trouble})
 
     async def config(self, request: web.Request) -> web.StreamResponse:

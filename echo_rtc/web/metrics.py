@@ -103,6 +103,12 @@ COUNTERS = (
         "outcome",
     ),
     Counted(
+        "steps_changes",
+        "How often the denoising steps of a stream's clips were lowered because it was late, and raised again.",
+        {"lowered": "clips.steps_lowered", "raised": "clips.steps_raised"},
+        "direction",
+    ),
+    Counted(
         "media_seconds", "Seconds of microphone that streams have heard.", {"": "heard.samples"}, "", 1 / MEDIA_RATE
     ),
     Counted(
@@ -182,6 +188,19 @@ COUNTERS = (
         {"sound": "viewers.sound_dropped", "picture": "viewers.picture_dropped"},
         "kind",
     ),
+    Counted(
+        "peer_packets_refused",
+        "Packets of peers that were too many: media, feedback, data, and those they wanted sent again.",
+        {
+            "media": "guard.packets_refused",
+            "feedback": "guard.reports_refused",
+            "data": "guard.data_refused",
+            "resent": "guard.resends_refused",
+        },
+        "kind",
+    ),
+    Counted("peer_faults", "Packets of peers that could not be handled.", {"": "guard.faults"}),
+    Counted("peers_sent_away", "Peers sent away for what they sent.", {"": "guard.sent_away"}),
     Counted("events_dropped", "Events for pages that could not be sent.", {"": "events.dropped"}),
     Counted(
         "peer_refused_packets",

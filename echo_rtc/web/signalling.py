@@ -80,13 +80,13 @@ class Signalling:
         """200 with the stream's counters; 404 as a problem."""
         found = self.streams.statistics(request.match_info["id"])
         if found is None:
-            raise _unknown_stream()
+            raise unknown_stream()
         return web.json_response(found, headers={"Cache-Control": "no-store"})
 
     async def close(self, request: web.Request) -> web.StreamResponse:
         """204 once the stream is closed; 404 as a problem."""
         if not await self.streams.close_stream(request.match_info["id"], "closed by the client"):
-            raise _unknown_stream()
+            raise unknown_stream()
         return web.Response(status=204)
 
 
@@ -157,5 +157,6 @@ def _too_large() -> Problem:
     return Problem(413, f"The body is larger than {MAX_OFFER_BYTES // 1024} KiB, which no offer needs.")
 
 
-def _unknown_stream() -> Problem:
+def unknown_stream() -> Problem:
+    """The 404 for an id that no stream has."""
     return Problem(404, "There is no such stream; it may have ended.", ProblemType.UNKNOWN_STREAM)

@@ -32,6 +32,16 @@ def test_what_is_late_together_is_in_sync() -> None:
     assert meter.take() == pytest.approx(0.0, abs=1e-9)
 
 
+def test_frames_left_out_after_a_stall_are_no_offset() -> None:
+    """0.3 s in which the sound leaves late, and the frames that would have are left out."""
+    meter = SyncMeter()
+    for i in range(50):
+        meter.sound(i / 50, i / 50 + max(0.0, 0.3 - i / 50))
+    for i in range(8, 24):
+        meter.picture(i / 24, i / 24)
+    assert meter.take() == pytest.approx(0.0, abs=1e-6)
+
+
 def test_stamps_that_stand_still_show() -> None:
     """A stall of 0.3 s after which the picture's stamps went on as a plain counter."""
     meter = SyncMeter()

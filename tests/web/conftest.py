@@ -40,6 +40,7 @@ class FakeStreams:
 
     streams: dict[str, StreamView] = field(default_factory=dict)
     capacity: int = 2
+    free: int = 1
     ledger: Ledger = field(default_factory=Ledger)
 
     def tally(self) -> Tally:
@@ -127,7 +128,8 @@ def make_edge(tmp_path: Path, aiohttp_client: Client, aiohttp_server: Server) ->
 
     async def make(access: Access) -> Edge:
         streams, engine, lifecycle = FakeStreams(), FakeEngine(), Lifecycle(Phase.READY)
-        app = create_app(streams, Health(engine, lifecycle, "local"), static, access)
+        health = Health(engine, lifecycle, "local", free_places=lambda: streams.free)
+        app = create_app(streams, health, static, access)
         server = await aiohttp_server(app, lingering_time=0.05)
         return Edge(await aiohttp_client(server), streams, engine, lifecycle, static)
 

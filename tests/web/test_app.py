@@ -152,7 +152,15 @@ async def test_readiness_follows_the_phase_and_the_workers(edge: Edge) -> None:
         assert problem["type"].endswith(":starting")
         assert "loading weights" in problem["detail"]
         assert int(response.headers["Retry-After"]) > 0
-    edge.lifecycle.phase, edge.engine.ready = Phase.READY, False
+    edge.lifecycle.phase, edge.streams.free = Phase.READY, 0
+    async with edge.client.get("/readyz") as response:
+        problem = await response.json(content_type="application/problem+json")
+        assert response.status == 503
+        assert problem["type"].endswith(":full")
+        assert problem["detail"] == "All streams that this server holds are taken."
+        assert int(response.headers["Retry-After"]) > 0
+    edge.streams.free = 1
+    edge.engine.ready = False
     edge.engine.trouble = "Worker cuda:0 was lost 3 times in a row and starts again in 4 s."
     async with edge.client.get("/readyz") as response:
         assert response.status == 503
