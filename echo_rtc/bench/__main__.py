@@ -14,6 +14,7 @@ from echo_rtc.errors import EchoRtcError
 BENCHMARKS = {
     "parity": "how far the networks' numbers are from a reference",
     "render": "frames per second and share of the processor of the clip generator",
+    "generation": "frames per second of full-size EchoMimic-V2 with random weights on a GPU",
     "sync": "difference between sound and picture as a client receives them",
     "stream": "processor time of the whole server process for one stream",
     "viewers": "processor time of the whole server process for each viewer of one stream",

@@ -262,8 +262,7 @@ class _Case:
 
         def call(latents: Tensor) -> Tensor:
             first = self._sampler.timesteps[0]
-            halves: list[ClipConditions | None] = [None, self._given()] if self._halves == 2 else [self._given()]
-            return torch.cat([self._sampler.half(latents, first, half, 0) for half in halves])
+            return self._sampler.halves(latents, first, self._given(), 0)
 
         yield from self._against("unet0.output", call(start), self._again(start, call))
 

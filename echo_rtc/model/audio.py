@@ -77,14 +77,14 @@ def log_mel_spectrogram(audio: Tensor, n_mels: int = 80) -> Tensor:
     window = torch.hann_window(_STFT_SAMPLES, device=audio.device)
     spectrum = torch.stft(audio, _STFT_SAMPLES, _HOP_SAMPLES, window=window, return_complex=True)  # (..., 201, T + 1)
     power = spectrum[..., :-1].abs().square()
-    mels = _mel_filters(n_mels).to(audio.device) @ power  # (..., n_mels, T)
+    mels = _mel_filters(n_mels, audio.device) @ power  # (..., n_mels, T)
     log_mels = mels.clamp(min=1e-10).log10()
     log_mels = torch.maximum(log_mels, log_mels.amax(dim=(-2, -1), keepdim=True) - 8.0)
     return (log_mels + 4.0) / 4.0
 
 
 @functools.cache
-def _mel_filters(n_mels: int) -> Tensor:
+def _mel_filters(n_mels: int, device: torch.device) -> Tensor:
     """Triangular mel filters (n_mels, 201) float32, Slaney scale and norm, 0 to 8 kHz."""
     filters = mel_filter_bank(
         num_frequency_bins=_STFT_SAMPLES // 2 + 1,
@@ -95,7 +95,7 @@ def _mel_filters(n_mels: int) -> Tensor:
         norm="slaney",
         mel_scale="slaney",
     )
-    return torch.from_numpy(np.ascontiguousarray(filters.T, dtype=np.float32))
+    return torch.from_numpy(np.ascontiguousarray(filters.T, dtype=np.float32)).to(device)
 
 
 def frame_tokens(hidden: Tensor, frames: int, fps: int, margin: int, drop_frames: int) -> Tensor:

@@ -92,7 +92,10 @@ class TimestepEmbedding(nn.Module):
     def forward(self, timestep: Tensor | float, batch: int) -> Tensor:
         """A number or (B,) -> (1 or B, 4 * width), SiLU already applied (every block begins with it)."""
         weight = self.linear_1.weight
-        steps = torch.as_tensor(timestep, device=weight.device).reshape(-1)
+        # A number becomes a tensor on the device: a copy from the host would end a recording of what runs there.
+        steps = (
+            timestep.to(weight.device) if isinstance(timestep, Tensor) else torch.full((1,), timestep, device=weight.device)
+        ).reshape(-1)
         if len(steps) not in (1, batch):
             raise ValueError(f"{len(steps)} timesteps for a batch of {batch}")
         wave = sinusoid(steps, self.width, self.flip, self.shift).to(weight.dtype)

@@ -7,11 +7,12 @@ clip is due or of where it is shown.
 
 from __future__ import annotations
 
+import itertools
 import logging
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from pathlib import Path
 from typing import Protocol
@@ -24,19 +25,29 @@ from torch import Tensor
 from echo_rtc.clips import ClipFormat, F16Array, F32Array, U8Array, YuvFrames
 from echo_rtc.engine.protocol import Avatar, RenderRequest, RenderResult
 from echo_rtc.errors import InputError, RenderError, SettingsError
+from echo_rtc.model.attention import CHOICES, AttentionChoice
 from echo_rtc.model.audio import SAMPLE_RATE, Wav2Vec2AudioEncoder, WhisperAudioEncoder, frame_tokens
+from echo_rtc.model.captured import BankShelf, Captures
 from echo_rtc.model.colour import rgb_bytes, yuv_planes
+from echo_rtc.model.compiled import compile_networks
 from echo_rtc.model.description import ModelDescription
+from echo_rtc.model.fused import FusedDenoiser
+from echo_rtc.model.fused_decoder import FusedDecoder
 from echo_rtc.model.image import load_reference_image
+from echo_rtc.model.kernels import launch
+from echo_rtc.model.kl_autoencoder import KLAutoencoder
 from echo_rtc.model.loading import Networks, load_networks
 from echo_rtc.model.pose import Pose, draw_pose, load_pose_sequence
-from echo_rtc.model.sampler import ClipConditions, Sampler, draw_noise, initial_latents
+from echo_rtc.model.sampler import ClipConditions, Denoiser, Sampler, draw_noise, initial_latents
 from echo_rtc.model.unet2d import Bank
 from echo_rtc.model.unet3d import KeysValues
 
 log = logging.getLogger(__name__)
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+
+KERNELS = ("auto", "triton", "torch")
+COMPILE_MODES = ("default", "reduce-overhead", "max-autotune")
 
 _CHUNK = 16
 """Frames that the pose encoder and the autoencoder take at a time: bounds their memory."""
@@ -49,6 +60,10 @@ class GeneratorSettings:
     ``steps`` denoising steps, ``cfg`` guidance scale (at 1 and below there is none), ``audio_margin`` frames of audio
     context on each side, ``audio_model_type`` "whisper" or "wav2vec2", ``low_ram`` whether poses are drawn for each
     clip instead of kept, ``device`` as PyTorch names it, ``dtype`` "float32", "float16" or "bfloat16".
+
+    What makes it quicker without changing the picture: ``kernels`` "auto" (the fused networks on a GPU with Triton),
+    "triton" or "torch", ``attention`` "auto" (the fastest measured), "sdpa" or "xformers", ``cuda_graphs`` whether
+    clips are recorded and replayed, ``compile_unet`` whether the plain networks are compiled, in ``compile_unet_mode``.
     """
 
     format: ClipFormat
@@ -59,6 +74,11 @@ class GeneratorSettings:
     low_ram: bool = False
     device: str = "cpu"
     dtype: str = "float32"
+    kernels: str = "auto"
+    attention: str = "auto"
+    cuda_graphs: bool = True
+    compile_unet: bool = False
+    compile_unet_mode: str = "reduce-overhead"
 
     def __post_init__(self) -> None:
         if self.steps < 1:
@@ -69,6 +89,14 @@ class GeneratorSettings:
             raise SettingsError(f"audio_model_type is {self.audio_model_type!r}; it must be whisper or wav2vec2")
         if self.dtype not in DTYPES:
             raise SettingsError(f"dtype is {self.dtype!r}; it must be one of {', '.join(DTYPES)}")
+        for name, choices in (("kernels", KERNELS), ("attention", CHOICES), ("compile_unet_mode", COMPILE_MODES)):
+            value = getattr(self, name)
+            if value not in choices:
+                raise SettingsError(f"{name} is {value!r}; it must be one of {', '.join(choices)}")
+        if self.compile_unet and self.kernels == "triton":
+            raise SettingsError(
+                "compile_unet is set, but kernels is triton: what is compiled are the plain networks; choose one"
+            )
 
 
 class AudioEncoder(Protocol):
@@ -132,21 +160,37 @@ class PreparedClip:
     audio_ms: float
 
 
-@dataclass
 class Stopwatch:
-    """Milliseconds of each stage of a clip; waits for the device at each stage's end, or they would mean nothing."""
+    """Milliseconds of each stage of a clip. On a GPU the stages are marked in its own stream, and nobody waits for it
+    before :meth:`finish`."""
 
-    device: torch.device
-    stages_ms: dict[str, float] = field(default_factory=dict)
-    _last: float = field(default_factory=time.perf_counter)
+    def __init__(self, device: torch.device) -> None:
+        self._cuda = device.type == "cuda"
+        self._marks: list[tuple[str, float | torch.cuda.Event]] = []
+        self.lap("")
 
     def lap(self, stage: str) -> None:
         """Ends the stage that began with the last lap (or with the stopwatch)."""
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
-        now = time.perf_counter()
-        self.stages_ms[stage] = self.stages_ms.get(stage, 0.0) + 1000.0 * (now - self._last)
-        self._last = now
+        if self._cuda:
+            event = torch.cuda.Event(enable_timing=True)
+            event.record()
+            self._marks.append((stage, event))
+        else:
+            self._marks.append((stage, 1000.0 * time.perf_counter()))
+
+    def finish(self) -> dict[str, float]:
+        """Waits until the device has passed the last lap; the stages' times (ms), in their order."""
+        stages: dict[str, float] = {}
+        for (_, before), (stage, after) in itertools.pairwise(self._marks):
+            if isinstance(after, torch.cuda.Event):
+                assert isinstance(before, torch.cuda.Event)
+                after.synchronize()
+                taken = before.elapsed_time(after)
+            else:
+                assert not isinstance(before, torch.cuda.Event)
+                taken = after - before
+            stages[stage] = stages.get(stage, 0.0) + taken
+        return stages
 
 
 class ClipGenerator:
@@ -163,6 +207,11 @@ class ClipGenerator:
         self._avatars: dict[str, _Prepared] = {}
         self._samplers: dict[int, Sampler] = {}
         self._side = torch.cuda.Stream(self.device) if self.device.type == "cuda" else None  # type: ignore[no-untyped-call]
+        attend = AttentionChoice(settings.attention)
+        self._denoiser, self._decode_images = _quickest(networks, settings, attend)
+        recorded = settings.cuda_graphs and self.device.type == "cuda"
+        self._captures, self._side_captures = Captures(recorded), Captures(recorded)
+        self._shelf = BankShelf()
         scale = networks.autoencoder.scale
         for name in ("width", "height"):
             pixels = getattr(settings.format, name)
@@ -226,7 +275,7 @@ class ClipGenerator:
         self._latent_shape(request)
         poses = self._avatar(request.avatar).poses
         with self._beside():
-            audio = self.networks.denoiser.project_audio(self.audio_tokens(request.audio, request.frames))
+            audio = self._audio(request.audio, request.frames)
             pose = poses.features(request.pose_position, request.frames)
         return PreparedClip(audio, pose, 1000.0 * (time.perf_counter() - begun))
 
@@ -237,16 +286,17 @@ class ClipGenerator:
         changed since.
         """
         prepared = prepared or self.prepare(request)
-        watch = Stopwatch(self.device, {"audio": prepared.audio_ms})
+        watch = Stopwatch(self.device)
         frames, latents = self._generate_yuv(request, watch, prepared)
-        return RenderResult(frames, _last_latent(latents), watch.stages_ms)
+        return RenderResult(frames, latents[-1], {"audio": prepared.audio_ms, **watch.finish()})
 
     @torch.inference_mode()
     def generate_rgb(self, request: RenderRequest) -> tuple[U8Array, F16Array]:
         """Renders one clip: its frames (F, H, W, 3) uint8 RGB and the final latent (C, h, w) of its last frame."""
         latents = self._denoise(request, Stopwatch(self.device))
+        last = _last_latent(latents)
         frames: U8Array = torch.cat([rgb_bytes(part) for part in self._decode(latents)]).cpu().numpy()
-        return frames, _last_latent(latents)
+        return frames, last
 
     def idle_loop(self, name: str, chained: bool = True, seed: int = 0) -> Iterator[Avatar]:
         """Renders the whole pose sequence with silence for its sound: what an avatar shows while nobody speaks. Comes
@@ -267,9 +317,9 @@ class ClipGenerator:
         for position in range(0, length, count):
             frames, final = self._generate_yuv(replace(request, pose_position=position), Stopwatch(self.device))
             kept = min(count, length - position)
-            yield Avatar(name, frames[:kept], final[0, :, :kept].transpose(0, 1).to("cpu", torch.float16).numpy())
+            yield Avatar(name, frames[:kept], final[:kept])
             if chained:
-                request = replace(request, init_latent=_last_latent(final))
+                request = replace(request, init_latent=final[-1])
 
     # The stages, in the order of computation. Public where the parity check compares them.
 
@@ -292,16 +342,37 @@ class ClipGenerator:
 
         What comes before them is history: it is encoded with them, and its own tokens are dropped.
         """
+        return self._encode_audio(_to_device(self._sound(audio), self.device), len(audio), frames)
+
+    def _sound(self, audio: F32Array) -> Tensor:
+        """The same sound at the rate that the audio encoder reads, on the CPU."""
+        return torch.from_numpy(resample(audio, self.settings.format.sample_rate, SAMPLE_RATE))
+
+    def _encode_audio(self, sound: Tensor, samples: int, frames: int) -> Tensor:
+        """The tokens of sound on the device, which was ``samples`` long at the format's rate."""
         clip = self.settings.format
-        history = max(0, round(Fraction(len(audio) * clip.fps, clip.sample_rate)) - frames)
-        sound = torch.tensor(resample(audio, clip.sample_rate, SAMPLE_RATE), device=self.device)
+        history = max(0, round(Fraction(samples * clip.fps, clip.sample_rate)) - frames)
         hidden = self.audio_encoder.hidden_states(sound)
         return frame_tokens(hidden, frames, clip.fps, self.settings.audio_margin, history)[None].to(self._dtype)
+
+    def _audio(self, audio: F32Array, frames: int) -> KeysValues:
+        """The keys and values of the last ``frames`` frames of audio."""
+        samples, names = len(audio), [block.name for block in self.networks.denoiser.transformer_blocks()]
+
+        def encode(sound: Tensor) -> list[Tensor]:
+            given = self.networks.denoiser.project_audio(self._encode_audio(sound, samples, frames))
+            return [value for name in names for value in given.blocks[name]]
+
+        sound = _to_device(self._sound(audio), self.device)
+        values: list[Tensor] = self._side_captures.run(("audio", samples, frames), encode, sound)
+        if self._side_captures.active:  # the next clip's are made while this one waits for its turn
+            values = [value.clone() for value in values]
+        return KeysValues(dict(zip(names, zip(values[::2], values[1::2], strict=True), strict=True)))
 
     def sampler(self, steps: int) -> Sampler:
         """The sampler of so many steps, made once."""
         if steps not in self._samplers:
-            self._samplers[steps] = Sampler(self.networks.denoiser, steps, self.settings.cfg)
+            self._samplers[steps] = Sampler(self._denoiser, steps, self.settings.cfg)
         return self._samplers[steps]
 
     def _pose_features(self, poses: list[Pose]) -> Tensor:
@@ -325,30 +396,52 @@ class ClipGenerator:
         """The final latents (1, C, F, h, w) float32 of a clip."""
         shape = self._latent_shape(request)
         prepared = prepared or self.prepare(request)
-        given = ClipConditions(audio=prepared.audio, bank=self._avatar(request.avatar).bank, pose=prepared.pose)
+        bank = self._avatar(request.avatar).bank
+        if self._captures.active:
+            bank = self._shelf.put(bank)
         chained = None if request.init_latent is None else torch.tensor(request.init_latent)
-        latents = initial_latents(draw_noise(shape, request.seed), chained).to(self.device)
-        for step in self.sampler(request.steps or self.settings.steps).steps(latents, given):
-            latents = step.latents
+        start = _to_device(initial_latents(draw_noise(shape, request.seed), chained), self.device)
+        steps = request.steps or self.settings.steps
+        names = list(prepared.audio.blocks)
+
+        def denoise(latents: Tensor, pose: Tensor, *audio: Tensor) -> Tensor:
+            pairs = KeysValues(dict(zip(names, zip(audio[::2], audio[1::2], strict=True), strict=True)))
+            for step in self.sampler(steps).steps(latents, ClipConditions(pairs, bank, pose)):
+                latents = step.latents
+            return latents
+
+        audio = [value for name in names for value in prepared.audio.blocks[name]]
+        latents: Tensor = self._captures.run(("denoise", steps), denoise, start, prepared.pose, *audio)
         watch.lap("denoise")
         return latents
 
-    def _decode(self, latents: Tensor) -> list[Tensor]:
-        """Final latents (1, C, F, h, w) -> images (n, 3, H, W) in about -1..1, in parts of a few frames."""
-        folded = latents[0].transpose(0, 1).to(self._dtype).contiguous(memory_format=torch.channels_last)
-        return [self.networks.autoencoder.decode(part) for part in torch.split(folded, _CHUNK)]
+    def _decode(self, latents: Tensor) -> Iterator[Tensor]:
+        """Final latents (1, C, F, h, w) -> images (n, 3, H, W) in about -1..1, in parts of a few frames, each to be used
+        before the next is asked for."""
+
+        def decode(part: Tensor) -> Tensor:
+            return self._decode_images(part.to(self._dtype).contiguous(memory_format=torch.channels_last))
+
+        folded = latents[0].transpose(0, 1).contiguous()
+        return (self._captures.run(("decode",), decode, part) for part in torch.split(folded, _CHUNK))
 
     @torch.inference_mode()
     def _generate_yuv(
         self, request: RenderRequest, watch: Stopwatch, prepared: PreparedClip | None = None
-    ) -> tuple[YuvFrames, Tensor]:
+    ) -> tuple[YuvFrames, F16Array]:
+        """A clip's frames and the final latents (F, C, h, w) of them all, once the device has finished them."""
         latents = self._denoise(request, watch, prepared)
-        images = self._decode(latents)
-        watch.lap("decode")
-        parts = [yuv_planes(part) for part in images]
-        y, u, v = (torch.cat(planes).cpu().numpy() for planes in zip(*parts, strict=True))
-        watch.lap("colour")
-        return YuvFrames(y, u, v), latents
+        final = _to_host(latents[0].transpose(0, 1).to(torch.float16))
+        parts: list[list[Tensor]] = []
+        for images in self._decode(latents):
+            watch.lap("decode")
+            parts.append([_to_host(plane) for plane in yuv_planes(images)])
+            watch.lap("colour")
+        watch.finish()
+        y, u, v = (
+            planes[0].numpy() if len(planes) == 1 else torch.cat(planes).numpy() for planes in zip(*parts, strict=True)
+        )
+        return YuvFrames(y, u, v), final.numpy()
 
     def _avatar(self, name: str) -> _Prepared:
         if name not in self._avatars:
@@ -370,6 +463,38 @@ class ClipGenerator:
         """Samples of the history and ``frames`` frames at the format's sample rate."""
         clip = self.settings.format
         return round(clip.history_s * clip.sample_rate) + clip.sample_of_frame(frames, clip.sample_rate)
+
+
+def _quickest(
+    networks: Networks, settings: GeneratorSettings, attend: AttentionChoice
+) -> tuple[Denoiser, Callable[[Tensor], Tensor]]:
+    """The denoising UNet and the decoder that the settings choose. Raises SettingsError."""
+    on_gpu = torch.device(settings.device).type == "cuda"
+    if settings.kernels == "triton" and not (on_gpu and launch.AVAILABLE):
+        missing = "Triton, which is not installed" if on_gpu else "a CUDA device"
+        raise SettingsError(f"kernels is triton, which needs {missing}; choose auto or torch")
+    if on_gpu:
+        torch.backends.cudnn.benchmark = True  # shapes never change: the quickest algorithm is worth a search
+    if settings.compile_unet:
+        return networks.denoiser, compile_networks(networks, settings.compile_unet_mode)
+    if not on_gpu or settings.kernels == "torch" or not launch.AVAILABLE:
+        return networks.denoiser, networks.autoencoder.decode
+    autoencoder = networks.autoencoder
+    decode = FusedDecoder(autoencoder, attend).decode if isinstance(autoencoder, KLAutoencoder) else autoencoder.decode
+    return FusedDenoiser(networks.denoiser, attend), decode
+
+
+def _to_device(value: Tensor, device: torch.device) -> Tensor:
+    """A copy of a CPU tensor on the device, which nobody waits for."""
+    return value.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else value.to(device)
+
+
+def _to_host(value: Tensor) -> Tensor:
+    """A copy on the CPU, there once the device has come this far."""
+    if not value.is_cuda:
+        return value
+    host = torch.empty(value.shape, dtype=value.dtype, pin_memory=True)
+    return host.copy_(value, non_blocking=True)
 
 
 def resample(audio: F32Array, rate: int, target: int) -> F32Array:

@@ -53,10 +53,10 @@ class FrameAttention(Attention):
         super().__init__(width, config.heads)
         self.pos_encoder = FramePositions(width, config.positions) if config.positions else None
 
-    def across(self, x: Tensor, frames: int, shift: int) -> Tensor:
-        """x (B*F, L, C) -> (B*F, L, C). Frame j stands at position (j - shift) modulo F."""
+    def across(self, x: Tensor, frames: int, order: Tensor) -> Tensor:
+        """x (B*F, L, C) -> (B*F, L, C). Frame j stands at position order[j]."""
         if self.pos_encoder is not None:
-            positions = self.pos_encoder(frames).roll(shift, 0)  # (F, C)
+            positions = self.pos_encoder(frames)[order]  # (F, C)
             x = (x.view(-1, frames, *x.shape[1:]) + positions[:, None]).flatten(0, 1)
         q, k, v = (
             rearrange(to(x), "(b f) l (h d) -> (b l) h f d", f=frames, h=self.heads)
@@ -77,11 +77,11 @@ class MotionBlock(nn.Module):
         self.ff = FeedForward(width)
         self.ff_norm = nn.LayerNorm(width)
 
-    def forward(self, x: Tensor, frames: int, shift: int) -> Tensor:
+    def forward(self, x: Tensor, frames: int, order: Tensor) -> Tensor:
         """x (B*F, L, C) -> (B*F, L, C)."""
         for block, norm in zip(self.attention_blocks, self.norms, strict=True):
             assert isinstance(block, FrameAttention)
-            x = x + block.across(norm(x), frames, shift)
+            x = x + block.across(norm(x), frames, order)
         x = x + self.ff(self.ff_norm(x))
         return x
 
@@ -100,11 +100,11 @@ class MotionTransformer(nn.Module):
         for parameter in self.proj_out.parameters():
             nn.init.zeros_(parameter)
 
-    def forward(self, x: Tensor, frames: int, shift: int) -> Tensor:
+    def forward(self, x: Tensor, frames: int, order: Tensor) -> Tensor:
         """x (B*F, C, h, w) -> (B*F, C, h, w)."""
         tokens = self.proj_in(tokens_of(self.norm(x)))
         for block in self.transformer_blocks:
-            tokens = block(tokens, frames, shift)
+            tokens = block(tokens, frames, order)
         return x + image_of(self.proj_out(tokens), *x.shape[2:])
 
 
@@ -115,7 +115,7 @@ class MotionModule(nn.Module):
         super().__init__()
         self.temporal_transformer = MotionTransformer(width, config)
 
-    def forward(self, x: Tensor, frames: int, shift: int) -> Tensor:
+    def forward(self, x: Tensor, frames: int, order: Tensor) -> Tensor:
         """x (B*F, C, h, w) -> (B*F, C, h, w)."""
-        out: Tensor = self.temporal_transformer(x, frames, shift)
+        out: Tensor = self.temporal_transformer(x, frames, order)
         return out

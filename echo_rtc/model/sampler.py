@@ -9,12 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from diffusers import DDIMScheduler
 from torch import Tensor
 
-from echo_rtc.model.unet3d import DenoisingUNet, KeysValues
+from echo_rtc.model.unet3d import KeysValues
 
 NOISE_BOUND = 1.5
 """Initial noise is clamped to this on both sides."""
@@ -76,6 +77,24 @@ class Step:
     latents: Tensor
 
 
+class Denoiser(Protocol):
+    """The denoising UNet, plain or fused."""
+
+    def halves(
+        self,
+        latents: Tensor,
+        timestep: float,
+        audio: KeysValues | None,
+        pose: Tensor | None,
+        bank: KeysValues | None,
+        shift: int,
+        guided: bool,
+    ) -> Tensor:
+        """v for latents (1, C, F, h, w): (2, C, F, h, w), without conditions and with them, where ``guided``, else
+        (1, C, F, h, w) with them."""
+        ...
+
+
 class Sampler:
     """Takes a fixed number of DDIM steps (eta 0) under classifier-free guidance.
 
@@ -83,11 +102,10 @@ class Sampler:
     the conditional half is computed.
     """
 
-    def __init__(self, unet: DenoisingUNet, steps: int, cfg: float) -> None:
-        self._unet, self._cfg = unet, cfg
+    def __init__(self, denoiser: Denoiser, steps: int, cfg: float) -> None:
+        self._denoiser, self._cfg = denoiser, cfg
         self._scheduler = make_scheduler()
         self._scheduler.set_timesteps(steps)
-        self._dtype = unet.conv_in.weight.dtype
 
     @property
     def timesteps(self) -> list[int]:
@@ -97,7 +115,7 @@ class Sampler:
     def steps(self, latents: Tensor, given: ClipConditions) -> Iterator[Step]:
         """From initial latents (1, C, F, h, w) float32, the steps one by one; the last one's latents are final."""
         for index, timestep in enumerate(self.timesteps):
-            prediction = self.predict(latents, timestep, given, SHIFT_PER_STEP * index).float()
+            prediction = self.predict(latents, timestep, given, SHIFT_PER_STEP * index)
             latents = self.advance(prediction, timestep, latents)
             yield Step(prediction, latents)
 
@@ -107,23 +125,18 @@ class Sampler:
         return following
 
     def predict(self, latents: Tensor, timestep: int, given: ClipConditions, shift: int) -> Tensor:
-        """The guided prediction of v for latents (1, C, F, h, w) whose window is shifted by ``shift`` frames.
+        """The guided prediction of v, float32, for latents (1, C, F, h, w) whose window is shifted by ``shift`` frames.
 
         Instead of moving the frames and everything that goes with them, the motion modules' positions are moved, which
         are all that notices.
         """
-        conditional = self.half(latents, timestep, given, shift)
-        if self._cfg <= 1:
-            return conditional
-        unconditional = self.half(latents, timestep, None, shift)
+        halves = self.halves(latents, timestep, given, shift).float()
+        if len(halves) == 1:
+            return halves
+        unconditional, conditional = halves[:1], halves[1:]
         return unconditional + self._cfg * (conditional - unconditional)
 
-    def half(self, latents: Tensor, timestep: int, given: ClipConditions | None, shift: int) -> Tensor:
-        """One call of the UNet, with all conditions or with none: (1, C, F, h, w) -> v (1, C, F, h, w)."""
-        sample = latents.to(self._dtype)
-        prediction: Tensor
-        if given is None:
-            prediction = self._unet(sample, timestep, None, None, None, shift)
-        else:
-            prediction = self._unet(sample, timestep, given.audio, given.pose, given.bank, shift)
-        return prediction
+    def halves(self, latents: Tensor, timestep: int, given: ClipConditions, shift: int) -> Tensor:
+        """What guidance joins: (2, C, F, h, w), without conditions and with them, or (1, C, F, h, w) where there is
+        none."""
+        return self._denoiser.halves(latents, timestep, given.audio, given.pose, given.bank, shift, self._cfg > 1)

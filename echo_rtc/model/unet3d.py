@@ -37,6 +37,10 @@ AUDIO_SCALE = 3.0
 """How much the audio's cross-attention counts, by the published model."""
 
 
+Pair = tuple[Tensor, Tensor]
+"""Keys and values of one block."""
+
+
 @dataclass(frozen=True, slots=True)
 class KeysValues:
     """Keys and values of one kind of condition for each transformer block: block name -> (keys, values).
@@ -44,19 +48,26 @@ class KeysValues:
     The denoising steps of a clip share them (audio, (B*F, T, C)), and all clips of an avatar (bank, (B, L, C)).
     """
 
-    blocks: Mapping[str, tuple[Tensor, Tensor]]
+    blocks: Mapping[str, Pair]
 
 
 @dataclass(frozen=True, slots=True)
 class Conditions:
-    """What every layer of one forward pass is told: the number of frames, how far the window is cyclically shifted
-    (frame j stands at position (j - shift) modulo F), the timestep's embedding (1 or B, T), and the conditions."""
+    """What every layer of one forward pass is told: the number of frames, at which positions they stand (F,), the
+    timestep's embedding (1 or B, T), and the conditions."""
 
     frames: int
-    shift: int
+    order: Tensor
     time: Tensor
     audio: KeysValues | None
     bank: KeysValues | None
+
+    def of(self, name: str) -> tuple[Pair | None, Pair | None]:
+        """The keys and values of the bank and of the audio for the transformer block of that name."""
+        return (
+            None if self.bank is None else self.bank.blocks[name],
+            None if self.audio is None else self.audio.blocks[name],
+        )
 
 
 class DenoisingBlock(nn.Module):
@@ -74,29 +85,29 @@ class DenoisingBlock(nn.Module):
         self.norm3 = nn.LayerNorm(width)
         self.ff = FeedForward(width)
 
-    def forward(self, x: Tensor, given: Conditions) -> Tensor:
+    def forward(self, x: Tensor, frames: int, bank: Pair | None, audio: Pair | None) -> Tensor:
         """x (B*F, L, C) -> (B*F, L, C)."""
-        x = x + self.look(self.norm1(x), given)
-        x = x + AUDIO_SCALE * self.listen(x, given)
+        x = x + self.look(self.norm1(x), frames, bank)
+        x = x + AUDIO_SCALE * self.listen(x, audio)
         x = x + self.ff(self.norm3(x))
         return x
 
-    def look(self, y: Tensor, given: Conditions) -> Tensor:
+    def look(self, y: Tensor, frames: int, bank: Pair | None) -> Tensor:
         """Attention of each frame over itself and, if there is one, over the bank: (B*F, L, C) -> (B*F, L, C)."""
         attention = self.attn1
         keys, values = attention.to_k(y), attention.to_v(y)
-        if given.bank is not None:
+        if bank is not None:
             keys, values = (
-                torch.cat((own, per_frame(bank, given.frames, len(own))), dim=1)  # (B*F, 2 L, C)
-                for own, bank in zip((keys, values), given.bank.blocks[self.name], strict=True)
+                torch.cat((own, per_frame(seen, frames, len(own))), dim=1)  # (B*F, 2 L, C)
+                for own, seen in zip((keys, values), bank, strict=True)
             )
         return attention.attend(attention.to_q(y), keys, values)
 
-    def listen(self, x: Tensor, given: Conditions) -> Tensor:
+    def listen(self, x: Tensor, audio: Pair | None) -> Tensor:
         """Attention of each frame over its audio tokens: (B*F, L, C) -> (B*F, L, C), or (C,) without audio."""
-        if given.audio is None:  # tokens of zeros have keys and values of zeros: only the output's bias is left
+        if audio is None:  # tokens of zeros have keys and values of zeros: only the output's bias is left
             return self.attn2.output_bias
-        return self.attn2.attend(self.attn2.to_q(self.norm2(x)), *given.audio.blocks[self.name])
+        return self.attn2.attend(self.attn2.to_q(self.norm2(x)), *audio)
 
 
 def per_frame(bank: Tensor, frames: int, total: int) -> Tensor:
@@ -117,12 +128,24 @@ class DenoisingTransformer(nn.Module):
         self.transformer_blocks = nn.ModuleList([DenoisingBlock(width, heads, config.audio_width)])
         self.proj_out = Pointwise(width, width)
 
-    def forward(self, x: Tensor, given: Conditions) -> Tensor:
+    @property
+    def block(self) -> DenoisingBlock:
+        block = self.transformer_blocks[0]
+        assert isinstance(block, DenoisingBlock)
+        return block
+
+    def forward(self, x: Tensor, frames: int, bank: Pair | None, audio: Pair | None) -> Tensor:
         """x (B*F, C, h, w) -> (B*F, C, h, w)."""
         tokens = self.proj_in.over_tokens(tokens_of(self.norm(x)))
-        for block in self.transformer_blocks:
-            tokens = block(tokens, given)
+        tokens = self.block(tokens, frames, bank, audio)
         return x + image_of(self.proj_out.over_tokens(tokens), *x.shape[2:])
+
+
+def attended(transformer: nn.Module, x: Tensor, given: Conditions) -> Tensor:
+    """x through a transformer, with its own part of the conditions."""
+    assert isinstance(transformer, DenoisingTransformer)
+    y: Tensor = transformer(x, given.frames, *given.of(transformer.block.name))
+    return y
 
 
 def _transformers(count: int, config: UNetConfig, level: int) -> nn.ModuleList:
@@ -152,9 +175,9 @@ class DenoisingDown(nn.Module):
         for layer, resnet in enumerate(self.resnets):
             x = resnet(x, given.time)
             if self.attentions:
-                x = self.attentions[layer](x, given)
+                x = attended(self.attentions[layer], x, given)
             if self.motion_modules:
-                x = self.motion_modules[layer](x, given.frames, given.shift)
+                x = self.motion_modules[layer](x, given.frames, given.order)
             skips.append(x)
         for downsample in self.downsamplers:
             x = downsample(x)
@@ -174,9 +197,9 @@ class DenoisingMid(nn.Module):
 
     def forward(self, x: Tensor, given: Conditions) -> Tensor:
         x = self.resnets[0](x, given.time)
-        x = self.attentions[0](x, given)
+        x = attended(self.attentions[0], x, given)
         for motion in self.motion_modules:
-            x = motion(x, given.frames, given.shift)
+            x = motion(x, given.frames, given.order)
         out: Tensor = self.resnets[1](x, given.time)
         return out
 
@@ -199,9 +222,9 @@ class DenoisingUp(nn.Module):
         for layer, resnet in enumerate(self.resnets):
             x = resnet(join(x, skips.pop()), given.time)
             if self.attentions:
-                x = self.attentions[layer](x, given)
+                x = attended(self.attentions[layer], x, given)
             if self.motion_modules:
-                x = self.motion_modules[layer](x, given.frames, given.shift)
+                x = self.motion_modules[layer](x, given.frames, given.order)
         for upsample in self.upsamplers:
             x = upsample(x, tuple(skips[-1].shape[2:]))
         return x
@@ -251,6 +274,24 @@ class DenoisingUNet(nn.Module):
             }
         )
 
+    def halves(
+        self,
+        latents: Tensor,
+        timestep: float,
+        audio: KeysValues | None,
+        pose: Tensor | None,
+        bank: KeysValues | None,
+        shift: int,
+        guided: bool,
+    ) -> Tensor:
+        """v for latents (1, C, F, h, w): (2, C, F, h, w), without conditions and with them, where ``guided``, else
+        (1, C, F, h, w) with them. The arguments are those of :meth:`forward`."""
+        sample = latents.to(self.conv_in.weight.dtype)
+        conditional: Tensor = self(sample, timestep, audio, pose, bank, shift)
+        if not guided:
+            return conditional
+        return torch.cat((self(sample, timestep, None, None, None, shift), conditional))
+
     def forward(
         self,
         sample: Tensor,
@@ -272,7 +313,7 @@ class DenoisingUNet(nn.Module):
             x = x + fold(pose)
         given = Conditions(
             frames=frames,
-            shift=shift % frames,
+            order=(torch.arange(frames, device=x.device) - shift) % frames,
             time=self.time_embedding(timestep, batch),
             audio=self.project_audio(audio) if isinstance(audio, Tensor) else audio,
             bank=bank if bank is None or isinstance(bank, KeysValues) else self.project_bank(bank),

@@ -1,0 +1,257 @@
+"""How fast full-size EchoMimic-V2 is on a GPU: ``python -m echo_rtc.bench generation [settings of the model]``.
+
+Networks of the published sizes with random weights, made on the device; no file is read but the embedded model's
+reference image and poses. Speed does not depend on what the weights are. Each clip is chained to the one before, with
+fresh sound, and measured from its request in memory to its planes in the host's memory. Warm-up is not counted, but
+told: it is what a user waits for at the start.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import statistics
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from echo_rtc.bench.report import report
+from echo_rtc.clips import ClipFormat
+from echo_rtc.engine.protocol import RenderRequest
+from echo_rtc.errors import SettingsError
+from echo_rtc.model.attention import CHOICES
+from echo_rtc.model.audio import WhisperAudioEncoder, WhisperDims
+from echo_rtc.model.config import PUBLISHED
+from echo_rtc.model.generator import COMPILE_MODES, DTYPES, KERNELS, ClipGenerator, GeneratorSettings
+from echo_rtc.model.kl_autoencoder import KLAutoencoder
+from echo_rtc.model.loading import Networks
+from echo_rtc.model.pose_encoder import PoseEncoder
+from echo_rtc.model.unet2d import ReferenceUNet
+from echo_rtc.model.unet3d import DenoisingUNet
+
+AVATAR = "bench"
+
+_ASSETS = Path(__file__).resolve().parents[1] / "assets" / "embedded"
+_WARM_UP_CLIPS = 3
+_CEILING_SIDE = 8192
+_WHISPER_TINY = WhisperDims(n_mels=80, n_audio_ctx=1500, n_audio_state=384, n_audio_head=6, n_audio_layer=4)
+_VAE: dict[str, Any] = {
+    "in_channels": 3,
+    "out_channels": 3,
+    "down_block_types": ["DownEncoderBlock2D"] * 4,
+    "up_block_types": ["UpDecoderBlock2D"] * 4,
+    "block_out_channels": [128, 256, 512, 512],
+    "layers_per_block": 2,
+    "latent_channels": 4,
+    "norm_num_groups": 32,
+}
+"""The sizes of the published autoencoder."""
+
+
+def random_networks(device: torch.device, dtype: torch.dtype, seed: int = 0) -> tuple[Networks, WhisperAudioEncoder]:
+    """Full-size networks with random weights, made on the device, that keep the scale of what passes through them."""
+    with torch.device("meta"):
+        reference = ReferenceUNet(PUBLISHED["reference_unet"])
+        denoiser = DenoisingUNet(PUBLISHED["denoising_unet"], PUBLISHED["denoising_unet_additional"])
+        pose = PoseEncoder(PUBLISHED["pose_encoder"])
+        autoencoder = KLAutoencoder(_VAE)
+        audio = WhisperAudioEncoder(_WHISPER_TINY)
+    generator = torch.Generator(device).manual_seed(seed)
+    for network in (reference, denoiser, pose, autoencoder.vae, audio):
+        network.to(dtype).to_empty(device=device).eval().requires_grad_(False)
+        _randomise(network, generator)
+        network.to(memory_format=torch.channels_last)
+    return Networks(reference, denoiser, pose, autoencoder), audio
+
+
+@torch.no_grad()
+def _randomise(network: nn.Module, generator: torch.Generator) -> None:
+    for name, value in (*network.named_parameters(), *network.named_buffers()):
+        if value.ndim > 1:
+            value.normal_(0.0, 1 / math.sqrt(value[0].numel()), generator=generator)
+        else:
+            value.normal_(1.0 if name.endswith("weight") else 0.0, 0.05, generator=generator)
+
+
+@dataclass
+class Figures:
+    """What was measured of one set of settings."""
+
+    settings: GeneratorSettings
+    start_s: float = 0.0
+    clip_s: list[float] = field(default_factory=list)
+    stages_ms: list[dict[str, float]] = field(default_factory=list)
+    memory_gb: float = 0.0
+    tflop: float = 0.0
+
+    @property
+    def fps(self) -> float:
+        return self.settings.format.clip_frames / statistics.median(self.clip_s)
+
+    @property
+    def clip_ms(self) -> float:
+        return 1000 * statistics.median(self.clip_s)
+
+    @property
+    def p95_ms(self) -> float:
+        return float(1000 * np.percentile(self.clip_s, 95))
+
+    @property
+    def stages(self) -> dict[str, float]:
+        return {name: statistics.median(clip[name] for clip in self.stages_ms) for name in self.stages_ms[0]}
+
+
+def measure(networks: Networks, audio: WhisperAudioEncoder, settings: GeneratorSettings, clips: int) -> Figures:
+    """Renders ``clips`` chained clips after the warm-up and measures each."""
+    figures = Figures(settings)
+    begun = time.perf_counter()
+    generator = ClipGenerator(networks, audio, settings)
+    generator.prepare_avatar(AVATAR, _ASSETS / "reference.png", _ASSETS / "poses")
+    clip = settings.format
+    samples = round(clip.history_s * clip.sample_rate) + clip.sample_of_frame(clip.clip_frames, clip.sample_rate)
+    noise = np.random.default_rng(0)
+    request = RenderRequest(AVATAR, np.zeros(samples, np.float32), clip.clip_frames, pose_position=0, seed=0)
+    cuda = generator.device.type == "cuda"
+    for index in range(_WARM_UP_CLIPS + clips):
+        sound = noise.normal(0.0, 0.1, samples).astype(np.float32)
+        request = replace(request, audio=sound, seed=index, pose_position=index * clip.clip_frames)
+        before = time.perf_counter()
+        result = generator.generate(request)
+        taken = time.perf_counter() - before
+        request = replace(request, init_latent=result.final_latent)
+        if index == _WARM_UP_CLIPS - 1:
+            figures.start_s = time.perf_counter() - begun
+            if cuda:
+                torch.cuda.reset_peak_memory_stats()
+        if index >= _WARM_UP_CLIPS:
+            figures.clip_s.append(taken)
+            figures.stages_ms.append(result.stages_ms)
+    if cuda:
+        figures.memory_gb = torch.cuda.memory_reserved() / 1e9
+    return figures
+
+
+def count_tflop(settings: GeneratorSettings) -> float:
+    """Floating-point operations (10^12) that the model's mathematics takes for one clip: products, convolutions and
+    attention of all steps and of the decoder, as the plain networks compute them. Audio and colour are left out."""
+    clip = settings.format
+    height, width, frames = clip.height // 8, clip.width // 8, clip.clip_frames
+    tokens = (4 * settings.audio_margin + 2) * (_WHISPER_TINY.n_audio_layer + 1)
+    with torch.device("meta"):
+        reference = ReferenceUNet(PUBLISHED["reference_unet"]).half()
+        denoiser = DenoisingUNet(PUBLISHED["denoising_unet"], PUBLISHED["denoising_unet_additional"]).half()
+        autoencoder = KLAutoencoder(_VAE)
+        autoencoder.vae.half()
+        latents = torch.empty(1, 4, frames, height, width, dtype=torch.half)
+        bank = denoiser.project_bank(reference(latents[:, :, 0]))
+        audio = denoiser.project_audio(torch.empty(1, frames, tokens, 384, dtype=torch.half))
+        pose = torch.empty(1, 320, frames, height, width, dtype=torch.half)
+        with FlopCounterMode(display=False) as step:
+            denoiser.halves(latents, 1.0, audio, pose, bank, 0, settings.cfg > 1)
+        with FlopCounterMode(display=False) as decode:
+            autoencoder.decode(latents[0, :, :1].transpose(0, 1))
+    return (settings.steps * step.get_total_flops() + frames * decode.get_total_flops()) / 1e12
+
+
+def ceiling_tflops(device: torch.device, dtype: torch.dtype) -> float:
+    """The rate (10^12 operations a second) of a large matrix product of random numbers on this card; 0 on the CPU."""
+    if device.type != "cuda":
+        return 0.0
+    a, b = (torch.randn(_CEILING_SIDE, _CEILING_SIDE, device=device).to(dtype) for _ in range(2))
+    times_ms = []
+    for _ in range(13):
+        with _timed(times_ms):
+            torch.mm(a, b)
+    return float(2 * _CEILING_SIDE**3 / statistics.median(times_ms[3:]) / 1e9)
+
+
+@contextmanager
+def _timed(times_ms: list[float]) -> Iterator[None]:
+    begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+    begin.record()
+    yield
+    end.record()
+    end.synchronize()
+    times_ms.append(begin.elapsed_time(end))
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m echo_rtc.bench generation", description="Measures full-size generation with random weights."
+    )
+    parser.add_argument("--size", type=int, default=512, help="width and height [512 pixels]")
+    parser.add_argument("--steps", type=int, default=6, help="denoising steps [6]")
+    parser.add_argument("--cfg", type=float, default=2.5, help="guidance scale; 1 and below turn it off [2.5]")
+    parser.add_argument("--clip-frames", type=int, default=12, help="frames of a clip [12]")
+    parser.add_argument("--audio-margin", type=int, default=2, help="frames of audio context on each side [2]")
+    parser.add_argument("--clips", type=int, default=10, help="clips that are measured [10]")
+    parser.add_argument("--device", default="cuda", help="device, as PyTorch names it [cuda]")
+    parser.add_argument("--dtype", choices=tuple(DTYPES), default="float16", help="number format [float16]")
+    parser.add_argument("--kernels", choices=KERNELS, default="auto", help="as the server's flag [auto]")
+    parser.add_argument("--attention", choices=CHOICES, default="auto", help="as the server's flag [auto]")
+    parser.add_argument(
+        "--cuda-graphs", action=argparse.BooleanOptionalAction, default=True, help="as the server's flag [yes]"
+    )
+    parser.add_argument("--compile-unet", action="store_true", help="as the server's flag [no]")
+    parser.add_argument(
+        "--compile-unet-mode", choices=COMPILE_MODES, default="reduce-overhead", help="as the server's flag"
+    )
+    parser.add_argument("--profile", type=int, default=0, metavar="N", help="also list the N costliest kernels [0]")
+    return parser
+
+
+def main(argv: list[str]) -> int:
+    """Prints a table of the stages, and the figures as JSON."""
+    arguments = _parser().parse_args(argv)
+    if arguments.clips < 1:
+        raise SettingsError(f"--clips is {arguments.clips}; at least one must be measured")
+    device = torch.device(arguments.device)
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise SettingsError("--device is cuda, but PyTorch sees no CUDA device; --device cpu takes minutes a clip")
+    settings = GeneratorSettings(
+        format=ClipFormat(width=arguments.size, height=arguments.size, clip_frames=arguments.clip_frames),
+        steps=arguments.steps,
+        cfg=arguments.cfg,
+        audio_margin=arguments.audio_margin,
+        device=arguments.device,
+        dtype=arguments.dtype,
+        kernels=arguments.kernels,
+        attention=arguments.attention,
+        cuda_graphs=arguments.cuda_graphs,
+        compile_unet=arguments.compile_unet,
+        compile_unet_mode=arguments.compile_unet_mode,
+    )
+    networks, audio = random_networks(device, DTYPES[settings.dtype])
+    figures = measure(networks, audio, settings, arguments.clips)
+    figures.tflop = count_tflop(settings)
+    rows: list[Sequence[object]] = [(name, value, value / arguments.clip_frames) for name, value in figures.stages.items()]
+    rows.append(("whole clip", figures.clip_ms, figures.clip_ms / arguments.clip_frames))
+    report(
+        ("stage", "ms a clip", "ms a frame"),
+        rows,
+        {
+            "fps": round(figures.fps, 2),
+            "clip_ms": round(figures.clip_ms, 1),
+            "p95_ms": round(figures.p95_ms, 1),
+            "stages_ms": {name: round(value, 2) for name, value in figures.stages.items()},
+            "tflops": round(figures.tflop / figures.clip_ms * 1e3, 1),
+            "ceiling_tflops": round(ceiling_tflops(device, DTYPES[settings.dtype]), 1),
+            "memory_gb": round(figures.memory_gb, 2),
+            "start_s": round(figures.start_s, 1),
+            "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
+            "size": f"{arguments.size}x{arguments.size}",
+            "steps": settings.steps,
+            "cfg": settings.cfg,
+            "clip_frames": arguments.clip_frames,
+        },
+    )
+    return 0

@@ -1,0 +1,358 @@
+"""The denoising UNet as a GPU likes it: the same parameters and mathematics as ``unet3d.py``, in fewer and larger steps.
+
+Both halves of classifier-free guidance are one batch, the unconditional images first. Activations stay (N, L, C), which
+for a convolution is an image in channels-last layout. Biases, residuals, norms, gates, positions and the moments of
+norms ride on passes that are made anyway (``kernels``); joined skips are never written; the convolutions after an
+upsampling are done in 4/9 of the multiplications. Runs anywhere, so that tests compare it with the plain network.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from echo_rtc.model.attention import AttentionChoice
+from echo_rtc.model.blocks import (
+    GEGLU,
+    Attention,
+    Downsample,
+    FeedForward,
+    GroupNorm,
+    Pointwise,
+    ResnetBlock,
+    Upsample,
+    image_of,
+    tokens_of,
+)
+from echo_rtc.model.kernels.frame_attention import frame_attention
+from echo_rtc.model.kernels.geglu import geglu, interleaved
+from echo_rtc.model.kernels.group_norm import Moments, add_moments, affine, coefficients, interleave_moments
+from echo_rtc.model.kernels.layer_norm import add_layer_norm
+from echo_rtc.model.motion import FrameAttention, MotionModule
+from echo_rtc.model.unet3d import AUDIO_SCALE, DenoisingTransformer, DenoisingUNet, KeysValues, fold
+
+
+@dataclass(frozen=True, slots=True)
+class Picture:
+    """A batch of images: tokens (N, height * width, C) and the moments of their channels."""
+
+    tokens: Tensor
+    height: int
+    width: int
+    moments: Moments
+
+
+def convolve(x: Tensor, height: int, width: int, conv: nn.Conv2d) -> tuple[Tensor, int, int]:
+    """tokens (N, height * width, C) through a convolution, its bias left out -> tokens and their sides."""
+    y = F.conv2d(image_of(x, height, width), conv.weight, None, conv.stride, conv.padding)
+    return tokens_of(y), y.shape[2], y.shape[3]
+
+
+def normalise(parts: Sequence[Picture], norm: nn.GroupNorm, silu: bool, offset: Tensor | None = None) -> Tensor:
+    """Group norm (and SiLU) of a picture, or of two whose channels stand side by side -> (N, L, C)."""
+    numbers = coefficients(
+        [part.moments for part in parts], norm.weight, norm.bias, norm.num_groups, norm.eps, offset
+    )
+    return affine([part.tokens for part in parts], numbers, silu)
+
+
+def picture(
+    x: Tensor, height: int, width: int, bias: Tensor | None = None, residual: Tensor | None = None
+) -> Picture:
+    """x plus bias plus residual, with its moments."""
+    total, moments = add_moments(x, bias, residual)
+    assert moments is not None
+    return Picture(total, height, width, moments)
+
+
+class DoubledConvolution:
+    """A 3x3 convolution of an image whose sides are doubled by repetition."""
+
+    def __init__(self, conv: nn.Conv2d) -> None:
+        weight = conv.weight.float()  # (C', C, 3, 3)
+        rows = (
+            torch.stack((weight[:, :, 0], weight[:, :, 1] + weight[:, :, 2]), dim=2),
+            torch.stack((weight[:, :, 0] + weight[:, :, 1], weight[:, :, 2]), dim=2),
+        )  # for even and odd rows of the result: (C', C, 2, 3)
+        phases = [
+            torch.stack(pair, dim=3)
+            for row in rows
+            for pair in (
+                (row[..., 0], row[..., 1] + row[..., 2]),
+                (row[..., 0] + row[..., 1], row[..., 2]),
+            )
+        ]
+        self._weight = torch.cat(phases).to(conv.weight.dtype).contiguous(memory_format=torch.channels_last)
+        self._conv = conv
+
+    def __call__(self, x: Picture, size: tuple[int, int]) -> Picture:
+        """The picture at twice its sides, or at ``size`` where that is one pixel less."""
+        conv = self._conv
+        assert conv.bias is not None
+        if size != (2 * x.height, 2 * x.width):
+            image = F.interpolate(image_of(x.tokens, x.height, x.width), size=size, mode="nearest")
+            y, height, width = convolve(tokens_of(image), *size, conv)
+            return picture(y, height, width, conv.bias)
+        y = tokens_of(F.conv2d(image_of(x.tokens, x.height, x.width), self._weight, None, padding=1))
+        total, moments = interleave_moments(y, conv.bias, *size)
+        return Picture(total, *size, moments)
+
+
+class FusedResnet:
+    """A residual block: ours, or the autoencoder's, which has parts of the same names and no timestep."""
+
+    def __init__(self, block: ResnetBlock | Any) -> None:
+        self._block: Any = block
+        shortcut = block.conv_shortcut
+        assert block.conv2.bias is not None
+        self._bias = block.conv2.bias if shortcut is None else block.conv2.bias + shortcut.bias
+
+    def offset(self, time: Tensor) -> Tensor:
+        """What the first convolution's result is shifted by at a timestep: (C',), from its embedding (1, T)."""
+        bias = self._block.conv1.bias
+        assert bias is not None
+        shift: Tensor = self._block.time_emb_proj(time)[0] + bias
+        return shift
+
+    def __call__(self, parts: Sequence[Picture], offset: Tensor | None = None) -> Picture:
+        """One picture, or two whose channels stand side by side. Without ``offset`` there is no timestep."""
+        block, (height, width) = self._block, (parts[0].height, parts[0].width)
+        y = normalise(parts, block.norm1, silu=True)
+        y, _, _ = convolve(y, height, width, block.conv1)
+        y = normalise([picture(y, height, width)], block.norm2, silu=True, offset=block.conv1.bias if offset is None else offset)
+        y, _, _ = convolve(y, height, width, block.conv2)
+        return picture(y, height, width, self._bias, self._shortcut(parts))
+
+    def _shortcut(self, parts: Sequence[Picture]) -> Tensor:
+        shortcut = self._block.conv_shortcut
+        if shortcut is None:
+            return parts[0].tokens
+        weight = shortcut.weight.flatten(1)
+        first = parts[0].tokens
+        channels = first.shape[2]
+        y = F.linear(first, weight[:, :channels])
+        for part in parts[1:]:
+            y.flatten(0, 1).addmm_(part.tokens.flatten(0, 1), weight[:, channels:].t())
+        return y
+
+
+class FusedFeedForward:
+    """The feed-forward, added to its residual in place."""
+
+    def __init__(self, layer: FeedForward) -> None:
+        gate, _, out = layer.net
+        assert isinstance(gate, GEGLU)
+        assert isinstance(out, nn.Linear)
+        self._weight, self._gate_bias = interleaved(gate.proj.weight), interleaved(gate.proj.bias)
+        self._out = out
+
+    @property
+    def bias(self) -> Tensor:
+        """The bias of what is added, which the residual must already have."""
+        return self._out.bias
+
+    def add(self, total: Tensor, x: Tensor) -> Tensor:
+        """total (N, L, C), which has the bias already, plus the feed-forward of x (N, L, C)."""
+        h = geglu(x, self._weight, self._gate_bias)
+        total.flatten(0, 1).addmm_(h.flatten(0, 1), self._out.weight.t())
+        return total
+
+
+def fuse_products(attention: Attention) -> Tensor:
+    """Queries', keys' and values' weights as one (3 C, C), of which the layers' own become views."""
+    layers = (attention.to_q, attention.to_k, attention.to_v)
+    joined = torch.cat([layer.weight for layer in layers])
+    for layer, part in zip(layers, joined.chunk(3), strict=True):
+        layer.weight = nn.Parameter(part, requires_grad=False)
+    return joined
+
+
+@dataclass(frozen=True, slots=True)
+class Given:
+    """What every layer is told: frames, how many of the images (the last ones) have conditions, and the conditions.
+
+    ``positions`` are those of the frames, (F, C), for each attention over them, by its id.
+    """
+
+    frames: int
+    conditioned: int
+    audio: KeysValues | None
+    bank: KeysValues | None
+    positions: Mapping[int, Tensor]
+
+
+class FusedTransformer:
+    """A transformer block between two 1x1 convolutions."""
+
+    def __init__(self, module: DenoisingTransformer, attend: AttentionChoice) -> None:
+        self._module, self._attend = module, attend
+        self._block = block = module.block
+        self._products = fuse_products(block.attn1)
+        self._feed = FusedFeedForward(block.ff)
+        self._silence = AUDIO_SCALE * block.attn2.output_bias
+
+    def __call__(self, x: Picture, given: Given) -> Picture:
+        module, block, heads = self._module, self._block, self._block.attn1.heads
+        t = module.proj_in.over_tokens(normalise([x], module.norm, silu=False))
+        plain = len(t) - given.conditioned
+        _, n = add_layer_norm(t, block.norm1)
+        qkv = F.linear(n, self._products)
+        total, n = torch.empty_like(t), torch.empty_like(t)
+        if plain:
+            q, k, v = (part.unflatten(2, (heads, -1)) for part in qkv[:plain].chunk(3, dim=2))
+            y = block.attn1.to_out[0](self._attend(q, k, v).flatten(2))
+            add_layer_norm(
+                t[:plain], block.norm3, y,
+                constant=self._silence, ahead=self._feed.bias, out=(total[:plain], n[:plain]),
+            )  # fmt: skip
+        if given.conditioned:
+            q, k, v = qkv[plain:].chunk(3, dim=2)
+            if given.bank is not None:
+                k, v = (
+                    torch.cat((own, seen.expand(len(own), -1, -1)), dim=1)  # (F, 2 L, C)
+                    for own, seen in zip((k, v), given.bank.blocks[block.name], strict=True)
+                )
+            q, k, v = (part.unflatten(2, (heads, -1)) for part in (q, k, v))
+            y = block.attn1.to_out[0](self._attend(q, k, v).flatten(2))
+            middle, heard = add_layer_norm(t[plain:], block.norm2, y)
+            add_layer_norm(
+                middle, block.norm3, self._listen(heard, given), scale=AUDIO_SCALE,
+                ahead=self._feed.bias, out=(total[plain:], n[plain:]),
+            )  # fmt: skip
+        total = self._feed.add(total, n)
+        y = F.linear(total, module.proj_out.weight.flatten(1))
+        return picture(y, x.height, x.width, module.proj_out.bias, x.tokens)
+
+    def _listen(self, x: Tensor, given: Given) -> Tensor:
+        attention = self._block.attn2
+        if given.audio is None:
+            return attention.output_bias.expand_as(x).contiguous()
+        k, v = (part.unflatten(2, (attention.heads, -1)) for part in given.audio.blocks[self._block.name])
+        q = attention.to_q(x).unflatten(2, (attention.heads, -1))
+        y: Tensor = attention.to_out[0](self._attend(q, k, v).flatten(2))
+        return y
+
+
+class FusedMotion:
+    """A motion module."""
+
+    def __init__(self, module: MotionModule) -> None:
+        self._module = module.temporal_transformer
+        self.blocks: list[tuple[list[tuple[FrameAttention, nn.LayerNorm, Tensor]], nn.LayerNorm, FusedFeedForward]] = []
+        for block in self._module.transformer_blocks:
+            attentions: list[tuple[FrameAttention, nn.LayerNorm, Tensor]] = []
+            for attention, norm in zip(block.attention_blocks, block.norms, strict=True):
+                assert isinstance(attention, FrameAttention)
+                attentions.append((attention, norm, fuse_products(attention)))
+            self.blocks.append((attentions, block.ff_norm, FusedFeedForward(block.ff)))
+
+    def __call__(self, x: Picture, given: Given) -> Picture:
+        module = self._module
+        t = module.proj_in(normalise([x], module.norm, silu=False))
+        for attentions, norm, feed in self.blocks:
+            branch: Tensor | None = None
+            for attention, before, products in attentions:
+                t, n = add_layer_norm(t, before, branch, position=given.positions.get(id(attention)))
+                y = frame_attention(F.linear(n, products), given.frames, attention.heads)
+                branch = attention.to_out[0](y)
+            t, n = add_layer_norm(t, norm, branch, ahead=feed.bias)
+            t = feed.add(t, n)
+        return picture(F.linear(t, module.proj_out.weight), x.height, x.width, module.proj_out.bias, x.tokens)
+
+
+class FusedDenoiser:
+    """A :class:`DenoisingUNet` in one pass for both halves of guidance. Its parameters are the network's own."""
+
+    def __init__(self, unet: DenoisingUNet, attend: AttentionChoice) -> None:
+        self.unet = unet
+        self._resnets = {m: FusedResnet(m) for m in unet.modules() if isinstance(m, ResnetBlock)}
+        self._transformers = {
+            m: FusedTransformer(m, attend) for m in unet.modules() if isinstance(m, DenoisingTransformer)
+        }
+        self._motions = {m: FusedMotion(m) for m in unet.modules() if isinstance(m, MotionModule)}
+        self._doubled = {m: DoubledConvolution(m.conv) for m in unet.modules() if isinstance(m, Upsample)}
+        self._offsets: dict[float, dict[ResnetBlock, Tensor]] = {}
+        self._positions: dict[tuple[int, int], dict[int, Tensor]] = {}
+
+    def halves(
+        self,
+        latents: Tensor,
+        timestep: float,
+        audio: KeysValues | None,
+        pose: Tensor | None,
+        bank: KeysValues | None,
+        shift: int,
+        guided: bool,
+    ) -> Tensor:
+        """v for latents (1, C, F, h, w): (2, C, F, h, w), unconditional half first, where ``guided``, else (1, ...).
+
+        The arguments are those of the plain network's.
+        """
+        unet, frames = self.unet, latents.shape[2]
+        height, width = latents.shape[3:]
+        conv = unet.conv_in
+        assert conv.bias is not None
+        x = tokens_of(F.conv2d(fold(latents.to(conv.weight.dtype)), conv.weight, conv.bias, padding=1))
+        posed = x if pose is None else x + tokens_of(fold(pose))
+        first = picture(torch.cat((x, posed)) if guided else posed, height, width)
+        given = Given(frames, frames, audio, bank, self._positions_of(frames, shift % frames))
+        x = tokens_of(self._run(first, given, self._offsets_of(timestep)))
+        out = image_of(x, height, width)
+        return out.reshape(-1, frames, *out.shape[1:]).transpose(1, 2)
+
+    def _run(self, x: Picture, given: Given, offsets: Mapping[ResnetBlock, Tensor]) -> Tensor:
+        """(N, C, h, w), the network after its first convolution."""
+        unet = self.unet
+        skips = [x]
+
+        def layer(parts: Sequence[Picture], index: int, block: nn.Module) -> Picture:
+            resnets, attentions, motions = (
+                getattr(block, name) for name in ("resnets", "attentions", "motion_modules")
+            )
+            y = self._resnets[resnets[index]](parts, offsets[resnets[index]])
+            if attentions:
+                y = self._transformers[attentions[index]](y, given)
+            if motions:
+                y = self._motions[motions[index]](y, given)
+            return y
+
+        for down in unet.down_blocks:
+            for index in range(len(down.resnets)):
+                x = layer([x], index, down)
+                skips.append(x)
+            for downsample in down.downsamplers:
+                assert isinstance(downsample, Downsample)
+                x = picture(*convolve(x.tokens, x.height, x.width, downsample.conv), downsample.conv.bias)
+                skips.append(x)
+        mid = unet.mid_block
+        x = layer([x], 0, mid)
+        x = self._resnets[mid.resnets[1]]([x], offsets[mid.resnets[1]])
+        for up in unet.up_blocks:
+            for index in range(len(up.resnets)):
+                x = layer([x, skips.pop()], index, up)
+            for upsample in up.upsamplers:
+                x = self._doubled[upsample](x, (skips[-1].height, skips[-1].width))
+        y = normalise([x], unet.conv_norm_out, silu=True)
+        out = unet.conv_out
+        return F.conv2d(image_of(y, x.height, x.width), out.weight, out.bias, padding=1)
+
+    def _offsets_of(self, timestep: float) -> dict[ResnetBlock, Tensor]:
+        """What each residual block's first convolution is shifted by, computed once for each timestep."""
+        if timestep not in self._offsets:
+            time = self.unet.time_embedding(timestep, 1)
+            self._offsets[timestep] = {module: block.offset(time) for module, block in self._resnets.items()}
+        return self._offsets[timestep]
+
+    def _positions_of(self, frames: int, shift: int) -> dict[int, Tensor]:
+        """The positions of the frames (F, C) for each attention over them, computed once for each shift."""
+        if (frames, shift) not in self._positions:
+            attentions = [m for m in self.unet.modules() if isinstance(m, FrameAttention) and m.pos_encoder]
+            self._positions[frames, shift] = {
+                id(each): each.pos_encoder(frames).roll(shift, 0).contiguous() for each in attentions
+            }
+        return self._positions[frames, shift]
