@@ -218,6 +218,49 @@ class Settings:
             high=20,
         ),
     )
+    kernels: Literal["auto", "triton", "torch"] = field(
+        default="auto",
+        metadata=_about(
+            "model",
+            "Whose kernels compute the networks: triton = our own, which fuse what PyTorch does one by one, on an "
+            "NVIDIA GPU; torch = PyTorch's only; auto = triton where it can, torch elsewhere.",
+            choices=("auto", "triton", "torch"),
+        ),
+    )
+    attention: Literal["auto", "sdpa", "xformers"] = field(
+        default="auto",
+        metadata=_about(
+            "model",
+            "Attention kernels on a GPU: auto measures all there are, for each shape, at the start; sdpa leaves the "
+            "choice to PyTorch; xformers takes that library's (extra gpu).",
+            choices=("auto", "sdpa", "xformers"),
+        ),
+    )
+    cuda_graphs: bool = field(
+        default=True,
+        metadata=_about("model", "Record a clip's work on a GPU once and replay it; needs more memory of the GPU."),
+    )
+    compile_unet: bool = field(
+        default=False,
+        metadata=_about(
+            "model",
+            "Compile PyTorch's networks with torch.compile instead of using our kernels: for GPUs on which it is the "
+            "quicker of the two. Takes minutes at the first start.",
+        ),
+    )
+    compile_unet_mode: Literal["default", "reduce-overhead", "max-autotune"] = field(
+        default="reduce-overhead",
+        metadata=_about(
+            "model",
+            "How torch.compile compiles: reduce-overhead and default are one while --cuda-graphs records the whole "
+            "clip; max-autotune measures kernels and takes several times as long.",
+            choices=("default", "reduce-overhead", "max-autotune"),
+        ),
+    )
+    compile_cache: Path = field(
+        default=Path("~/.cache/echo_rtc"),
+        metadata=_about("model", "Directory that keeps compiled kernels from one start to the next."),
+    )
     width: int = field(
         default=512, metadata=_about("clips", "Output width.", unit="pixels", low=32, high=2048, even=True)
     )

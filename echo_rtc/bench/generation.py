@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import math
 import statistics
-import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -21,7 +20,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from echo_rtc.bench.report import report
@@ -31,7 +30,7 @@ from echo_rtc.errors import SettingsError
 from echo_rtc.model.attention import CHOICES
 from echo_rtc.model.audio import WhisperAudioEncoder, WhisperDims
 from echo_rtc.model.config import PUBLISHED
-from echo_rtc.model.generator import COMPILE_MODES, DTYPES, KERNELS, ClipGenerator, GeneratorSettings
+from echo_rtc.model.generator import COMPILE_MODES, DTYPES, KERNELS, AudioEncoder, ClipGenerator, GeneratorSettings
 from echo_rtc.model.kl_autoencoder import KLAutoencoder
 from echo_rtc.model.loading import Networks
 from echo_rtc.model.pose_encoder import PoseEncoder
@@ -69,7 +68,9 @@ def random_networks(device: torch.device, dtype: torch.dtype, seed: int = 0) -> 
     for network in (reference, denoiser, pose, autoencoder.vae, audio):
         network.to(dtype).to_empty(device=device).eval().requires_grad_(False)
         _randomise(network, generator)
-        network.to(memory_format=torch.channels_last)
+        for parameter in network.parameters():
+            if parameter.ndim == 4:
+                parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
     return Networks(reference, denoiser, pose, autoencoder), audio
 
 
@@ -110,7 +111,7 @@ class Figures:
         return {name: statistics.median(clip[name] for clip in self.stages_ms) for name in self.stages_ms[0]}
 
 
-def measure(networks: Networks, audio: WhisperAudioEncoder, settings: GeneratorSettings, clips: int) -> Figures:
+def measure(networks: Networks, audio: AudioEncoder, settings: GeneratorSettings, clips: int) -> Figures:
     """Renders ``clips`` chained clips after the warm-up and measures each."""
     figures = Figures(settings)
     begun = time.perf_counter()
@@ -159,7 +160,8 @@ def count_tflop(settings: GeneratorSettings) -> float:
             denoiser.halves(latents, 1.0, audio, pose, bank, 0, settings.cfg > 1)
         with FlopCounterMode(display=False) as decode:
             autoencoder.decode(latents[0, :, :1].transpose(0, 1))
-    return (settings.steps * step.get_total_flops() + frames * decode.get_total_flops()) / 1e12
+    total: int = settings.steps * step.get_total_flops() + frames * decode.get_total_flops()
+    return total / 1e12
 
 
 def ceiling_tflops(device: torch.device, dtype: torch.dtype) -> float:
@@ -167,7 +169,7 @@ def ceiling_tflops(device: torch.device, dtype: torch.dtype) -> float:
     if device.type != "cuda":
         return 0.0
     a, b = (torch.randn(_CEILING_SIDE, _CEILING_SIDE, device=device).to(dtype) for _ in range(2))
-    times_ms = []
+    times_ms: list[float] = []
     for _ in range(13):
         with _timed(times_ms):
             torch.mm(a, b)
@@ -176,7 +178,7 @@ def ceiling_tflops(device: torch.device, dtype: torch.dtype) -> float:
 
 @contextmanager
 def _timed(times_ms: list[float]) -> Iterator[None]:
-    begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+    begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
     begin.record()
     yield
     end.record()
@@ -233,8 +235,8 @@ def main(argv: list[str]) -> int:
     networks, audio = random_networks(device, DTYPES[settings.dtype])
     figures = measure(networks, audio, settings, arguments.clips)
     figures.tflop = count_tflop(settings)
-    rows: list[Sequence[object]] = [(name, value, value / arguments.clip_frames) for name, value in figures.stages.items()]
-    rows.append(("whole clip", figures.clip_ms, figures.clip_ms / arguments.clip_frames))
+    times = figures.stages | {"whole clip": figures.clip_ms}
+    rows: list[Sequence[object]] = [(name, ms, ms / arguments.clip_frames) for name, ms in times.items()]
     report(
         ("stage", "ms a clip", "ms a frame"),
         rows,

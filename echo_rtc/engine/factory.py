@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
+
 from echo_rtc.engine.devices import resolve_devices
 from echo_rtc.engine.fleet import FleetOptions
 from echo_rtc.engine.local import LocalEngine
 from echo_rtc.engine.protocol import Engine
 from echo_rtc.engine.testcard import TestCardEngine
-from echo_rtc.engine.worker import CPU_NICENESS, ModelLoader, WorkerSpec
+from echo_rtc.engine.worker import CPU_NICENESS, ModelLoader, Speedups, WorkerSpec
 from echo_rtc.settings import Settings
 
 
@@ -51,4 +53,6 @@ def _loader(settings: Settings, device: str) -> ModelLoader:
         dtype=settings.dtype,
         low_ram=settings.low_ram,
         use_init_latent=settings.use_init_latent,
+        speedups=Speedups(**{item.name: getattr(settings, item.name) for item in fields(Speedups)}),
+        compile_cache=settings.compile_cache,
     )

@@ -14,7 +14,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -230,6 +230,17 @@ def _sentence(error: Exception) -> str:
 
 
 @dataclass(frozen=True, slots=True)
+class Speedups:
+    """What makes a GPU quicker; the generator's settings of the same names say how."""
+
+    kernels: str = "auto"
+    attention: str = "auto"
+    cuda_graphs: bool = True
+    compile_unet: bool = False
+    compile_unet_mode: str = "reduce-overhead"
+
+
+@dataclass(frozen=True, slots=True)
 class ModelLoader:
     """Loads the EchoMimic-V2 clip generator on one device: the Loader of a server's workers.
 
@@ -249,11 +260,15 @@ class ModelLoader:
     dtype: str
     low_ram: bool
     use_init_latent: bool
+    speedups: Speedups = Speedups()
+    compile_cache: Path | None = None
 
     def __call__(self, progress: Progress) -> Renderer:
         # OpenMP's threads spin while they wait for each other, unless they are told before torch is loaded. Where cores
         # are shared (with the media threads, with a browser), one that is off its core makes the others burn theirs.
         os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+        if self.compile_cache is not None:
+            keep_compiled(self.compile_cache)
 
         # What a user can have got wrong comes first: a missing file need not wait for torch and the weights.
         from echo_rtc.model.description import ModelDescription
@@ -283,11 +298,25 @@ class ModelLoader:
             low_ram=self.low_ram,
             device=self.device,
             dtype=fitting_dtype(self.device) if self.dtype == "auto" else self.dtype,
+            **asdict(self.speedups),
         )
         generator = ClipGenerator.load(description, settings, progress)
         progress(f"preparing avatar {AVATAR}")
         generator.prepare_avatar(AVATAR, self.reference_image, self.pose_dir)
         return _ModelRenderer(generator, self.use_init_latent)
+
+
+def keep_compiled(folder: Path) -> None:
+    """Has torch.compile and Triton keep what they compile in ``folder``, unless the environment names other places.
+    To be called before torch is loaded."""
+    places = {"TORCHINDUCTOR_CACHE_DIR": "inductor", "TRITON_CACHE_DIR": "triton"}
+    try:
+        for variable, name in places.items():
+            place = folder.expanduser() / name
+            place.mkdir(parents=True, exist_ok=True)
+            os.environ.setdefault(variable, str(place))
+    except (OSError, RuntimeError) as error:
+        logger.warning("compile_cache is %s, which cannot be used (%s); kernels are compiled anew", folder, error)
 
 
 class _ModelRenderer:

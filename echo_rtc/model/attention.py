@@ -40,7 +40,8 @@ Kernel = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 def _sdpa(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """PyTorch's, with PyTorch's own choice of kernel."""
-    return F.scaled_dot_product_attention(*(t.transpose(1, 2) for t in (q, k, v))).transpose(1, 2)
+    q, k, v = (t.transpose(1, 2) for t in (q, k, v))
+    return F.scaled_dot_product_attention(q, k, v).transpose(1, 2)
 
 
 def _only(backend: SDPBackend) -> Kernel:
@@ -130,9 +131,9 @@ class AttentionChoice:
 def _time_ms(compute: Callable[[], object]) -> float:
     """The median time (ms) of a computation on the current CUDA device, after one that is not counted."""
     compute()
-    times = []
+    times: list[float] = []
     for _ in range(_TRIALS):
-        begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
         begin.record()
         compute()
         end.record()

@@ -94,7 +94,9 @@ class TimestepEmbedding(nn.Module):
         weight = self.linear_1.weight
         # A number becomes a tensor on the device: a copy from the host would end a recording of what runs there.
         steps = (
-            timestep.to(weight.device) if isinstance(timestep, Tensor) else torch.full((1,), timestep, device=weight.device)
+            timestep.to(weight.device)
+            if isinstance(timestep, Tensor)
+            else torch.full((1,), timestep, device=weight.device)
         ).reshape(-1)
         if len(steps) not in (1, batch):
             raise ValueError(f"{len(steps)} timesteps for a batch of {batch}")

@@ -31,7 +31,7 @@ class Captured:
     def __init__(self, compute: Callable[..., Any], inputs: Sequence[Tensor], pool: Any) -> None:
         self._inputs = [torch.empty_like(value) for value in inputs]
         self._fill(inputs)
-        stream = torch.cuda.Stream()
+        stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):
             for _ in range(_WARM_UPS):

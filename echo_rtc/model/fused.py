@@ -1,4 +1,4 @@
-"""The denoising UNet as a GPU likes it: the same parameters and mathematics as ``unet3d.py``, in fewer and larger steps.
+"""The denoising UNet as a GPU likes it: the same parameters and mathematics as ``unet3d.py`` in fewer, larger steps.
 
 Both halves of classifier-free guidance are one batch, the unconditional images first. Activations stay (N, L, C), which
 for a convolution is an image in channels-last layout. Biases, residuals, norms, gates, positions and the moments of
@@ -20,10 +20,7 @@ from echo_rtc.model.attention import AttentionChoice
 from echo_rtc.model.blocks import (
     GEGLU,
     Attention,
-    Downsample,
     FeedForward,
-    GroupNorm,
-    Pointwise,
     ResnetBlock,
     Upsample,
     image_of,
@@ -33,7 +30,7 @@ from echo_rtc.model.kernels.frame_attention import frame_attention
 from echo_rtc.model.kernels.geglu import geglu, interleaved
 from echo_rtc.model.kernels.group_norm import Moments, add_moments, affine, coefficients, interleave_moments
 from echo_rtc.model.kernels.layer_norm import add_layer_norm
-from echo_rtc.model.motion import FrameAttention, MotionModule
+from echo_rtc.model.motion import FrameAttention, MotionBlock, MotionModule
 from echo_rtc.model.unet3d import AUDIO_SCALE, DenoisingTransformer, DenoisingUNet, KeysValues, fold
 
 
@@ -55,15 +52,11 @@ def convolve(x: Tensor, height: int, width: int, conv: nn.Conv2d) -> tuple[Tenso
 
 def normalise(parts: Sequence[Picture], norm: nn.GroupNorm, silu: bool, offset: Tensor | None = None) -> Tensor:
     """Group norm (and SiLU) of a picture, or of two whose channels stand side by side -> (N, L, C)."""
-    numbers = coefficients(
-        [part.moments for part in parts], norm.weight, norm.bias, norm.num_groups, norm.eps, offset
-    )
+    numbers = coefficients([part.moments for part in parts], norm.weight, norm.bias, norm.num_groups, norm.eps, offset)
     return affine([part.tokens for part in parts], numbers, silu)
 
 
-def picture(
-    x: Tensor, height: int, width: int, bias: Tensor | None = None, residual: Tensor | None = None
-) -> Picture:
+def picture(x: Tensor, height: int, width: int, bias: Tensor | None = None, residual: Tensor | None = None) -> Picture:
     """x plus bias plus residual, with its moments."""
     total, moments = add_moments(x, bias, residual)
     assert moments is not None
@@ -106,17 +99,15 @@ class DoubledConvolution:
 class FusedResnet:
     """A residual block: ours, or the autoencoder's, which has parts of the same names and no timestep."""
 
-    def __init__(self, block: ResnetBlock | Any) -> None:
+    def __init__(self, block: Any) -> None:
         self._block: Any = block
-        shortcut = block.conv_shortcut
-        assert block.conv2.bias is not None
-        self._bias = block.conv2.bias if shortcut is None else block.conv2.bias + shortcut.bias
+        self._bias: Tensor = self._block.conv2.bias
+        if self._block.conv_shortcut is not None:
+            self._bias = self._bias + self._block.conv_shortcut.bias
 
     def offset(self, time: Tensor) -> Tensor:
         """What the first convolution's result is shifted by at a timestep: (C',), from its embedding (1, T)."""
-        bias = self._block.conv1.bias
-        assert bias is not None
-        shift: Tensor = self._block.time_emb_proj(time)[0] + bias
+        shift: Tensor = self._block.time_emb_proj(time)[0] + self._block.conv1.bias
         return shift
 
     def __call__(self, parts: Sequence[Picture], offset: Tensor | None = None) -> Picture:
@@ -124,7 +115,8 @@ class FusedResnet:
         block, (height, width) = self._block, (parts[0].height, parts[0].width)
         y = normalise(parts, block.norm1, silu=True)
         y, _, _ = convolve(y, height, width, block.conv1)
-        y = normalise([picture(y, height, width)], block.norm2, silu=True, offset=block.conv1.bias if offset is None else offset)
+        offset = block.conv1.bias if offset is None else offset
+        y = normalise([picture(y, height, width)], block.norm2, silu=True, offset=offset)
         y, _, _ = convolve(y, height, width, block.conv2)
         return picture(y, height, width, self._bias, self._shortcut(parts))
 
@@ -161,6 +153,11 @@ class FusedFeedForward:
         h = geglu(x, self._weight, self._gate_bias)
         total.flatten(0, 1).addmm_(h.flatten(0, 1), self._out.weight.t())
         return total
+
+
+def split_heads(x: Tensor, heads: int) -> Tensor:
+    """(N, L, C) -> (N, L, H, C / H), a view."""
+    return x.view(*x.shape[:2], heads, -1)
 
 
 def fuse_products(attention: Attention) -> Tensor:
@@ -204,7 +201,7 @@ class FusedTransformer:
         qkv = F.linear(n, self._products)
         total, n = torch.empty_like(t), torch.empty_like(t)
         if plain:
-            q, k, v = (part.unflatten(2, (heads, -1)) for part in qkv[:plain].chunk(3, dim=2))
+            q, k, v = (split_heads(part, heads) for part in qkv[:plain].chunk(3, dim=2))
             y = block.attn1.to_out[0](self._attend(q, k, v).flatten(2))
             add_layer_norm(
                 t[:plain], block.norm3, y,
@@ -217,7 +214,7 @@ class FusedTransformer:
                     torch.cat((own, seen.expand(len(own), -1, -1)), dim=1)  # (F, 2 L, C)
                     for own, seen in zip((k, v), given.bank.blocks[block.name], strict=True)
                 )
-            q, k, v = (part.unflatten(2, (heads, -1)) for part in (q, k, v))
+            q, k, v = (split_heads(part, heads) for part in (q, k, v))
             y = block.attn1.to_out[0](self._attend(q, k, v).flatten(2))
             middle, heard = add_layer_norm(t[plain:], block.norm2, y)
             add_layer_norm(
@@ -232,10 +229,14 @@ class FusedTransformer:
         attention = self._block.attn2
         if given.audio is None:
             return attention.output_bias.expand_as(x).contiguous()
-        k, v = (part.unflatten(2, (attention.heads, -1)) for part in given.audio.blocks[self._block.name])
-        q = attention.to_q(x).unflatten(2, (attention.heads, -1))
+        k, v = (split_heads(part, attention.heads) for part in given.audio.blocks[self._block.name])
+        q = split_heads(attention.to_q(x), attention.heads)
         y: Tensor = attention.to_out[0](self._attend(q, k, v).flatten(2))
         return y
+
+
+_Across = tuple[FrameAttention, nn.LayerNorm, Tensor]
+"""An attention over the frames, the norm before it, and its weights joined."""
 
 
 class FusedMotion:
@@ -243,18 +244,22 @@ class FusedMotion:
 
     def __init__(self, module: MotionModule) -> None:
         self._module = module.temporal_transformer
-        self.blocks: list[tuple[list[tuple[FrameAttention, nn.LayerNorm, Tensor]], nn.LayerNorm, FusedFeedForward]] = []
+        self._blocks: list[
+            tuple[list[tuple[FrameAttention, nn.LayerNorm, Tensor]], nn.LayerNorm, FusedFeedForward]
+        ] = []
         for block in self._module.transformer_blocks:
-            attentions: list[tuple[FrameAttention, nn.LayerNorm, Tensor]] = []
+            assert isinstance(block, MotionBlock)
+            attentions: list[_Across] = []
             for attention, norm in zip(block.attention_blocks, block.norms, strict=True):
                 assert isinstance(attention, FrameAttention)
+                assert isinstance(norm, nn.LayerNorm)
                 attentions.append((attention, norm, fuse_products(attention)))
-            self.blocks.append((attentions, block.ff_norm, FusedFeedForward(block.ff)))
+            self._blocks.append((attentions, block.ff_norm, FusedFeedForward(block.ff)))
 
     def __call__(self, x: Picture, given: Given) -> Picture:
         module = self._module
         t = module.proj_in(normalise([x], module.norm, silu=False))
-        for attentions, norm, feed in self.blocks:
+        for attentions, norm, feed in self._blocks:
             branch: Tensor | None = None
             for attention, before, products in attentions:
                 t, n = add_layer_norm(t, before, branch, position=given.positions.get(id(attention)))
@@ -307,18 +312,15 @@ class FusedDenoiser:
 
     def _run(self, x: Picture, given: Given, offsets: Mapping[ResnetBlock, Tensor]) -> Tensor:
         """(N, C, h, w), the network after its first convolution."""
-        unet = self.unet
+        unet: Any = self.unet
         skips = [x]
 
-        def layer(parts: Sequence[Picture], index: int, block: nn.Module) -> Picture:
-            resnets, attentions, motions = (
-                getattr(block, name) for name in ("resnets", "attentions", "motion_modules")
-            )
-            y = self._resnets[resnets[index]](parts, offsets[resnets[index]])
-            if attentions:
-                y = self._transformers[attentions[index]](y, given)
-            if motions:
-                y = self._motions[motions[index]](y, given)
+        def layer(parts: Sequence[Picture], index: int, block: Any) -> Picture:
+            y = self._resnets[block.resnets[index]](parts, offsets[block.resnets[index]])
+            if block.attentions:
+                y = self._transformers[block.attentions[index]](y, given)
+            if block.motion_modules:
+                y = self._motions[block.motion_modules[index]](y, given)
             return y
 
         for down in unet.down_blocks:
@@ -326,7 +328,6 @@ class FusedDenoiser:
                 x = layer([x], index, down)
                 skips.append(x)
             for downsample in down.downsamplers:
-                assert isinstance(downsample, Downsample)
                 x = picture(*convolve(x.tokens, x.height, x.width, downsample.conv), downsample.conv.bias)
                 skips.append(x)
         mid = unet.mid_block
@@ -339,7 +340,8 @@ class FusedDenoiser:
                 x = self._doubled[upsample](x, (skips[-1].height, skips[-1].width))
         y = normalise([x], unet.conv_norm_out, silu=True)
         out = unet.conv_out
-        return F.conv2d(image_of(y, x.height, x.width), out.weight, out.bias, padding=1)
+        prediction: Tensor = F.conv2d(image_of(y, x.height, x.width), out.weight, out.bias, padding=1)
+        return prediction
 
     def _offsets_of(self, timestep: float) -> dict[ResnetBlock, Tensor]:
         """What each residual block's first convolution is shifted by, computed once for each timestep."""
@@ -351,8 +353,9 @@ class FusedDenoiser:
     def _positions_of(self, frames: int, shift: int) -> dict[int, Tensor]:
         """The positions of the frames (F, C) for each attention over them, computed once for each shift."""
         if (frames, shift) not in self._positions:
-            attentions = [m for m in self.unet.modules() if isinstance(m, FrameAttention) and m.pos_encoder]
             self._positions[frames, shift] = {
-                id(each): each.pos_encoder(frames).roll(shift, 0).contiguous() for each in attentions
+                id(module): module.pos_encoder(frames).roll(shift, 0).contiguous()
+                for module in self.unet.modules()
+                if isinstance(module, FrameAttention) and module.pos_encoder is not None
             }
         return self._positions[frames, shift]

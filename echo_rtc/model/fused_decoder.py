@@ -39,7 +39,8 @@ class FusedDecoder:
         x = latents.contiguous(memory_format=torch.channels_last) / LATENT_SCALE
         if self._entry is not None:
             x = self._entry(x)
-        y = picture(*convolve(tokens_of(x), *x.shape[2:], decoder.conv_in), decoder.conv_in.bias)
+        height, width = x.shape[2:]
+        y = picture(*convolve(tokens_of(x), height, width, decoder.conv_in), decoder.conv_in.bias)
         y = self._mid[0]([y])
         for attention in decoder.mid_block.attentions:
             if attention is not None:

@@ -172,7 +172,7 @@ class Stopwatch:
     def lap(self, stage: str) -> None:
         """Ends the stage that began with the last lap (or with the stopwatch)."""
         if self._cuda:
-            event = torch.cuda.Event(enable_timing=True)
+            event = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
             event.record()
             self._marks.append((stage, event))
         else:
@@ -416,8 +416,8 @@ class ClipGenerator:
         return latents
 
     def _decode(self, latents: Tensor) -> Iterator[Tensor]:
-        """Final latents (1, C, F, h, w) -> images (n, 3, H, W) in about -1..1, in parts of a few frames, each to be used
-        before the next is asked for."""
+        """Final latents (1, C, F, h, w) -> images (n, 3, H, W) in about -1..1, in parts of a few frames, each to be
+        used before the next is asked for."""
 
         def decode(part: Tensor) -> Tensor:
             return self._decode_images(part.to(self._dtype).contiguous(memory_format=torch.channels_last))

@@ -9,7 +9,7 @@ from pathlib import Path
 from echo_rtc.engine.factory import create_engine, worker_specs
 from echo_rtc.engine.local import LocalEngine
 from echo_rtc.engine.testcard import TestCardEngine
-from echo_rtc.engine.worker import CPU_NICENESS, ModelLoader
+from echo_rtc.engine.worker import CPU_NICENESS, ModelLoader, Speedups
 from echo_rtc.settings import Settings
 
 
@@ -29,6 +29,12 @@ def settings(engine: str, tmp_path: Path) -> Settings:
         dtype="bfloat16",
         low_ram=True,
         use_init_latent=False,
+        kernels="torch",
+        attention="sdpa",
+        cuda_graphs=False,
+        compile_unet=True,
+        compile_unet_mode="max-autotune",
+        compile_cache=tmp_path / "cache",
         model={"weights": "weights"},
     )
 
@@ -61,6 +67,8 @@ def test_the_local_engine_and_everything_its_worker_is_told(tmp_path: Path) -> N
         dtype="bfloat16",
         low_ram=True,
         use_init_latent=False,
+        speedups=Speedups("torch", "sdpa", False, True, "max-autotune"),
+        compile_cache=tmp_path / "cache",
     )
 
 

@@ -283,7 +283,7 @@ def test_motion_modules_are_where_the_configuration_wants_them(changes: dict[str
 def test_an_untrained_motion_module_changes_nothing() -> None:
     module = MotionModule(32, MOTION)
     x = torch.randn(FRAMES, 32, 4, 4)
-    assert torch.equal(module(x, FRAMES, 0), x)
+    assert torch.equal(module(x, FRAMES, torch.arange(FRAMES)), x)
 
 
 # --------------------------------------------------------------------------------------------------------- training

@@ -70,10 +70,12 @@ def geglu(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     images, pixels, channels = x.shape
     inner, rows = len(weight) // 2, images * pixels
     if not fits(x):
-        value, gate = F.linear(x, weight, bias).unflatten(-1, (inner, 2)).unbind(-1)
-        return value * F.gelu(gate)
+        value, gate = F.linear(x, weight, bias).view(images, pixels, inner, 2).unbind(-1)
+        gated: Tensor = value * F.gelu(gate)
+        return gated
     out = x.new_empty((images, pixels, inner))
-    if x.element_size() > 2 or channels % 8 or inner % 8 or (x.is_cuda and torch.cuda.get_device_capability(x.device)[0] < 9):
+    hopper = not x.is_cuda or torch.cuda.get_device_capability(x.device) >= (9, 0)
+    if not hopper or x.element_size() > 2 or channels % 8 or inner % 8:
         # The fused kernel is made of Hopper's instructions; elsewhere the product is the library's.
         both = F.linear(x, weight, bias)
         block = 1024

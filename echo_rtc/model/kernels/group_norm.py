@@ -205,7 +205,8 @@ def coefficients(
     _coefficients_kernel[(groups, images)](
         first.parts, second.parts, weight, bias, offset if offset is not None else weight, out,
         channels, first.parts.shape[3], count, first.pixels, first.part, eps, group,
-        HAS_OFFSET=offset is not None, PARTS=max(2, power_of_two(count)), GROUP=max(2, power_of_two(group)), num_warps=1 if count * group <= 1024 else 4,
+        HAS_OFFSET=offset is not None, PARTS=max(2, power_of_two(count)), GROUP=max(2, power_of_two(group)),
+        num_warps=1 if count * group <= 1024 else 4,
     )  # fmt: skip
     return out
 

@@ -54,8 +54,9 @@ def add_layer_norm(
     """(sum + ahead, norm of sum) with sum = x + scale * branch + constant, all (N, L, C); without a branch the sum is
     ``x`` itself.
 
-    ``constant`` and ``ahead`` (C,) go with a branch only; ``ahead`` is a bias that whoever adds to the sum next can then
-    leave out. ``position`` (F, C) is added to the norm of image n as its row n modulo F. ``out``: where to write both.
+    ``constant`` and ``ahead`` (C,) go with a branch only; ``ahead`` is a bias that whoever adds to the sum next can
+    leave out then. ``position`` (F, C) is added to the norm of image n as its row n modulo F. ``out``: where to write
+    both.
     """
     if not fits(x):
         total = x if branch is None else x + scale * branch
