@@ -1,4 +1,4 @@
-"""Encoders of one stream: YUV frames to H.264 or VP8, mono sound to Opus, as packets that any number of peers share.
+"""Encoders of one stream: YUV frames to H.264 or VP8, mono sound to Opus, as parcels that any number of peers share.
 
 Each class here is synchronous and lives on its stream's encoder thread, which :class:`EncoderBank` owns; PyAV lets go
 of the interpreter's lock while it encodes. The bank is the only part that knows the event loop. Nothing here knows
@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import statistics
 import time
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -24,6 +25,7 @@ from av.video.codeccontext import VideoCodecContext
 from av.video.frame import PictureType
 
 from echo_rtc.clips import MEDIA_RATE, ClipFormat, S16Array, YuvFrames
+from echo_rtc.rtc.aiortc_seams import payload_cutter
 from echo_rtc.rtc.log import Complaints, StreamLog
 
 SOUND_BLOCK_SAMPLES = 960
@@ -41,6 +43,9 @@ KEY_FRAME_INTERVAL_S = 10
 """A key frame comes at least this often, whatever the viewers say."""
 KEY_FRAME_SPACING_S = 0.5
 """Key frames that viewers ask for come at most this often; a request in between waits."""
+KEY_FRAME_PATIENCE_S = 3.0
+"""Where several watch, the same viewer gets a further one at most this often: one who loses packets all the time is not
+to blur everybody's picture."""
 BITRATE_STEP = 0.15
 """A smaller relative change of the wanted bitrate changes nothing: a change costs a key frame."""
 RATE_TIME_S = 2.0
@@ -223,13 +228,27 @@ class Portion:
     pictures: tuple[tuple[YuvFrames, int], ...]
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Parcel:
+    """An encoded block or frame, cut into the payloads of its RTP packets once, however many viewers get it.
+
+    ``pts`` in units of ``time_base``, which is that of its RTP clock; ``size`` in bytes, before it was cut.
+    """
+
+    payloads: tuple[bytes, ...]
+    pts: int
+    time_base: Fraction
+    size: int
+    is_keyframe: bool
+
+
 @dataclass(frozen=True, slots=True)
 class EncodedPortion:
-    """The packets of a portion: one for each block of sound, and one for each frame and picture codec in use; fewer
+    """The parcels of a portion: one for each block of sound, and one for each frame and picture codec in use; fewer
     where a codec failed."""
 
-    sounds: tuple[av.Packet[Any], ...]
-    pictures: Mapping[VideoCodec, tuple[av.Packet[Any], ...]]
+    sounds: tuple[Parcel, ...]
+    pictures: Mapping[VideoCodec, tuple[Parcel, ...]]
 
 
 @dataclass(slots=True)
@@ -237,7 +256,12 @@ class _Lane:
     """What the event loop decides for one picture codec; the encoder thread gets a copy of the decisions."""
 
     bitrate: int
-    key_wanted: bool = True
+    viewers: int = 1
+    fresh: bool = True
+    """Whether its encoder has yet to begin, which it does with a key frame."""
+    key_wanted_by: set[int] = field(default_factory=set)
+    key_given_at: dict[int, float] = field(default_factory=dict)
+    """When a viewer's latest request was met."""
     key_at: float = -KEY_FRAME_SPACING_S
     changed_at: float = -BITRATE_UP_SPACING_S
     estimates: dict[int, int] = field(default_factory=dict)
@@ -280,6 +304,8 @@ class EncoderBank:
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="echo-encoder")
         self._sound = SoundEncoder()
         self._pictures: dict[VideoCodec, PictureEncoder] = {}
+        # VP8 numbers its pictures in their payloads, so that these go on counting when an encoder is built anew.
+        self._cutters = {codec: payload_cutter(f"video/{codec}") for codec in VideoCodec}
         self._lanes: dict[VideoCodec, _Lane] = {}
         self.counters = EncoderCounters()
 
@@ -294,27 +320,32 @@ class EncoderBank:
         return {codec: lane.bitrate for codec, lane in self._lanes.items()}
 
     def use(self, codecs: Iterable[VideoCodec]) -> None:
-        """Says which picture codecs are wanted from now on; the others' encoders go."""
-        wanted = set(codecs)
-        for codec in wanted - self._lanes.keys():
-            self._lanes[codec] = _Lane(self._bitrates[codec].start)
-        for codec in self._lanes.keys() - wanted:
+        """Says which picture codecs are wanted from now on, once for each viewer; the others' encoders go."""
+        wanted = Counter(codecs)
+        for codec, viewers in wanted.items():
+            if codec not in self._lanes:
+                self._lanes[codec] = _Lane(self._bitrates[codec].start)
+            self._lanes[codec].viewers = viewers
+        for codec in self._lanes.keys() - wanted.keys():
             del self._lanes[codec]
 
-    def want_key_frame(self, codec: VideoCodec) -> None:
-        """A viewer cannot go on, or begin, without a key frame."""
+    def want_key_frame(self, codec: VideoCodec, viewer: int) -> None:
+        """Viewer number ``viewer`` cannot go on, or begin, without a key frame."""
         if codec in self._lanes:
-            self._lanes[codec].key_wanted = True
+            self._lanes[codec].key_wanted_by.add(viewer)
 
-    def estimate(self, codec: VideoCodec, viewer: int, bitrate: int | None) -> None:
-        """Viewer number ``viewer`` can take ``bitrate`` bit/s (REMB), or is gone (None)."""
+    def forget(self, codec: VideoCodec, viewer: int) -> None:
+        """Viewer number ``viewer`` is gone."""
         lane = self._lanes.get(codec)
-        if lane is None:
-            return
-        if bitrate is None:
+        if lane is not None:
             lane.estimates.pop(viewer, None)
-        else:
-            lane.estimates[viewer] = bitrate
+            lane.key_wanted_by.discard(viewer)
+            lane.key_given_at.pop(viewer, None)
+
+    def estimate(self, codec: VideoCodec, viewer: int, bitrate: int) -> None:
+        """Viewer number ``viewer`` can take ``bitrate`` bit/s (REMB)."""
+        if codec in self._lanes:
+            self._lanes[codec].estimates[viewer] = bitrate
 
     async def encode(self, portion: Portion, now: float) -> EncodedPortion:
         """Encodes a portion on the stream's thread. What fails is logged, counted and left out; it never raises."""
@@ -334,9 +365,12 @@ class EncoderBank:
 
     def _order(self, codec: VideoCodec, lane: _Lane, now: float) -> _Order:
         self._steer(codec, lane, now)
-        key = lane.key_wanted and now - lane.key_at >= KEY_FRAME_SPACING_S
+        patience_s = KEY_FRAME_PATIENCE_S if lane.viewers > 1 else KEY_FRAME_SPACING_S
+        wanted = any(now - lane.key_given_at.get(v, -patience_s) >= patience_s for v in lane.key_wanted_by)
+        key = lane.fresh or (wanted and now - lane.key_at >= KEY_FRAME_SPACING_S)
+        lane.fresh = False
         if key:
-            lane.key_wanted, lane.key_at = False, now
+            self._give_key(lane, now)
         return _Order(codec, lane.bitrate, key)
 
     def _steer(self, codec: VideoCodec, lane: _Lane, now: float) -> None:
@@ -352,10 +386,17 @@ class EncoderBank:
         spacing = BITRATE_DOWN_SPACING_S if wanted < lane.bitrate else BITRATE_UP_SPACING_S
         if abs(wanted - lane.bitrate) > BITRATE_STEP * lane.bitrate and now - lane.changed_at >= spacing:
             lane.bitrate, lane.changed_at = wanted, now
-            lane.key_wanted, lane.key_at = False, now  # the new encoder begins with one
+            self._give_key(lane, now)  # the new encoder begins with one
 
-    def _weigh(self, lane: _Lane, packets: tuple[av.Packet[Any], ...]) -> None:
-        """Counts packets, one a frame, towards the rate really sent."""
+    @staticmethod
+    def _give_key(lane: _Lane, now: float) -> None:
+        """A key frame meets all requests there are."""
+        lane.key_given_at |= dict.fromkeys(lane.key_wanted_by, now)
+        lane.key_wanted_by.clear()
+        lane.key_at = now
+
+    def _weigh(self, lane: _Lane, packets: tuple[Parcel, ...]) -> None:
+        """Counts parcels, one a frame, towards the rate really sent."""
         weight = 1 / (RATE_TIME_S * self._format.fps)
         for packet in packets:
             lane.sent += weight * (8 * packet.size * self._format.fps - lane.sent)
@@ -365,24 +406,25 @@ class EncoderBank:
         for codec in self._pictures.keys() - keep:
             del self._pictures[codec]
         sounds = self._encode_sounds(portion)
-        pictures: dict[VideoCodec, tuple[av.Packet[Any], ...]] = {}
+        pictures: dict[VideoCodec, tuple[Parcel, ...]] = {}
         if orders:
             frames = [(video_frame(picture), pts) for picture, pts in portion.pictures]
             pictures = {order.codec: self._encode_pictures(order, frames) for order in orders}
         self.counters.busy_s += time.perf_counter() - begun
         return EncodedPortion(sounds, pictures)
 
-    def _encode_sounds(self, portion: Portion) -> tuple[av.Packet[Any], ...]:
-        packets: list[av.Packet[Any]] = []
+    def _encode_sounds(self, portion: Portion) -> tuple[Parcel, ...]:
+        packets: list[Parcel] = []
         for pcm, pts in portion.sounds:
             try:
-                packets.append(self._sound.encode(pcm, pts))
+                data = bytes(self._sound.encode(pcm, pts))
+                packets.append(Parcel((data,), pts, SOUND_TIME_BASE, len(data), is_keyframe=True))
             except (av.FFmpegError, ValueError) as error:
                 self._failed("Opus", error)
         return tuple(packets)
 
-    def _encode_pictures(self, order: _Order, frames: list[tuple[av.VideoFrame, int]]) -> tuple[av.Packet[Any], ...]:
-        packets: list[av.Packet[Any]] = []
+    def _encode_pictures(self, order: _Order, frames: list[tuple[av.VideoFrame, int]]) -> tuple[Parcel, ...]:
+        packets: list[Parcel] = []
         try:
             encoder = self._pictures.get(order.codec)
             if encoder is None or encoder.bitrate != order.bitrate:
@@ -390,7 +432,9 @@ class EncoderBank:
                 self._pictures[order.codec] = encoder
                 self.counters.builds += 1
             for i, (frame, pts) in enumerate(frames):
-                packets += encoder.encode(frame, pts, key=order.key and i == 0)
+                for packet in encoder.encode(frame, pts, key=order.key and i == 0):
+                    payloads = self._cutters[order.codec](packet)
+                    packets.append(Parcel(payloads, pts, PICTURE_TIME_BASE, packet.size, packet.is_keyframe))
         except (av.FFmpegError, ValueError) as error:
             # The encoder is built anew for the next frame, which is then a key frame.
             self._pictures.pop(order.codec, None)

@@ -15,7 +15,6 @@ from aiortc import (
     RTCDataChannel,
     RTCPeerConnection,
     RTCRtpCodecCapability,
-    RTCRtpCodecParameters,
     RTCRtpSender,
     RTCRtpTransceiver,
     RTCSessionDescription,
@@ -30,6 +29,7 @@ from echo_rtc.rtc.aiortc_seams import (
     harden_ice,
     ports_from,
     report_due_times,
+    send_parcels,
     shorten_consent,
     shorten_gathering,
     shorten_microphone_buffer,
@@ -194,30 +194,30 @@ class Peer:
             codec = VideoCodec(answered.name) if answered is not None else None
             self._viewer = self._stream.add_viewer(codec, with_sound=plan.sound is not None)
         if answered is not None and plan.picture is not None:
-            self._wire_picture(transceivers[plan.picture].sender, answered)
+            self._wire_picture(transceivers[plan.picture].sender)
         if plan.sound is not None and self._viewer is not None and self._viewer.sound is not None:
             sound = transceivers[plan.sound].sender
             sound.replaceTrack(self._viewer.sound)
-            self._report_due_times(sound, self._viewer.sound)
+            self._send(sound, self._viewer.sound)
         if plan.microphone is not None:
             microphone = transceivers[plan.microphone].receiver
             self._stream.listen(microphone.track, lambda: reception_of(microphone))
 
-    def _wire_picture(self, sender: RTCRtpSender, codec: RTCRtpCodecParameters) -> None:
+    def _wire_picture(self, sender: RTCRtpSender) -> None:
         viewer = self._viewer
         assert viewer is not None
         assert viewer.picture is not None
         sender.replaceTrack(viewer.picture)
         wire_feedback(
             sender,
-            codec,
             on_key_frame=lambda: self._stream.want_key_frame(viewer),
             on_bitrate=lambda bitrate: self._stream.estimate(viewer, bitrate),
         )
-        self._report_due_times(sender, viewer.picture)
+        self._send(sender, viewer.picture)
 
     @staticmethod
-    def _report_due_times(sender: RTCRtpSender, track: PacketTrack) -> None:
+    def _send(sender: RTCRtpSender, track: PacketTrack) -> None:
+        send_parcels(sender, track)
         report_due_times(sender, lambda: track.due_s, asyncio.get_running_loop().time)
 
     def _on_state(self) -> None:

@@ -13,9 +13,7 @@ import math
 from collections import deque
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
-from typing import Any, Generic, Protocol, TypeAlias, TypeVarTuple
-
-import av
+from typing import Generic, Protocol, TypeAlias, TypeVarTuple
 
 from echo_rtc.clips import MEDIA_RATE, ClipFormat, S16Array, YuvFrames
 from echo_rtc.media.playout import FrameKind
@@ -23,6 +21,7 @@ from echo_rtc.rtc.encoder import (
     PICTURE_RATE,
     SOUND_BLOCK_SAMPLES,
     EncodedPortion,
+    Parcel,
     Portion,
     VideoCodec,
 )
@@ -197,18 +196,18 @@ class Pump:
 
     def _send(self, outbox: _Packets, dues: _Dues, encoded: EncodedPortion) -> None:
         """Puts a portion's packets where they wait until they are due."""
-        waiting: list[tuple[float, VideoCodec | None, av.Packet[Any]]] = [
-            (dues.sounds[packet.pts or 0], None, packet) for packet in encoded.sounds
+        waiting: list[tuple[float, VideoCodec | None, Parcel]] = [
+            (dues.sounds[packet.pts], None, packet) for packet in encoded.sounds
         ]
         for codec, packets in encoded.pictures.items():
-            waiting += [(dues.pictures[packet.pts or 0], codec, packet) for packet in packets]
+            waiting += [(dues.pictures[packet.pts], codec, packet) for packet in packets]
         for entry in sorted(waiting, key=lambda entry: entry[0]):
             outbox.put(*entry)
 
-    def _deliver(self, due: float, codec: VideoCodec | None, packet: av.Packet[Any]) -> None:
+    def _deliver(self, due: float, codec: VideoCodec | None, packet: Parcel) -> None:
         """Hands a packet that is due to everybody whom it concerns; ``codec`` is None for sound."""
         now = self._clock()
-        media_s = float((packet.pts or 0) * (packet.time_base or 0))
+        media_s = float(packet.pts * packet.time_base)
         if codec is None:
             self.sync.sound(media_s, now)
         else:
@@ -296,5 +295,5 @@ class _Outbox(Generic[*W]):
                 self._timer = self._loop.call_at(self._waiting[0][0], self._hand_over)
 
 
-_Packets: TypeAlias = "_Outbox[VideoCodec | None, av.Packet[Any]]"
+_Packets: TypeAlias = "_Outbox[VideoCodec | None, Parcel]"
 _RawFrames: TypeAlias = "_Outbox[int, int, S16Array | YuvFrames]"

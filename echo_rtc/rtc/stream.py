@@ -184,7 +184,7 @@ class Stream:
         if self._viewers.pop(viewer.number, None) is not None:
             self._past.count("viewers", _viewer_counts(viewer))
             if viewer.codec is not None:
-                self._bank.estimate(viewer.codec, viewer.number, None)
+                self._bank.forget(viewer.codec, viewer.number)
             self._choose_codecs()
 
     def add_tap(self) -> Tap:
@@ -211,7 +211,7 @@ class Stream:
     def want_key_frame(self, viewer: Viewer) -> None:
         """A viewer's receiver reports a lost picture."""
         if viewer.codec is not None:
-            self._bank.want_key_frame(viewer.codec)
+            self._bank.want_key_frame(viewer.codec, viewer.number)
 
     def estimate(self, viewer: Viewer, bitrate: int) -> None:
         """A viewer's receiver can take ``bitrate`` bit/s."""

@@ -1,6 +1,6 @@
-"""What one peer gets of a stream: two thin tracks whose ``recv()`` hands out packets that are due.
+"""What one peer gets of a stream: two thin tracks whose ``recv()`` hands out parcels that are due.
 
-Packets are encoded once per stream and shared; a viewer is a pair of bounded queues of references to them. Nothing here
+Parcels are made once per stream and shared; a viewer is a pair of bounded queues of references to them. Nothing here
 waits for a peer: what does not fit is dropped and counted, and the picture goes on with the next key frame. Knows no
 clock, no playout and no connection.
 """
@@ -10,12 +10,10 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Callable
-from typing import Any
 
-import av
 from aiortc.mediastreams import MediaStreamError, MediaStreamTrack
 
-from echo_rtc.rtc.encoder import VideoCodec
+from echo_rtc.rtc.encoder import Parcel, VideoCodec
 
 SOUND_QUEUE_PACKETS = 50
 """Packets of 20 ms that may wait for a peer: one second."""
@@ -32,7 +30,7 @@ class PacketTrack(MediaStreamTrack):
     def __init__(self, kind: str, limit: int, on_first_read: Callable[[], None]) -> None:
         super().__init__()
         self.kind = kind
-        self._packets: deque[tuple[av.Packet[Any], float]] = deque()
+        self._packets: deque[tuple[Parcel, float]] = deque()
         self._limit = limit
         self._arrived = asyncio.Event()
         self._on_first_read = on_first_read
@@ -40,7 +38,7 @@ class PacketTrack(MediaStreamTrack):
         self.due_s: float | None = None
         """When the packet that was read last was due, by the clock of whoever put it in."""
 
-    async def recv(self) -> av.Packet[Any]:
+    async def recv(self) -> Parcel:  # type: ignore[override]  # sent by ``aiortc_seams.send_parcels`` only
         """The next packet, as soon as it is due. Raises MediaStreamError once the track has ended."""
         if not self.being_read:
             self.being_read = True
@@ -57,7 +55,7 @@ class PacketTrack(MediaStreamTrack):
     def full(self) -> bool:
         return len(self._packets) >= self._limit
 
-    def put(self, packet: av.Packet[Any], due_s: float) -> None:
+    def put(self, packet: Parcel, due_s: float) -> None:
         """Adds a packet that is due now; the caller has seen to it that the track is not full."""
         self._packets.append((packet, due_s))
         self._arrived.set()
@@ -91,7 +89,7 @@ class Viewer:
         codec: VideoCodec | None,
         with_sound: bool,
         on_change: Callable[[], None],
-        ask_key_frame: Callable[[VideoCodec], None],
+        ask_key_frame: Callable[[VideoCodec, int], None],
     ) -> None:
         self.number = number
         self.codec = codec
@@ -112,7 +110,7 @@ class Viewer:
         tracks = [track for track in (self.sound, self.picture) if track is not None]
         return bool(tracks) and all(track.being_read and track.readyState == "live" for track in tracks)
 
-    def take_sound(self, packet: av.Packet[Any], due_s: float) -> None:
+    def take_sound(self, packet: Parcel, due_s: float) -> None:
         """Offers a packet of sound that is due now, or was at ``due_s``."""
         if self.sound is None or not self._begun or not self.live:
             return
@@ -121,7 +119,7 @@ class Viewer:
         self.sound.put(packet, due_s)
         self.sound_packets += 1
 
-    def take_picture(self, packet: av.Packet[Any], due_s: float) -> None:
+    def take_picture(self, packet: Parcel, due_s: float) -> None:
         """Offers a packet of this viewer's codec that is due now, or was at ``due_s``."""
         if self.picture is None or not self.live:
             return
@@ -147,9 +145,9 @@ class Viewer:
         if self.live:
             self._on_change()
             if self.codec is not None:
-                self._ask_key_frame(self.codec)
+                self._ask_key_frame(self.codec, self.number)
 
     def _lost_the_thread(self) -> None:
         self._needs_key = True
         if self.codec is not None:
-            self._ask_key_frame(self.codec)
+            self._ask_key_frame(self.codec, self.number)

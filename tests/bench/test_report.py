@@ -31,7 +31,7 @@ def test_every_benchmark_is_there(name: str) -> None:
 def test_an_unknown_name_is_one_sentence(argv: list[str], given: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert command.main(argv) == 2
     error = capsys.readouterr().err
-    assert error == f"the benchmark's name is {given}; it must be one of parity, render, sync, stream, latency\n"
+    assert error == f"the benchmark's name is {given}; it must be one of {', '.join(command.BENCHMARKS)}\n"
 
 
 def test_help_lists_the_benchmarks(capsys: pytest.CaptureFixture[str]) -> None:

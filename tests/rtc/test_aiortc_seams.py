@@ -7,6 +7,8 @@ import re
 import socket
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from fractions import Fraction
+from types import SimpleNamespace
 from typing import Any
 
 import aioice.ice
@@ -26,6 +28,7 @@ from aiortc.clock import current_ntp_time
 from aiortc.codecs import CODECS
 from aiortc.codecs.opus import OpusDecoder
 from aiortc.jitterbuffer import JitterBuffer, JitterFrame
+from aiortc.mediastreams import MediaStreamError
 from aiortc.rtp import (
     RTCP_PSFB_APP,
     RTCP_PSFB_FIR,
@@ -46,7 +49,7 @@ from echo_rtc.rtc.aiortc_seams import (
     ports_from,
     shorten_gathering,
 )
-from echo_rtc.rtc.encoder import SoundEncoder
+from echo_rtc.rtc.encoder import Parcel, SoundEncoder
 from echo_rtc.rtc.guard import Guard
 from echo_rtc.rtc.ports import PortRange
 
@@ -104,7 +107,7 @@ async def test_requests_of_the_receiver_reach_the_callbacks() -> None:
     sender = connection.addTransceiver("video").sender
     keys: list[str] = []
     rates: list[int] = []
-    aiortc_seams.wire_feedback(sender, H264, lambda: keys.append("key"), rates.append)
+    aiortc_seams.wire_feedback(sender, lambda: keys.append("key"), rates.append)
     for kind in (RTCP_PSFB_PLI, RTCP_PSFB_FIR):
         await sender._handle_rtcp_packet(RtcpPsfbPacket(fmt=kind, ssrc=1, media_ssrc=sender._ssrc))
     estimate = pack_remb_fci(1_234_000, [sender._ssrc])
@@ -112,6 +115,102 @@ async def test_requests_of_the_receiver_reach_the_callbacks() -> None:
     assert keys == ["key", "key"]
     assert rates == [pytest.approx(1_234_000, rel=0.01)]
     await connection.close()
+
+
+class Parcels:
+    """A track that hands out what it is given, then ends."""
+
+    def __init__(self, *parcels: Parcel) -> None:
+        self._parcels = list(parcels)
+        self.stopped = False
+
+    async def recv(self) -> Parcel:
+        if not self._parcels:
+            raise MediaStreamError
+        return self._parcels.pop(0)
+
+    def stop(self) -> None:
+        self.stopped = True
+
+
+class Wire:
+    """Stands for everything below a sender: what it sends comes out unencrypted. ``waiting``: bytes that wait for the
+    socket, one reading after the other."""
+
+    def __init__(self, *waiting: int) -> None:
+        self._waiting = list(waiting)
+        self.sent: list[bytes] = []
+        self.state = "connected"
+        self.resent: list[bytes] = []
+        self._tx_srtp = SimpleNamespace(protect=lambda data: data)
+        socket = SimpleNamespace(sendto=lambda data, _: self.sent.append(data), get_write_buffer_size=self.unsent)
+        pair = SimpleNamespace(protocol=SimpleNamespace(transport=socket), remote_addr=("192.0.2.1", 9))
+        self.transport = SimpleNamespace(_connection=SimpleNamespace(_nominated={1: pair}))
+        setattr(self, "_RTCDtlsTransport__tx_bytes", 0)  # noqa: B010
+        setattr(self, "_RTCDtlsTransport__tx_packets", 0)  # noqa: B010
+
+    def unsent(self) -> int:
+        return self._waiting.pop(0) if self._waiting else 0
+
+    async def _send_rtp(self, data: bytes) -> None:
+        self.resent.append(data)
+
+
+def parcel(pts: int, *payloads: bytes) -> Parcel:
+    return Parcel(payloads, pts, Fraction(1, 90_000), sum(map(len, payloads)), is_keyframe=True)
+
+
+async def sending(track: Parcels, wire: Wire) -> RTCRtpSender:
+    """A sender that has sent a track to its end."""
+    connection = RTCPeerConnection(RTCConfiguration(iceServers=[]))
+    sender = connection.addTransceiver("video").sender
+    await connection.close()
+    aiortc_seams.send_parcels(sender, track)
+    sender.setTransport(wire)  # type: ignore[arg-type]
+    await asyncio.wait_for(sender._run_rtp(H264), 5)
+    return sender
+
+
+async def test_parcels_are_sent_as_rtp_and_again_when_they_are_lost() -> None:
+    track, wire = Parcels(parcel(0, b"one", b"two"), parcel(3750, b"three")), Wire()
+    sender = await sending(track, wire)
+    packets = [RtpPacket.parse(data) for data in wire.sent]
+    assert [packet.payload for packet in packets] == [b"one", b"two", b"three"]
+    assert [packet.marker for packet in packets] == [0, 1, 1]
+    assert {packet.ssrc for packet in packets} == {sender._ssrc}
+    assert {packet.payload_type for packet in packets} == {H264.payloadType}
+    numbers = [packet.sequence_number for packet in packets]
+    assert np.all(np.diff(numbers) == 1)
+    stamps = [packet.timestamp for packet in packets]
+    assert [(stamp - stamps[0]) % 2**32 for stamp in stamps] == [0, 0, 3750]
+    assert track.stopped
+    await sender._retransmit(numbers[1])
+    await sender._retransmit(numbers[0] - 1)
+    assert [RtpPacket.parse(data).payload for data in wire.resent] == [b"two"]
+    assert reported(sender) == (3, 11, stamps[2])
+
+
+def reported(sender: RTCRtpSender) -> tuple[int, int, int]:
+    """Packets, payload bytes and the latest time stamp, as the sender's reports will state them."""
+    names = ("packet_count", "octet_count", "rtp_timestamp")
+    packets, octets, stamp = (getattr(sender, f"_RTCRtpSender__{name}") for name in names)
+    return packets, octets, stamp
+
+
+async def test_a_socket_that_is_full_is_waited_for() -> None:
+    full = aiortc_seams.MAX_UNSENT_BYTES + 1
+    track, wire = Parcels(parcel(0, b"one"), parcel(3750, b"two")), Wire(0, full, full, 10)
+    await sending(track, wire)
+    assert len(wire.sent) == 2
+    assert wire.unsent() == 0
+
+
+async def test_sending_ends_with_the_connection() -> None:
+    track, wire = Parcels(parcel(0, b"one")), Wire()
+    wire.state = "closed"
+    await sending(track, wire)
+    assert wire.sent == []
+    assert track.stopped
 
 
 async def test_reports_state_when_a_packet_was_due() -> None:
@@ -168,12 +267,14 @@ def test_a_changed_aiortc_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
         aiortc_seams.without_decoding(receiver, lambda _: None)
     sender = RTCRtpSender.__new__(RTCRtpSender)
     with pytest.raises(SeamError, match=re.escape("_RTCRtpSender__encoder")):
-        aiortc_seams.wire_feedback(sender, H264, lambda: None, lambda _: None)
+        aiortc_seams.wire_feedback(sender, lambda: None, lambda _: None)
     with pytest.raises(SeamError, match="__lsr"):
         aiortc_seams.report_due_times(sender, lambda: None, lambda: 0.0)
+    with pytest.raises(SeamError, match=r"_RTCRtpSender__\w+ any more"):
+        aiortc_seams.send_parcels(sender, Parcels())
     monkeypatch.delattr(RTCRtpSender, "_send_keyframe")
     with pytest.raises(SeamError, match="_send_keyframe"):
-        aiortc_seams.wire_feedback(sender, H264, lambda: None, lambda _: None)
+        aiortc_seams.wire_feedback(sender, lambda: None, lambda _: None)
 
 
 @pytest.mark.parametrize(

@@ -9,16 +9,20 @@ from typing import Any
 import av
 import numpy as np
 import pytest
+from aiortc.codecs import depayload
 from aiortc.codecs.opus import OpusDecoder
 from aiortc.jitterbuffer import JitterFrame
+from aiortc.rtcrtpparameters import RTCRtpCodecParameters
 
 from echo_rtc.clips import ClipFormat, S16Array, YuvFrames
 from echo_rtc.rtc.encoder import (
     BITRATES,
+    KEY_FRAME_PATIENCE_S,
     KEY_FRAME_SPACING_S,
     BitrateRange,
     EncodedPortion,
     EncoderBank,
+    Parcel,
     PictureEncoder,
     Portion,
     SoundEncoder,
@@ -55,6 +59,12 @@ async def bank() -> AsyncIterator[EncoderBank]:
     await made.close()
 
 
+def whole(parcel: Parcel, codec: VideoCodec) -> av.Packet[Any]:
+    """The encoded frame that a parcel was cut from."""
+    parameters = RTCRtpCodecParameters(mimeType=f"video/{codec}", clockRate=90_000)
+    return av.Packet(b"".join(depayload(parameters, payload) for payload in parcel.payloads))
+
+
 async def encode(
     bank: EncoderBank, number: int, now: float | None = None, shown: YuvFrames | None = None
 ) -> EncodedPortion:
@@ -72,7 +82,7 @@ async def test_each_frame_gives_one_packet_that_decodes_to_it(bank: EncoderBank,
         (packet,) = encoded.pictures[codec]
         assert packet.pts == number * 3750
         assert packet.is_keyframe == (number == 0)
-        for frame in decoder.decode(av.Packet(bytes(packet))):
+        for frame in decoder.decode(whole(packet, codec)):
             assert isinstance(frame, av.VideoFrame)
             wanted = 40 + number + np.arange(FORMAT.width) // 4
             # The decoder hands frames out late; what it shows is one of the last levels, and the slope is in place.
@@ -110,11 +120,40 @@ async def test_key_frames_come_when_asked_but_not_too_often(bank: EncoderBank) -
     keys = []
     for number in range(48):
         if number in (10, 12, 13, 40):
-            bank.want_key_frame(VideoCodec.H264)
+            bank.want_key_frame(VideoCodec.H264, 0)
         packets = (await encode(bank, number)).pictures[VideoCodec.H264]
         keys += [number for packet in packets if packet.is_keyframe]
     spacing = round(KEY_FRAME_SPACING_S * 24)
     assert keys == [0, spacing, 2 * spacing, 40]
+
+
+async def test_a_viewer_who_always_loses_the_picture_does_not_blur_it_for_others(bank: EncoderBank) -> None:
+    bank.use([VideoCodec.H264] * 3)
+    keys = []
+    for number in range(24 * 10):
+        bank.want_key_frame(VideoCodec.H264, 1)
+        if number == 100:
+            bank.want_key_frame(VideoCodec.H264, 2)  # somebody new
+        packets = (await encode(bank, number)).pictures[VideoCodec.H264]
+        keys += [number for packet in packets if packet.is_keyframe]
+    patience = round(KEY_FRAME_PATIENCE_S * 24)
+    assert keys == [0, patience, 100, 100 + patience]
+    bank.forget(VideoCodec.H264, 1)
+    assert not (await encode(bank, 400)).pictures[VideoCodec.H264][0].is_keyframe
+
+
+async def test_frames_are_cut_for_the_network_once(bank: EncoderBank) -> None:
+    format = ClipFormat(width=192, height=192)
+    large = EncoderBank(format, LOG)
+    large.use([VideoCodec.VP8, VideoCodec.H264])
+    encoded = await encode(large, 0, shown=noise(0, format))
+    await large.close()
+    for (parcel,) in encoded.pictures.values():
+        assert len(parcel.payloads) > 2
+        assert max(map(len, parcel.payloads)) <= 1300
+        assert parcel.size > sum(map(len, parcel.payloads)) * 0.95
+    (sound,) = encoded.sounds
+    assert len(sound.payloads) == 1
 
 
 async def test_the_bitrate_follows_the_median_viewer_within_bounds(bank: EncoderBank) -> None:
@@ -131,8 +170,8 @@ async def test_the_bitrate_follows_the_median_viewer_within_bounds(bank: Encoder
     unchanged = await encode(bank, 2, now=30.0)
     assert bank.bitrates == {VideoCodec.H264: 2_000_000}
     assert not unchanged.pictures[VideoCodec.H264][0].is_keyframe
-    bank.estimate(VideoCodec.H264, 0, None)
-    bank.estimate(VideoCodec.H264, 1, None)
+    bank.forget(VideoCodec.H264, 0)
+    bank.forget(VideoCodec.H264, 1)
     await encode(bank, 3, now=50.0)
     assert bank.bitrates == {VideoCodec.H264: bounds.minimum}
     bank.estimate(VideoCodec.H264, 2, 100_000_000)

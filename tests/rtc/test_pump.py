@@ -9,13 +9,12 @@ from dataclasses import dataclass, field
 from fractions import Fraction
 from typing import Any
 
-import av
 import numpy as np
 import pytest
 
 from echo_rtc.clips import MEDIA_RATE, ClipFormat, S16Array, YuvFrames
 from echo_rtc.media.playout import FrameKind
-from echo_rtc.rtc.encoder import EncodedPortion, Portion, VideoCodec
+from echo_rtc.rtc.encoder import EncodedPortion, Parcel, Portion, VideoCodec
 from echo_rtc.rtc.frames import FrameTrack, Tap
 from echo_rtc.rtc.pump import LEAD_S, MAX_LAG_S, MAX_PORTION_BLOCKS, PORTION_BLOCKS, Pump
 from echo_rtc.rtc.tracks import Viewer
@@ -83,12 +82,8 @@ class Bank:
         return EncodedPortion(tuple(sounds), pictures)
 
 
-def packet(pts: int, rate: int, payload: bytes) -> av.Packet[Any]:
-    made = av.Packet(payload)
-    made.pts = pts
-    made.time_base = Fraction(1, rate)
-    made.is_keyframe = True
-    return made
+def packet(pts: int, rate: int, payload: bytes) -> Parcel:
+    return Parcel((payload,), pts, Fraction(1, rate), len(payload), is_keyframe=True)
 
 
 @dataclass
@@ -103,7 +98,7 @@ async def watch(viewer: Viewer, seen: Watched) -> None:
     async def read(track: Any, into: list[tuple[float, int, bytes]]) -> None:
         while True:
             got = await track.recv()
-            into.append((asyncio.get_running_loop().time(), got.pts, bytes(got)))
+            into.append((asyncio.get_running_loop().time(), got.pts, got.payloads[0]))
 
     await asyncio.gather(read(viewer.sound, seen.sound), read(viewer.picture, seen.picture))
 
@@ -121,7 +116,7 @@ def pump_for(
         loop = asyncio.get_running_loop()
         begun = loop.time()
         source = Source(begun + DELAY_S, rate, kind)
-        viewer = Viewer(0, VideoCodec.H264, True, lambda: None, lambda _: None)
+        viewer = Viewer(0, VideoCodec.H264, True, lambda: None, lambda *_: None)
         seen = Watched()
         watching = asyncio.create_task(watch(viewer, seen))
         pump = Pump(FORMAT, source, frames(5, 50), bank or Bank(), [viewer], loop.time)

@@ -4,22 +4,16 @@ from __future__ import annotations
 
 import asyncio
 from fractions import Fraction
-from typing import Any
 
-import av
 import pytest
 from aiortc.mediastreams import MediaStreamError
 
-from echo_rtc.rtc.encoder import VideoCodec
+from echo_rtc.rtc.encoder import Parcel, VideoCodec
 from echo_rtc.rtc.tracks import PICTURE_QUEUE_PACKETS, SOUND_QUEUE_PACKETS, Viewer
 
 
-def packet(pts: int, key: bool = False) -> av.Packet[Any]:
-    made = av.Packet(b"x")
-    made.pts = pts
-    made.time_base = Fraction(1, 90_000)
-    made.is_keyframe = key
-    return made
+def packet(pts: int, key: bool = False) -> Parcel:
+    return Parcel((b"x",), pts, Fraction(1, 90_000), size=1, is_keyframe=key)
 
 
 class Calls:
@@ -27,13 +21,16 @@ class Calls:
 
     def __init__(self) -> None:
         self.changes = 0
-        self.keys: list[VideoCodec] = []
+        self.keys: list[tuple[VideoCodec, int]] = []
+
+    def key(self, codec: VideoCodec, viewer: int) -> None:
+        self.keys.append((codec, viewer))
 
     def changed(self) -> None:
         self.changes += 1
 
 
-async def reading(viewer: Viewer) -> list[asyncio.Task[av.Packet[Any]]]:
+async def reading(viewer: Viewer) -> list[asyncio.Task[Parcel]]:
     """Both tracks being read, with nothing there yet."""
     tasks = [asyncio.create_task(track.recv()) for track in (viewer.sound, viewer.picture) if track is not None]
     await asyncio.sleep(0)
@@ -41,7 +38,7 @@ async def reading(viewer: Viewer) -> list[asyncio.Task[av.Packet[Any]]]:
 
 
 def viewer(calls: Calls, codec: VideoCodec | None = VideoCodec.H264, with_sound: bool = True) -> Viewer:
-    return Viewer(0, codec, with_sound, calls.changed, calls.keys.append)
+    return Viewer(0, codec, with_sound, calls.changed, calls.key)
 
 
 async def test_both_tracks_begin_with_the_same_key_frame() -> None:
@@ -59,7 +56,7 @@ async def test_both_tracks_begin_with_the_same_key_frame() -> None:
     tasks = await reading(one)
     assert one.live
     assert calls.changes == 1
-    assert calls.keys == [VideoCodec.H264]
+    assert calls.keys == [(VideoCodec.H264, 0)]
     for number in range(1, 5):
         one.take_sound(packet(number), 0.0)
         one.take_picture(packet(number, key=number == 3), float(number))
@@ -109,7 +106,7 @@ async def test_a_peer_that_stops_reading_loses_its_own_packets_only() -> None:
     assert slow.picture_dropped == 199
     assert slow.picture is not None
     assert slow.picture.waiting() == 0
-    assert calls.keys == [VideoCodec.H264]
+    assert calls.keys == [(VideoCodec.H264, 0)]
     slow.take_picture(packet(200, key=True), 0.0)
     slow.take_picture(packet(201), 0.0)
     assert [(await slow.picture.recv()).pts for _ in range(2)] == [200, 201]
