@@ -28,6 +28,7 @@ from echo_rtc.avatar import stream_options
 from echo_rtc.engine.factory import create_engine
 from echo_rtc.engine.protocol import Engine
 from echo_rtc.errors import EchoRtcError, SettingsError
+from echo_rtc.library import MAX_PICTURE_BYTES, MAX_POSES_BYTES, AvatarLibrary, Shelf
 from echo_rtc.logs import LogFile, LogOptions, logging_to
 from echo_rtc.model.description import ModelDescription
 from echo_rtc.performance import PerformanceLog
@@ -37,6 +38,7 @@ from echo_rtc.rtc.peer import PeerOptions
 from echo_rtc.settings import Settings, load_settings
 from echo_rtc.web.app import Access, create_app, create_runner
 from echo_rtc.web.auth import Authorisation
+from echo_rtc.web.avatars import Gallery
 from echo_rtc.web.clients import Clients
 from echo_rtc.web.cors import CrossOrigin
 from echo_rtc.web.health import Health, Lifecycle, Phase
@@ -104,13 +106,15 @@ async def serve(settings: Settings, log_file: LogFile) -> None:
         life.push_async_callback(_within, CLOSE_STREAMS_S, streams.close, "the streams")
         health = Health(engine, lifecycle, settings.engine, network.ice_servers, lambda: streams.free)
         watch = Watch(__version__, lambda: engine.workers, log_file)
-        app = create_app(streams, health, STATIC, access, watch)
+        library = AvatarLibrary(engine, Shelf.of(settings), lambda: {each.avatar for each in streams.streams.values()})
+        gallery = Gallery(library, MAX_PICTURE_BYTES, MAX_POSES_BYTES, settings.allow_avatar_upload)
+        app = create_app(streams, health, STATIC, gallery, access, watch)
         # The port comes before the engine: one that is taken is told at once, and the page can say "starting".
         url = await life.enter_async_context(_listening(app, settings.host, settings.port, tls))
         logger.info("listening on %s; the %s engine is starting", url, settings.engine)
         _say_who_may_call(settings.host, access)
         _say_how_it_is_reached(settings, url, tls)
-        if await _started(engine, lifecycle, stop):
+        if await _started(engine, library, lifecycle, stop):
             lifecycle.phase = Phase.READY
             logger.info("echo_rtc is ready: %s", url)
             async with _running(PerformanceLog(streams, watch.workers, watch.usage).run(), "performance log"):
@@ -192,14 +196,19 @@ def _say_how_it_is_reached(settings: Settings, url: str, tls: Certificate | None
         )
 
 
-async def _started(engine: Engine, lifecycle: Lifecycle, stop: asyncio.Event) -> bool:
-    """Starts the engine; False if the server was told to stop meanwhile. Raises what the engine raises."""
+async def _started(engine: Engine, library: AvatarLibrary, lifecycle: Lifecycle, stop: asyncio.Event) -> bool:
+    """Starts the engine and prepares all avatars; False if the server was told to stop meanwhile. Raises what they
+    raise."""
 
     def progress(line: str) -> None:
         lifecycle.progress = line
         logger.info("%s", line)
 
-    start = asyncio.create_task(engine.start(progress), name="engine start")
+    async def begin() -> None:
+        await engine.start(progress)
+        await library.prepare(progress)
+
+    start = asyncio.create_task(begin(), name="engine start")
     stopped = asyncio.create_task(stop.wait(), name="stop signal")
     try:
         await asyncio.wait({start, stopped}, return_when=asyncio.FIRST_COMPLETED)

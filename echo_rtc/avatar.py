@@ -25,6 +25,7 @@ from echo_rtc.clips import ClipFormat
 from echo_rtc.engine.factory import create_engine
 from echo_rtc.engine.protocol import Engine
 from echo_rtc.errors import CapacityError, InputError
+from echo_rtc.library import AvatarLibrary, Shelf
 from echo_rtc.model.description import ModelDescription
 from echo_rtc.rtc.frames import FrameTrack
 from echo_rtc.rtc.stream import Stream, StreamOptions
@@ -65,7 +66,8 @@ class AvatarService:
             ModelDescription.from_mapping(chosen.model, chosen.model_base)
         engine = create_engine(chosen)
         try:
-            await engine.start(lambda line: logger.info("%s", line))
+            await engine.start(_log)
+            await AvatarLibrary(engine, Shelf.of(chosen)).prepare(_log)
             service = cls(engine, stream_options(chosen), chosen.max_streams)
             try:
                 yield service
@@ -198,6 +200,10 @@ class TalkingFace:
             for task in (voice, tracks):
                 task.cancel()
             await asyncio.wait({voice, tracks})
+
+
+def _log(line: str) -> None:
+    logger.info("%s", line)
 
 
 def stream_options(settings: Settings) -> StreamOptions:

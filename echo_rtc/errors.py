@@ -51,6 +51,18 @@ class NotLiveError(EchoRtcError):
         self.retry_after_s = retry_after_s
 
 
+class UnknownAvatarError(EchoRtcError):
+    """There is no avatar of this name."""
+
+
+class AvatarConflictError(EchoRtcError):
+    """An avatar cannot be added or deleted as things stand: its name or the last place is taken, or it is in use."""
+
+
+class StorageError(EchoRtcError):
+    """A folder that the server keeps things in cannot be written."""
+
+
 class IceRestartError(EchoRtcError):
     """ICE candidates of another ICE session than the one that was agreed on, which goes on."""
 

@@ -45,6 +45,7 @@ _TITLES = {
     "model": "model",
     "clips": "clips and picture",
     "streams": "streams",
+    "library": "further avatars",
     "access": "who may do what",
     "network": "sound and picture on the network",
     "logs": "logs",
@@ -83,6 +84,22 @@ class Option:
         if isinstance(value, str):
             return value in self.choices if self.choices else re.fullmatch(self.form, value) is not None
         return self.low <= value <= self.high and not (self.even and value % 2)
+
+
+AVATAR_NAME = r"[a-z0-9][a-z0-9_-]{0,39}"
+AVATAR_NAME_WORDS = "1 to 40 small letters, digits, - and _, the first of them a letter or digit"
+DEFAULT_AVATAR = "default"
+"""The name of the avatar that ``reference_image`` and ``pose_dir`` describe."""
+
+
+@dataclass(frozen=True, slots=True)
+class AvatarSource:
+    """A further avatar of the YAML file's mapping ``avatars``; ``pose_dir`` is the setting of that name unless it has
+    its own."""
+
+    name: str
+    reference_image: Path
+    pose_dir: Path
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,6 +170,26 @@ class Settings:
     low_ram: bool = field(
         default=False,
         metadata=_about("avatar", "Draw each pose when it is needed instead of keeping the pose sequence in memory."),
+    )
+    avatar_dir: Path = field(
+        default=Path("avatars"),
+        metadata=_about(
+            "library", "Directory of the avatars that were uploaded, one folder each; they are prepared at every start."
+        ),
+    )
+    allow_avatar_upload: bool = field(
+        default=False,
+        metadata=_about("library", "Let administrators upload and delete avatars (POST and DELETE /avatars)."),
+    )
+    max_avatars: int = field(
+        default=8,
+        metadata=_about(
+            "library",
+            "Most avatars at once, of the settings and uploaded; each keeps its idle loop in memory.",
+            unit="avatars",
+            low=1,
+            high=1_000,
+        ),
     )
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = field(
         default="auto",
@@ -484,6 +521,7 @@ class Settings:
         ),
     )
     model: Mapping[str, str | None] = field(default_factory=dict)
+    avatars: tuple[AvatarSource, ...] = ()
 
     def __post_init__(self) -> None:
         for name in _options():
@@ -498,6 +536,11 @@ class Settings:
             raise SettingsError(
                 f"max_latency is {self.max_latency:g} s, but a clip of {self.clip_frames} frames alone lasts "
                 f"{clip_s:.3g} s; raise max_latency or lower clip_frames"
+            )
+        if len(self.avatars) >= self.max_avatars:
+            raise SettingsError(
+                f"max_avatars is {self.max_avatars}, but the configuration describes {len(self.avatars) + 1}; "
+                "raise max_avatars or take avatars out"
             )
         names = self.devices.split(",")
         if len(set(names)) < len(names):
@@ -632,10 +675,13 @@ def _settings(sources: Sequence[Mapping[str, tuple[str, Any]]]) -> Settings:
     assert isinstance(config, Path)
     content = read_config(config)
     model = _model(content.pop("model", {}), config)
+    avatars = content.pop("avatars", {})
     for name, (label, raw) in _from_file(content, config).items():
         value = _parse(name, label, raw, config.parent)
         values.setdefault(name, value)
-    merged: dict[str, Any] = {**values, "config": config, "model": model}
+    poses = values.get("pose_dir", _default("pose_dir"))
+    assert isinstance(poses, Path)
+    merged: dict[str, Any] = {**values, "config": config, "model": model, "avatars": _avatars(avatars, config, poses)}
     settings = Settings(**merged)
     if settings.engine == "local" and not model:
         raise SettingsError(
@@ -718,7 +764,8 @@ def _check_events(text: str, path: Path) -> None:
             raise SettingsError(f"line {line} of config {path} is nested too deeply; settings are 'key: value' lines")
 
 
-def _plain(node: yaml.Node, path: Path) -> dict[str, Any] | list[Any] | str | None:
+def _plain(node: yaml.Node, path: Path, names: bool = False) -> dict[str, Any] | list[Any] | str | None:
+    """The node as plain values; ``names``: its keys are names, which stay as they are written."""
     if isinstance(node, yaml.ScalarNode):
         return None if node.style is None and node.value in _NULLS else str(node.value)
     if isinstance(node, yaml.SequenceNode):
@@ -728,10 +775,10 @@ def _plain(node: yaml.Node, path: Path) -> dict[str, Any] | list[Any] | str | No
         line = key_node.start_mark.line + 1
         if not isinstance(key_node, yaml.ScalarNode):
             raise SettingsError(f"line {line} of config {path} has a key that is not a word; write 'key: value'")
-        key = key_node.value.replace("-", "_")
+        key = key_node.value if names else key_node.value.replace("-", "_")
         if key in result:
             raise SettingsError(f"{_bare(key)} is given twice in config {path} (line {line}); keep one of the two")
-        result[key] = _plain(value_node, path)
+        result[key] = _plain(value_node, path, names=key == "avatars" and not names)
     return result
 
 
@@ -747,7 +794,7 @@ def _from_file(content: Mapping[str, Any], path: Path) -> dict[str, tuple[str, s
         if name == "config":
             raise SettingsError(f"config is given inside config {path}; a file cannot name another, so leave it out")
         if name not in _options():
-            mend = _suggestion(name, [*_options(), "model"], "--help lists the settings")
+            mend = _suggestion(name, [*_options(), "model", "avatars"], "--help lists the settings")
             raise SettingsError(f"{_bare(name)} in {path} is not a setting; {mend}")
         label = f"{name} in {path}"
         if raw is None:
@@ -769,6 +816,32 @@ def _model(raw: object, path: Path) -> dict[str, str | None]:
         if value is not None and not isinstance(value, str):
             raise SettingsError(f"model.{_bare(key)} in {path} is {_shown(value)}; it must be one path or null")
     return dict(raw)
+
+
+def _avatars(raw: object, path: Path, poses: Path) -> tuple[AvatarSource, ...]:
+    """The further avatars that the file describes, in its order."""
+    if not isinstance(raw, dict):
+        raise SettingsError(f"avatars in {path} is {_shown(raw)}; it must be a mapping of names to their files")
+    sources: list[AvatarSource] = []
+    for name, content in raw.items():
+        label = f"avatars.{_bare(name)} in {path}"
+        if not re.fullmatch(AVATAR_NAME, name):
+            raise SettingsError(f"{label} is not a name; it must have {AVATAR_NAME_WORDS}")
+        if name == DEFAULT_AVATAR:
+            raise SettingsError(f"{label} is taken: reference_image and pose_dir describe it; choose another name")
+        if not isinstance(content, dict) or not content.get("reference_image"):
+            raise SettingsError(f"{label} lacks reference_image; write avatars: {{{name}: {{reference_image: PATH}}}}")
+        paths: dict[str, Path] = {"pose_dir": poses}
+        for key, value in content.items():
+            if key not in ("reference_image", "pose_dir"):
+                known = "known are reference_image and pose_dir"
+                raise SettingsError(f"avatars.{name}.{_bare(key)} in {path} is unknown; {known}")
+            found = _convert(value.strip(), type(poses), path.parent) if isinstance(value, str) else None
+            if not isinstance(found, Path):
+                raise SettingsError(f"avatars.{name}.{key} in {path} is {_shown(value)}; it must be a path")
+            paths[key] = found
+        sources.append(AvatarSource(name, paths["reference_image"], paths["pose_dir"]))
+    return tuple(sources)
 
 
 def _environment(environ: Mapping[str, str]) -> dict[str, tuple[str, str]]:

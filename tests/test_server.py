@@ -295,6 +295,54 @@ async def test_it_says_who_may_call_without_a_token(tmp_path: Path, host: str, w
         assert await running.end() == 0
 
 
+async def test_an_uploaded_avatar_can_be_called_at_once_and_after_a_restart(tmp_path: Path) -> None:
+    flags = [*card(tmp_path), "--avatar-dir", str(tmp_path / "avatars"), "--allow-avatar-upload"]
+    face = (ROOT / "echo_rtc" / "assets" / "embedded" / "reference.png").read_bytes()
+    async with process(*flags) as running, aiohttp.ClientSession() as http:
+        url = (await running.line(r"echo_rtc is ready: (http://localhost:\d+)$"))[1]
+        form = aiohttp.FormData()
+        form.add_field("name", "anna")
+        form.add_field("image", face, filename="anna.png")
+        async with http.post(f"{url}/avatars", data=form) as response:
+            assert response.status == 201, await response.text()
+            entry = await response.json()
+        async with http.get(f"{url}{entry['preview']}") as response:
+            assert (await response.read()).startswith(b"\xff\xd8")
+        assert (await fetch(f"{url}/config"))[1]["avatars"] == ["default", "anna"]
+        peer = RTCPeerConnection(RTCConfiguration(iceServers=[]))
+        try:
+            peer.addTrack(AudioStreamTrack())
+            peer.addTransceiver("video", direction="recvonly")
+            await peer.setLocalDescription(await peer.createOffer())
+            offer = {"sdp": peer.localDescription.sdp, "type": "offer", "avatar": "anna"}
+            async with http.post(f"{url}/offer", json=offer) as response:
+                stream = (await response.json())["stream"]
+            assert (await fetch(f"{url}/streams/{stream}"))[1]["avatar"] == "anna"
+            async with http.delete(f"{url}/avatars/anna") as response:
+                assert response.status == 409
+            async with http.delete(f"{url}/streams/{stream}") as response:
+                assert response.status == 204
+        finally:
+            await peer.close()
+        running.child.send_signal(signal.SIGTERM)
+        assert await running.end() == 0
+    async with process(*flags) as running, aiohttp.ClientSession() as http:
+        url = (await running.line(r"echo_rtc is ready: (http://localhost:\d+)$"))[1]
+        assert [each["name"] for each in await listed(url)] == ["default", "anna"]
+        async with http.delete(f"{url}/avatars/anna") as response:
+            assert response.status == 204
+        assert [each["name"] for each in await listed(url)] == ["default"]
+        running.child.send_signal(signal.SIGTERM)
+        assert await running.end() == 0
+    assert os.listdir(tmp_path / "avatars") == []
+
+
+async def listed(url: str) -> list[dict[str, Any]]:
+    async with aiohttp.ClientSession() as http, http.get(f"{url}/avatars") as response:
+        entries: list[dict[str, Any]] = await response.json()
+        return entries
+
+
 async def test_interrupt_ends_it_with_0(tmp_path: Path) -> None:
     async with process(*card(tmp_path)) as running:
         await running.line("echo_rtc is ready")

@@ -20,6 +20,7 @@ from echo_rtc.errors import SettingsError
 from echo_rtc.settings import (
     ENVIRONMENT_PREFIX,
     MAX_CONFIG_BYTES,
+    AvatarSource,
     Settings,
     SettingsParser,
     flag_table,
@@ -262,6 +263,17 @@ def test_other_variables_are_nobodys_business(card: Path) -> None:
         ("model: weights\n", "model in {path} is 'weights'; it must be a mapping that names the weights"),
         ("model: {weights: {deep: 1}}\n", "model.weights in {path}"),
         ("model: [a]\n", "it must be a mapping"),
+        ("avatars: [a]\n", "avatars in {path} is ['a']; it must be a mapping of names to their files"),
+        ("avatars: {Ann: {reference_image: a.png}}\n", "avatars.Ann in {path} is not a name; it must have 1 to 40"),
+        ("avatars: {default: {reference_image: a.png}}\n", "avatars.default in {path} is taken"),
+        ("avatars: {ann: a.png}\n", "avatars.ann in {path} lacks reference_image; write avatars: {{ann: {{ref"),
+        ("avatars: {ann: {pose_dir: poses}}\n", "avatars.ann in {path} lacks reference_image"),
+        (
+            "avatars: {ann: {reference_image: [a]}}\n",
+            "avatars.ann.reference_image in {path} is ['a']; it must be a path",
+        ),
+        ("avatars: {ann: {reference_image: a.png, poses: b}}\n", "avatars.ann.poses in {path} is unknown; known are"),
+        ("avatars: {a: {reference_image: x}, a: {reference_image: y}}\n", "a is given twice"),
         ("steps: 6\n", "model is missing in {path}; the local engine needs it"),
         ("", "model is missing"),
         ("# only a comment\n", "model is missing"),
@@ -272,6 +284,25 @@ def test_other_variables_are_nobodys_business(card: Path) -> None:
 )
 def test_a_wrong_file_is_one_sentence(tmp_path: Path, content: str | bytes, words: str) -> None:
     assert words.format(path=tmp_path / "broken.yaml") in file_complaint(tmp_path, content)
+
+
+def test_further_avatars_are_named_as_they_are_written(tmp_path: Path) -> None:
+    path = tmp_path / "card.yaml"
+    path.write_text(
+        "engine: testcard\npose-dir: poses\navatars:\n  my-friend:\n    reference-image: f.png\n"
+        "  my_friend: {reference_image: /g.png, pose_dir: g}\n"
+    )
+    ours, own = AvatarSource("my-friend", tmp_path / "f.png", tmp_path / "poses"), Path("/g.png")
+    assert load_settings(["--config", str(path)], {}).avatars == (
+        ours,
+        AvatarSource("my_friend", own, tmp_path / "g"),
+    )
+    assert load_settings(["--config", str(path), "--pose-dir", "/p"], {}).avatars[0].pose_dir == Path("/p")
+    assert "the configuration describes 3; raise max_avatars" in complaint(
+        ["--config", str(path), "--max-avatars", "2"], {}
+    )
+    path.write_text("engine: testcard\n")
+    assert load_settings(["--config", str(path)], {}).avatars == ()
 
 
 def test_a_file_that_cannot_be_opened_is_one_sentence(tmp_path: Path) -> None:
@@ -392,7 +423,7 @@ def test_help_names_every_flag_with_its_default(capsys: pytest.CaptureFixture[st
 def test_the_table_has_every_setting_once() -> None:
     rows = flag_table()
     assert sorted(row.flag for row in rows) == sorted(
-        "--" + item.name.replace("_", "-") for item in fields(Settings) if item.name != "model"
+        "--" + item.name.replace("_", "-") for item in fields(Settings) if item.name not in ("model", "avatars")
     )
     by_flag = {row.flag: row for row in rows}
     assert by_flag["--config"].default == "configs/embedded.yaml"

@@ -9,6 +9,7 @@ import struct
 import warnings
 import zlib
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
@@ -36,26 +37,43 @@ def load_reference_image(path: Path, width: int, height: int) -> U8Array:
     path = Path(path)
     if not path.is_file():
         raise InputError(f"the reference image {path} does not exist")
+    rgb = read_picture(path, f"the reference image {path}")
+    return np.array(resize_lanczos(rgb, width, height), dtype=np.uint8)
+
+
+def read_picture(
+    file: Path | BinaryIO, what: str, max_pixels: int = MAX_PIXELS, min_side: int = 1, still: bool = False
+) -> Image.Image:
+    """Read a picture of any common kind as 8-bit RGB, upright, transparency over neutral grey. Messages begin with
+    ``what``.
+
+    Raises InputError if it is no image, is damaged, has more than ``max_pixels`` pixels or a side of less than
+    ``min_side``, or moves where a ``still`` is wanted. Size and movement are found out before anything is decoded.
+    """
     Image.init()
     formats = [name for name in _FORMATS if name in Image.OPEN]
     try:
         with warnings.catch_warnings():
             # Pillow warns below our own limit, which is checked next.
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            with Image.open(path, formats=formats) as image:
-                if image.width * image.height > MAX_PIXELS:
+            with Image.open(file, formats=formats) as image:
+                if image.width * image.height > max_pixels:
                     raise Image.DecompressionBombError(f"{image.width} x {image.height}")
-                upright = ImageOps.exif_transpose(image)
-                rgb = _to_rgb(upright, path)
+                if min(image.size) < min_side:
+                    raise InputError(
+                        f"{what} has {image.width} x {image.height} pixels; its sides must have at least {min_side}"
+                    )
+                # A photo with a thumbnail or a depth map in it (MPO) is a still all the same.
+                frames = 1 if image.format == "MPO" else getattr(image, "n_frames", 1)
+                if still and frames > 1:
+                    raise InputError(f"{what} moves: it has {frames} frames; choose a still picture")
+                return _to_rgb(ImageOps.exif_transpose(image), what)
     except Image.DecompressionBombError as error:
-        raise InputError(
-            f"the reference image {path} has more than {MAX_PIXELS // 1_000_000} megapixels; make it smaller"
-        ) from error
+        raise InputError(f"{what} has more than {max_pixels // 1_000_000} megapixels; make it smaller") from error
     except UnidentifiedImageError as error:
-        raise InputError(f"the reference image {path} is not an image that can be read; use PNG or JPEG") from error
+        raise InputError(f"{what} is not an image that can be read; use PNG or JPEG") from error
     except (OSError, SyntaxError, ValueError, TypeError, LookupError, EOFError, struct.error, zlib.error) as error:
-        raise InputError(f"the reference image {path} is damaged or cannot be read: {error}") from error
-    return np.array(resize_lanczos(rgb, width, height), dtype=np.uint8)
+        raise InputError(f"{what} is damaged or cannot be read: {error}") from error
 
 
 def resize_lanczos(image: Image.Image, width: int, height: int) -> Image.Image:
@@ -68,10 +86,10 @@ def resize_lanczos(image: Image.Image, width: int, height: int) -> Image.Image:
     return columns.resize((width, height), Image.Resampling.LANCZOS)
 
 
-def _to_rgb(image: Image.Image, path: Path) -> Image.Image:
+def _to_rgb(image: Image.Image, what: str) -> Image.Image:
     """Decode to 8-bit RGB, transparency over neutral grey, 16-bit greys scaled to 8 bits."""
     if image.mode == "F":
-        raise InputError(f"the reference image {path} has floating-point pixels; save it as PNG or JPEG")
+        raise InputError(f"{what} has floating-point pixels; save it as PNG or JPEG")
     if image.mode.startswith("I"):
         grey = np.asarray(image, dtype=np.int64).clip(0, 65535)
         image = Image.fromarray((grey // 257).astype(np.uint8))

@@ -16,6 +16,7 @@ from aiohttp.typedefs import Middleware
 from echo_rtc.rtc.session import Role
 from echo_rtc.web.admin import PAGE, Admin
 from echo_rtc.web.auth import GRANT, Authorisation, Scope, authorise
+from echo_rtc.web.avatars import Avatars, Gallery
 from echo_rtc.web.clients import Clients
 from echo_rtc.web.cors import CrossOrigin
 from echo_rtc.web.health import Health
@@ -59,6 +60,7 @@ class Handlers:
 
     pages: Pages
     signalling: Signalling
+    avatars: Avatars
     whip: WhipWhep
     whep: WhipWhep
     health: Health
@@ -129,6 +131,32 @@ _ROUTES: tuple[tuple[RouteRow, Callable[[Handlers], Handler]], ...] = (
     (RouteRow("OPTIONS", "/whep/{name}/{session}", "What may be patched.", Scope.OPEN), lambda h: h.whep.options),
     (RouteRow("DELETE", "/whep/{name}/{session}", "Ends viewing.", Scope.OWN), lambda h: h.whep.delete),
     (
+        RouteRow(
+            "GET",
+            "/avatars",
+            "The avatars, as JSON: a list of name, preview (the address of a picture) and uploaded (true or false).",
+            Scope.OPEN,
+        ),
+        lambda h: h.avatars.list,
+    ),
+    (
+        RouteRow(
+            "POST",
+            "/avatars",
+            "Uploads an avatar: a form with name, image and perhaps poses (a ZIP file) or poses_of (an avatar's name).",
+            Scope.ADMIN,
+        ),
+        lambda h: h.avatars.add,
+    ),
+    (
+        RouteRow("GET", "/avatars/{avatar}/preview", "An avatar's picture, a JPEG.", Scope.OPEN),
+        lambda h: h.avatars.preview,
+    ),
+    (
+        RouteRow("DELETE", "/avatars/{avatar}", "Deletes an uploaded avatar that no stream shows.", Scope.ADMIN),
+        lambda h: h.avatars.delete,
+    ),
+    (
         RouteRow("GET", "/config", "Picture size, frame rate, avatars and engine, as JSON.", Scope.OPEN),
         lambda h: h.health.config,
     ),
@@ -173,7 +201,12 @@ class Access:
 
 
 def create_app(
-    streams: PeersAndStreams, health: Health, static: Path, access: Access | None = None, watch: Watch | None = None
+    streams: PeersAndStreams,
+    health: Health,
+    static: Path,
+    gallery: Gallery,
+    access: Access | None = None,
+    watch: Watch | None = None,
 ) -> web.Application:
     """The application. ``static`` is the page's folder; raises InputError if it lacks one of its files. Without
     ``access`` everybody is let in who needs no permission of another origin's."""
@@ -182,7 +215,8 @@ def create_app(
     watched = Watched(streams, health.engine, health.engine_name, watch)
     metrics, admin = Metrics(watched), Admin(streams, health, watched, static / PAGE)
     pages = Pages.in_folder(static, access.frame_ancestors)
-    handlers = Handlers(pages, Signalling(streams, health), whip, whep, health, metrics, admin)
+    avatars = Avatars(gallery, health)
+    handlers = Handlers(pages, Signalling(streams, health), avatars, whip, whep, health, metrics, admin)
     scopes: dict[web.AbstractRoute, Scope] = {}
     answering = answering_problems(watch.refusals)
     middlewares = [access.cross_origin.middleware(), answering, _authorising(access, scopes)]

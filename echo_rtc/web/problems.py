@@ -15,12 +15,14 @@ from aiohttp.typedefs import Middleware
 
 from echo_rtc.counting import Names
 from echo_rtc.errors import (
+    AvatarConflictError,
     CapacityError,
     EchoRtcError,
     IceRestartError,
     NameTakenError,
     NotLiveError,
     OfferError,
+    UnknownAvatarError,
     UnsupportedMediaError,
 )
 
@@ -38,6 +40,8 @@ class ProblemType(StrEnum):
     BAD_OFFER = "urn:echo-rtc:problem:bad-offer"
     UNSUPPORTED_MEDIA = "urn:echo-rtc:problem:unsupported-media"
     UNKNOWN_AVATAR = "urn:echo-rtc:problem:unknown-avatar"
+    BAD_AVATAR = "urn:echo-rtc:problem:bad-avatar"
+    AVATAR_CONFLICT = "urn:echo-rtc:problem:avatar-conflict"
     UNKNOWN_STREAM = "urn:echo-rtc:problem:unknown-stream"
     UNAUTHORISED = "urn:echo-rtc:problem:unauthorised"
     FORBIDDEN = "urn:echo-rtc:problem:forbidden"
@@ -54,6 +58,8 @@ _TITLES = {
     ProblemType.BAD_OFFER: "The offer cannot be read",
     ProblemType.UNSUPPORTED_MEDIA: "The offer has nothing this server can use",
     ProblemType.UNKNOWN_AVATAR: "There is no such avatar",
+    ProblemType.BAD_AVATAR: "The avatar cannot be made",
+    ProblemType.AVATAR_CONFLICT: "The avatar cannot be added or deleted now",
     ProblemType.UNKNOWN_STREAM: "There is no such stream",
     ProblemType.UNAUTHORISED: "A token is needed",
     ProblemType.FORBIDDEN: "The token does not allow this",
@@ -142,6 +148,10 @@ def _from_error(error: EchoRtcError) -> Problem:
         return Problem(409, detail, ProblemType.NAME_TAKEN, {"Retry-After": str(error.retry_after_s)})
     if isinstance(error, NotLiveError):
         return Problem(409, detail, ProblemType.NOT_LIVE, {"Retry-After": str(error.retry_after_s)})
+    if isinstance(error, UnknownAvatarError):
+        return Problem(404, detail, ProblemType.UNKNOWN_AVATAR)
+    if isinstance(error, AvatarConflictError):
+        return Problem(409, detail, ProblemType.AVATAR_CONFLICT)
     if isinstance(error, IceRestartError):
         return Problem(422, detail, ProblemType.NO_RESTART)
     if isinstance(error, UnsupportedMediaError):

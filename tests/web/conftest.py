@@ -5,15 +5,18 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Protocol
 
 import pytest
 from aiohttp import web
 from aiohttp.test_utils import TestClient, TestServer
 
 from echo_rtc.clips import ClipFormat
+from echo_rtc.errors import UnknownAvatarError
 from echo_rtc.rtc.session import Opened, Role
 from echo_rtc.rtc.tally import Ledger, Tally
 from echo_rtc.web.app import Access, create_app
+from echo_rtc.web.avatars import Gallery
 from echo_rtc.web.health import Health, Lifecycle, Phase
 from echo_rtc.web.metrics import StreamView
 
@@ -90,6 +93,52 @@ class FakeStreams:
         return self.live.get(stream_id)
 
 
+@dataclass(frozen=True)
+class FakeEntry:
+    name: str
+    uploaded: bool
+
+
+@dataclass(frozen=True)
+class FakePreview:
+    jpeg: bytes
+    tag: str
+
+
+@dataclass
+class FakeLibrary:
+    """Has two avatars, takes every upload, or raises ``failure``; remembers what it was sent."""
+
+    failure: Exception | None = None
+    names: dict[str, bool] = field(default_factory=lambda: {"ann": False, "bob": True})
+    uploads: list[tuple[str, bytes, bytes | None, str | None]] = field(default_factory=list)
+
+    def entries(self) -> list[FakeEntry]:
+        return [FakeEntry(name, uploaded) for name, uploaded in self.names.items()]
+
+    async def preview(self, name: str) -> FakePreview:
+        if name not in self.names:
+            raise UnknownAvatarError(f"there is no avatar {name!r}")
+        return FakePreview(b"picture of " + name.encode(), f"tag-{name}")
+
+    async def add(self, name: str, picture: bytes, poses: bytes | None, poses_of: str | None) -> FakeEntry:
+        if self.failure is not None:
+            raise self.failure
+        self.uploads.append((name, picture, poses, poses_of))
+        self.names[name] = True
+        return FakeEntry(name, True)
+
+    async def delete(self, name: str) -> None:
+        if self.failure is not None:
+            raise self.failure
+        del self.names[name]
+
+
+def gallery_of(library: FakeLibrary, changeable: bool = True) -> Gallery:
+    """A gallery that takes small files."""
+    return Gallery(library, picture_bytes=2_000, poses_bytes=1_000, changeable=changeable)
+
+
 @dataclass
 class Edge:
     """A client of the application, and the parts behind it."""
@@ -99,13 +148,15 @@ class Edge:
     engine: FakeEngine
     lifecycle: Lifecycle
     static: Path
+    library: FakeLibrary
 
 
 Client = Callable[[TestServer], Awaitable[TestClient[web.Request, web.Application]]]
 Server = Callable[..., Awaitable[TestServer]]
 
 
-MakeEdge = Callable[[Access], Awaitable[Edge]]
+class MakeEdge(Protocol):
+    def __call__(self, access: Access, changeable: bool = True) -> Awaitable[Edge]: ...
 
 
 @pytest.fixture
@@ -126,11 +177,12 @@ def make_edge(tmp_path: Path, aiohttp_client: Client, aiohttp_server: Server) ->
     (static / ".hidden").write_text("secret")
     (tmp_path / "outside.txt").write_text("secret")
 
-    async def make(access: Access) -> Edge:
+    async def make(access: Access, changeable: bool = True) -> Edge:
         streams, engine, lifecycle = FakeStreams(), FakeEngine(), Lifecycle(Phase.READY)
         health = Health(engine, lifecycle, "local", free_places=lambda: streams.free)
-        app = create_app(streams, health, static, access)
+        library = FakeLibrary()
+        app = create_app(streams, health, static, gallery_of(library, changeable), access)
         server = await aiohttp_server(app, lingering_time=0.05)
-        return Edge(await aiohttp_client(server), streams, engine, lifecycle, static)
+        return Edge(await aiohttp_client(server), streams, engine, lifecycle, static, library)
 
     return make

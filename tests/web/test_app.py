@@ -11,7 +11,7 @@ from echo_rtc.errors import InputError, SettingsError
 from echo_rtc.web.app import SECURITY_HEADERS, Access, create_app, routes
 from echo_rtc.web.health import Health, Lifecycle, Phase
 from echo_rtc.web.pages import frame_sources
-from tests.web.conftest import Edge, FakeEngine, FakeStreams, MakeEdge
+from tests.web.conftest import Edge, FakeEngine, FakeLibrary, FakeStreams, MakeEdge, gallery_of
 
 METHODS = ("GET", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
 
@@ -113,7 +113,7 @@ async def test_other_methods_are_405_and_name_what_is_allowed(edge: Edge) -> Non
     known = {(row.method, row.path) for row in routes()}
     for path in {path for _, path in known}:
         concrete = path.replace("{path:.+}", "app.js").replace("{id}", "known-id")
-        concrete = concrete.replace("{name}", "ann").replace("{session}", "1")
+        concrete = concrete.replace("{name}", "ann").replace("{session}", "1").replace("{avatar}", "ann")
         allowed = {method for method, route in known if route == path}
         for method in set(METHODS) - allowed:
             async with edge.client.request(method, concrete) as response:
@@ -190,10 +190,10 @@ async def test_config_tells_the_page_what_it_shows(edge: Edge) -> None:
 def test_a_folder_without_a_page_is_told_at_once(tmp_path: Path) -> None:
     health = Health(FakeEngine(), Lifecycle(), "local")
     with pytest.raises(InputError, match=r"index\.html does not exist"):
-        create_app(FakeStreams(), health, tmp_path)
+        create_app(FakeStreams(), health, tmp_path, gallery_of(FakeLibrary()))
     (tmp_path / "index.html").touch()
     with pytest.raises(InputError, match=r"embed\.html does not exist"):
-        create_app(FakeStreams(), health, tmp_path)
+        create_app(FakeStreams(), health, tmp_path, gallery_of(FakeLibrary()))
     (tmp_path / "embed.html").touch()
     with pytest.raises(InputError, match=r"echo-rtc\.js does not exist"):
-        create_app(FakeStreams(), health, tmp_path)
+        create_app(FakeStreams(), health, tmp_path, gallery_of(FakeLibrary()))

@@ -30,7 +30,7 @@ from echo_rtc.rtc.manager import ManagerOptions, StreamManager
 from echo_rtc.web.app import create_app
 from echo_rtc.web.health import Health, IceServer, Lifecycle, Phase
 from echo_rtc.web.whip import FRAGMENT, SDP, ice_links
-from tests.web.conftest import Edge
+from tests.web.conftest import Edge, FakeLibrary, gallery_of
 
 STATIC = Path(__file__).parents[2] / "static"
 OFFER = {"Content-Type": SDP}
@@ -273,7 +273,8 @@ async def serve(
 
     async def begin(options: ManagerOptions | None = None) -> Service:
         manager = StreamManager(engine, options or ManagerOptions())
-        app = create_app(manager, Health(engine, Lifecycle(Phase.READY), "testcard"), STATIC)
+        health = Health(engine, Lifecycle(Phase.READY), "testcard")
+        app = create_app(manager, health, STATIC, gallery_of(FakeLibrary()))
         made.append(Service(await aiohttp_client(app), manager))
         return made[0]
 

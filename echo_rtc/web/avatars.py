@@ -1,0 +1,192 @@
+"""The avatars over HTTP: a list with previews for whoever chooses one, and adding and deleting for administrators.
+
+Reads what is sent within its limits; what a picture or a pose is, the library judges.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from aiohttp import BodyPartReader, web
+
+from echo_rtc.errors import EchoRtcError, InputError, RenderError
+from echo_rtc.web.health import STARTING_RETRY_S, Health
+from echo_rtc.web.problems import Problem, ProblemType
+
+UPLOAD_TIMEOUT_S = 60.0
+"""Time a client has to send an upload."""
+MAX_WORD_BYTES = 200
+"""A field of text in an upload."""
+MAX_PARTS = 8
+
+
+class EntryView(Protocol):
+    """An avatar that can be chosen."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def uploaded(self) -> bool: ...
+
+
+class PreviewView(Protocol):
+    """An avatar's picture, and a tag that changes with it."""
+
+    @property
+    def jpeg(self) -> bytes: ...
+
+    @property
+    def tag(self) -> str: ...
+
+
+class Library(Protocol):
+    """What the HTTP edge asks of the avatars; errors as ``echo_rtc.library`` raises them."""
+
+    def entries(self) -> Sequence[EntryView]: ...
+
+    async def preview(self, name: str) -> PreviewView: ...
+
+    async def add(self, name: str, picture: bytes, poses: bytes | None, poses_of: str | None) -> EntryView: ...
+
+    async def delete(self, name: str) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Gallery:
+    """The avatars as the HTTP edge shows them: whether they can be uploaded and deleted, and the largest files that are
+    taken (bytes)."""
+
+    library: Library
+    picture_bytes: int
+    poses_bytes: int
+    changeable: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Avatars:
+    """The handlers of avatars."""
+
+    gallery: Gallery
+    health: Health
+
+    async def list(self, _: web.Request) -> web.StreamResponse:
+        """200 with the avatars, the default one first; none until the engine has started."""
+        entries = [_entry(entry) for entry in self.gallery.library.entries()]
+        return web.json_response(entries, headers={"Cache-Control": "no-store"})
+
+    async def preview(self, request: web.Request) -> web.StreamResponse:
+        """200 with a JPEG, 304 where the client has it; 404 as a problem."""
+        preview = await self.gallery.library.preview(request.match_info["avatar"])
+        headers = {"ETag": f'"{preview.tag}"', "Cache-Control": "no-cache"}
+        if preview.tag in {tag.value for tag in request.if_none_match or ()}:
+            return web.Response(status=304, headers=headers)
+        return web.Response(body=preview.jpeg, content_type="image/jpeg", headers=headers)
+
+    async def add(self, request: web.Request) -> web.StreamResponse:
+        """201 once the avatar can be chosen; 400, 403, 404, 408, 409, 413, 415, 422 or 503 as a problem."""
+        self._require_allowed()
+        if request.content_type != "multipart/form-data":
+            sent = request.headers.get("Content-Type", "missing")[:80]
+            raise Problem(
+                415,
+                f"The content type is {sent!r}; send multipart/form-data.",
+                headers={"Accept-Post": "multipart/form-data"},
+            )
+        self.health.require_ready()
+        found = await self._read(request)
+        words = {name: _text(name, found[name]) for name in ("name", "poses_of") if name in found}
+        try:
+            entry = await self.gallery.library.add(
+                words["name"], found["image"], found.get("poses"), words.get("poses_of")
+            )
+        except InputError as error:
+            raise Problem(422, _sentence(error), ProblemType.BAD_AVATAR) from error
+        except RenderError as error:
+            retry = {"Retry-After": str(STARTING_RETRY_S)}
+            raise Problem(503, _sentence(error), ProblemType.STARTING, retry) from error
+        return web.json_response(
+            _entry(entry), status=201, headers={"Location": f"/avatars/{entry.name}", "Cache-Control": "no-store"}
+        )
+
+    async def delete(self, request: web.Request) -> web.StreamResponse:
+        """204 once the avatar is gone; 403, 404 or 409 as a problem."""
+        self._require_allowed()
+        await self.gallery.library.delete(request.match_info["avatar"])
+        return web.Response(status=204)
+
+    def _require_allowed(self) -> None:
+        if not self.gallery.changeable:
+            raise Problem(403, "Avatars cannot be uploaded here; the server's flag --allow-avatar-upload allows it.")
+
+    async def _read(self, request: web.Request) -> dict[str, bytes]:
+        """The parts of an upload, those that it must have among them. Raises Problem 400, 408 or 413."""
+        most = {
+            "name": MAX_WORD_BYTES,
+            "image": self.gallery.picture_bytes,
+            "poses": self.gallery.poses_bytes,
+            "poses_of": MAX_WORD_BYTES,
+        }
+        if request.content_length is not None and request.content_length > sum(most.values()) + 64 * 1024:
+            raise Problem(
+                413, f"The upload has {request.content_length} bytes, which is more than all its parts may have."
+            )
+        try:
+            async with asyncio.timeout(UPLOAD_TIMEOUT_S):
+                found = await _read_parts(request, most)
+        except TimeoutError:
+            detail = f"The upload took longer than {UPLOAD_TIMEOUT_S:g} s; send it at once."
+            raise Problem(408, detail, headers={"Connection": "close"}) from None
+        except (ValueError, RuntimeError, web.RequestPayloadError, ConnectionError):
+            raise _bad_upload("The upload is cut off or badly encoded; send it again.") from None
+        for wanted in ("name", "image"):
+            if not found.get(wanted):
+                raise _bad_upload(f"{wanted} is missing; send name and image, and poses or poses_of if you like.")
+        return found
+
+
+async def _read_parts(request: web.Request, most: dict[str, int]) -> dict[str, bytes]:
+    """The parts by name, none of them larger than ``most`` allows. Raises Problem 400 or 413."""
+    found: dict[str, bytes] = {}
+    reader = await request.multipart()
+    for _ in range(MAX_PARTS):
+        part = await reader.next()
+        if part is None:
+            return found
+        name = part.name if isinstance(part, BodyPartReader) else None
+        if not isinstance(part, BodyPartReader) or name not in most:
+            raise _bad_upload(
+                f"{(name or 'a part without a name')[:80]!r} is not expected; known are {', '.join(most)}."
+            )
+        if name in found:
+            raise _bad_upload(f"{name} is given twice.")
+        content = bytearray()
+        while chunk := await part.read_chunk(64 * 1024):
+            content += chunk
+            if len(content) > most[name]:
+                raise Problem(413, f"{name} is larger than {most[name] / 2**20:.3g} MiB; make it smaller.")
+        found[name] = bytes(content)
+    raise _bad_upload(f"The upload has more than {MAX_PARTS} parts.")
+
+
+def _entry(entry: EntryView) -> dict[str, object]:
+    return {"name": entry.name, "preview": f"/avatars/{entry.name}/preview", "uploaded": entry.uploaded}
+
+
+def _text(name: str, content: bytes) -> str:
+    try:
+        return content.decode("utf-8").strip()
+    except UnicodeDecodeError:
+        raise _bad_upload(f"{name} is not UTF-8 text.") from None
+
+
+def _sentence(error: EchoRtcError) -> str:
+    text = str(error)
+    return f"{text[:1].upper()}{text[1:].rstrip('.')}."
+
+
+def _bad_upload(detail: str) -> Problem:
+    return Problem(400, f"{detail[:1].upper()}{detail[1:]}", ProblemType.BAD_AVATAR)
