@@ -91,11 +91,13 @@ class ScriptedFaults:
 class CardRenderer:
     """Draws test cards, as a worker's renderer: an avatar is a name, and there is nothing to prepare.
 
-    With ``clip_s`` it takes at least so long for a clip, as a model would: for tests and benches of whole workers.
+    With ``clip_s`` it takes at least so long for a clip of ``steps`` denoising steps, and less for one of fewer, as a
+    model would: for tests and benches of whole workers.
     """
 
-    def __init__(self, format: ClipFormat, clip_s: float = 0.0) -> None:
+    def __init__(self, format: ClipFormat, clip_s: float = 0.0, steps: int = 1) -> None:
         self._format = format
+        self._steps = steps
         self._artist = CardArtist(format)
         self._clip_s = clip_s
         self._avatars = [AVATAR]
@@ -111,7 +113,8 @@ class CardRenderer:
     def render(self, request: RenderRequest, prepared: list[float]) -> RenderResult:
         begun = time.perf_counter()
         frames = self._artist.draw(request.pose_position, prepared, mark_of_seed(request.seed))
-        time.sleep(max(0.0, self._clip_s - (time.perf_counter() - begun)))
+        whole = request.frames / self._format.clip_frames * (request.steps or self._steps) / self._steps
+        time.sleep(max(0.0, self._clip_s * whole - (time.perf_counter() - begun)))
         return RenderResult(frames, stages_ms={"draw": (time.perf_counter() - begun) * 1000})
 
     def idle(self, avatar: str) -> Iterator[Avatar]:
@@ -136,9 +139,10 @@ class CardLoader:
 
     format: ClipFormat
     clip_s: float = 0.0
+    steps: int = 1
 
     def __call__(self, progress: Progress) -> Renderer:
-        return CardRenderer(self.format, self.clip_s)
+        return CardRenderer(self.format, self.clip_s, self.steps)
 
 
 class CardWorker:

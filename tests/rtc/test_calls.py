@@ -23,7 +23,7 @@ from echo_rtc.bench.stream import babble
 from echo_rtc.bench.sync import Beeps, Recording, offsets
 from echo_rtc.clips import ClipFormat, S16Array
 from echo_rtc.engine.card import CardFacts, level_of, read_card
-from echo_rtc.engine.protocol import RenderRequest, RenderResult
+from echo_rtc.engine.protocol import Engine, RenderRequest, RenderResult
 from echo_rtc.engine.testcard import AVATAR, ScriptedFaults, TestCardEngine
 from echo_rtc.errors import CapacityError, EchoRtcError, OfferError, UnsupportedMediaError
 from echo_rtc.rtc.manager import ManagerOptions, StreamManager
@@ -63,7 +63,7 @@ class Sight:
 class House:
     """A manager with an engine, and callers who call it."""
 
-    def __init__(self, engine: TestCardEngine, options: ManagerOptions) -> None:
+    def __init__(self, engine: Engine, options: ManagerOptions) -> None:
         self.engine = engine
         self.manager = StreamManager(engine, options)
         self.callers: list[Caller] = []
@@ -88,7 +88,7 @@ class House:
 
 
 @asynccontextmanager
-async def house(engine: TestCardEngine | None = None, options: ManagerOptions | None = None) -> AsyncIterator[House]:
+async def house(engine: Engine | None = None, options: ManagerOptions | None = None) -> AsyncIterator[House]:
     """Everything is closed in the end; the leak checks of the test suite see to it that this leaves nothing."""
     engine = engine or TestCardEngine(FORMAT, capacity=4)
     await engine.start(lambda _: None)
