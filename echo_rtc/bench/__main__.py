@@ -18,6 +18,7 @@ BENCHMARKS = {
     "sync": "difference between sound and picture as a client receives them",
     "stream": "processor time of the whole server process for one stream",
     "viewers": "processor time of the whole server process for each viewer of one stream",
+    "engine": "throughput of several workers, and what preparing, handing over and losing one costs",
     "latency": "delay from the microphone to the echo",
 }
 

@@ -490,13 +490,13 @@ class FleetEngine:
         took_s: float | None = None
         try:
             if job.request is not None:
-                result, _ = await worker.render(job.ticket.number, job.request, self._timeout_s)
+                result, rendering_s = await worker.render(job.ticket.number, job.request, self._timeout_s)
                 for follower in job.followers:
                     assert follower.request is not None
                     follower.request = replace(follower.request, init_latent=result.final_latent)
                 took_s = self._now - begun
                 slot.failures = slot.deaths = 0
-                slot.meter.rendered(took_s)
+                slot.meter.rendered(took_s, rendering_s)
                 slot.recent_s.append(took_s / job.ticket.cost)
                 answer: Any = result
             else:

@@ -15,7 +15,8 @@ class WorkerStatus:
     """One worker as it stands.
 
     ``up``: can take a clip. ``pid``: of its process; None if it has none of its own. ``clips``, ``lost``: clips it has
-    rendered and lost. ``busy_s``: seconds it was given to render them. ``restarts``: how often it was replaced.
+    rendered and lost. ``busy_s``: seconds it was given to render them; ``rendering_s``: of these, seconds for which it
+    rendered, without hand-over and preparation. ``restarts``: how often it was replaced.
     ``waiting``: clips that wait for it. ``p50_s``, ``p95_s``: quantiles of the seconds that its latest clips took, from
     hand-over to hand-back; None before the first.
     """
@@ -30,6 +31,7 @@ class WorkerStatus:
     waiting: int
     p50_s: float | None
     p95_s: float | None
+    rendering_s: float = 0.0
 
 
 class WorkerMeter:
@@ -39,12 +41,14 @@ class WorkerMeter:
         self.clips = 0
         self.lost = 0
         self.busy_s = 0.0
+        self.rendering_s = 0.0
         self.restarts = 0
         self._recent: deque[float] = deque(maxlen=RECENT_CLIPS)
 
-    def rendered(self, seconds: float) -> None:
+    def rendered(self, seconds: float, rendering_s: float = 0.0) -> None:
         self.clips += 1
         self.busy_s += seconds
+        self.rendering_s += rendering_s
         self._recent.append(seconds)
 
     def failed(self, seconds: float) -> None:
@@ -54,7 +58,17 @@ class WorkerMeter:
     def status(self, name: str, *, up: bool, pid: int | None = None, waiting: int = 0) -> WorkerStatus:
         p50_s, p95_s = self._quantile(0.5), self._quantile(0.95)
         return WorkerStatus(
-            name, up, pid, self.clips, self.lost, self.busy_s, self.restarts, waiting, p50_s=p50_s, p95_s=p95_s
+            name,
+            up,
+            pid,
+            self.clips,
+            self.lost,
+            self.busy_s,
+            self.restarts,
+            waiting,
+            p50_s=p50_s,
+            p95_s=p95_s,
+            rendering_s=self.rendering_s,
         )
 
     def _quantile(self, share: float) -> float | None:

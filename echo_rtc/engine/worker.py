@@ -27,7 +27,7 @@ from echo_rtc.engine.speed import Speed
 from echo_rtc.errors import EchoRtcError, RenderError
 
 if TYPE_CHECKING:
-    from echo_rtc.model.generator import ClipGenerator, PreparedClip
+    from echo_rtc.model.generator import ClipGenerator, GeneratorSettings, PreparedClip
 
 logger = logging.getLogger(__name__)
 
@@ -271,18 +271,17 @@ class ModelLoader:
             keep_compiled(self.compile_cache)
 
         # What a user can have got wrong comes first: a missing file need not wait for torch and the weights.
-        from echo_rtc.model.description import ModelDescription
         from echo_rtc.model.image import load_reference_image
         from echo_rtc.model.pose import load_pose_sequence
 
-        description = ModelDescription.from_mapping(self.model, self.model_base)
+        load_generator = self._described()
         load_reference_image(self.reference_image, self.format.width, self.format.height)
         load_pose_sequence(self.pose_dir)
 
         progress("importing torch")
         import torch
 
-        from echo_rtc.model.generator import ClipGenerator, GeneratorSettings, fitting_dtype
+        from echo_rtc.model.generator import GeneratorSettings, fitting_dtype
 
         on_cpu = self.device == "cpu"
         if on_cpu:
@@ -300,10 +299,23 @@ class ModelLoader:
             dtype=fitting_dtype(self.device) if self.dtype == "auto" else self.dtype,
             **asdict(self.speedups),
         )
-        generator = ClipGenerator.load(description, settings, progress)
+        generator = load_generator(settings, progress)
         progress(f"preparing avatar {AVATAR}")
         generator.prepare_avatar(AVATAR, self.reference_image, self.pose_dir)
         return _ModelRenderer(generator, self.use_init_latent)
+
+    def _described(self) -> Callable[[GeneratorSettings, Progress], ClipGenerator]:
+        """What loads the generator, once its description was found to be sound. Raises InputError or SettingsError."""
+        from echo_rtc.model.description import ModelDescription
+
+        description = ModelDescription.from_mapping(self.model, self.model_base)
+
+        def load(settings: GeneratorSettings, progress: Progress) -> ClipGenerator:
+            from echo_rtc.model.generator import ClipGenerator
+
+            return ClipGenerator.load(description, settings, progress)
+
+        return load
 
 
 def keep_compiled(folder: Path) -> None:

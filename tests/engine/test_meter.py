@@ -10,13 +10,14 @@ def test_what_happened_is_counted() -> None:
     fresh = meter.status("cuda:0", up=False)
     assert (fresh.clips, fresh.p50_s, fresh.p95_s, fresh.pid) == (0, None, None, None)
     for seconds in (0.1, 0.2, 0.3, 0.4):
-        meter.rendered(seconds)
+        meter.rendered(seconds, seconds / 2)
     meter.failed(2.0)
     meter.restarts += 1
     status = meter.status("cuda:0", up=True, pid=7, waiting=3)
     assert (status.name, status.up, status.pid, status.waiting) == ("cuda:0", True, 7, 3)
     assert (status.clips, status.lost, status.restarts, status.busy_s) == (4, 1, 1, 3.0)
     assert (status.p50_s, status.p95_s) == (0.2, 0.4)
+    assert status.rendering_s == 0.5
 
 
 def test_the_quantiles_are_of_the_latest_clips() -> None:
