@@ -33,7 +33,12 @@ def fleet_options(settings: Settings) -> FleetOptions:
 def worker_specs(settings: Settings) -> list[WorkerSpec]:
     """One worker per device. Blocks while it looks for devices; raises SettingsError if one is not there."""
     return [
-        WorkerSpec(device, _loader(settings, device), CPU_NICENESS if device == "cpu" else 0)
+        WorkerSpec(
+            device,
+            _loader(settings, device),
+            niceness=CPU_NICENESS if device == "cpu" else 0,
+            other_steps=tuple(range(min(settings.min_steps, settings.steps), settings.steps)),
+        )
         for device in resolve_devices(settings.devices)
     ]
 

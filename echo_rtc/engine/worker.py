@@ -12,7 +12,7 @@ import math
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -82,11 +82,13 @@ Loader = Callable[[Progress], Renderer]
 
 @dataclass(frozen=True, slots=True)
 class WorkerSpec:
-    """One worker to be: its name in the log, what it loads, and how much it yields to others (0..19)."""
+    """One worker to be: its name in the log, what it loads, how much it yields to others (0..19), and which numbers of
+    denoising steps it is to be warm for besides the ordinary one."""
 
     name: str
     loader: Loader
     niceness: int = 0
+    other_steps: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,7 +127,7 @@ class ClipWorker:
 
     def measure(self, frames: int) -> Speed:
         """The speed of clips of ``frames`` frames, which the renderer is warm for afterwards."""
-        return measure(self._loaded, self._format, frames)
+        return measure(self._loaded, self._format, frames, self._spec.other_steps)
 
     def prepare(self, number: int, request: RenderRequest) -> None:
         """Prepares clip ``number``. What goes wrong is told when the clip is rendered."""
@@ -208,12 +210,19 @@ class ClipWorker:
 
 
 def measure(
-    renderer: Renderer, format: ClipFormat, frames: int, clock: Callable[[], float] = time.perf_counter
+    renderer: Renderer,
+    format: ClipFormat,
+    frames: int,
+    other_steps: Sequence[int] = (),
+    clock: Callable[[], float] = time.perf_counter,
 ) -> Speed:
-    """The speed of a renderer with clips of ``frames`` frames by ``clock`` (s), after one that is not counted."""
+    """The speed of a renderer with clips of ``frames`` frames by ``clock`` (s), after one that is not counted, and one
+    with each of the ``other_steps``: what a renderer records or compiles for them must not wait for a live clip."""
     rate = format.sample_rate
     samples = format.sample_of_frame(format.history_frames, rate) + format.sample_of_frame(format.clip_frames, rate)
     request = RenderRequest(renderer.avatars[0], np.zeros(samples, np.float32), frames, pose_position=0, seed=0)
+    for steps in other_steps:
+        renderer.render(replace(request, steps=steps), renderer.prepare(request))
     result = renderer.render(request, renderer.prepare(request))
     clip_s: list[float] = []
     while len(clip_s) < MEASURED_CLIPS and sum(clip_s) < MEASURE_S:

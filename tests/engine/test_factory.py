@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pickle
+from dataclasses import replace
 from pathlib import Path
 
 from echo_rtc.engine.factory import create_engine, worker_specs
@@ -52,6 +53,8 @@ def test_the_local_engine_and_everything_its_worker_is_told(tmp_path: Path) -> N
     assert engine.format == chosen.clip_format
     (spec,) = worker_specs(chosen)
     assert (spec.name, spec.niceness) == ("cpu", CPU_NICENESS)
+    assert spec.other_steps == (), "three steps are fewer than --min-steps"
+    assert worker_specs(replace(chosen, steps=6, min_steps=4))[0].other_steps == (4, 5)
     loader = pickle.loads(pickle.dumps(spec.loader))  # as it travels to the worker
     assert loader == ModelLoader(
         model={"weights": "weights"},

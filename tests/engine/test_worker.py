@@ -90,7 +90,7 @@ class TimedRenderer:
 
 def test_speed_is_that_of_warm_chained_clips_with_history() -> None:
     renderer = TimedRenderer([7.0, 0.5, 0.25, 0.25, 0.25, 1.0])
-    speed = measure(renderer, FORMAT, 10, renderer.clock)
+    speed = measure(renderer, FORMAT, 10, clock=renderer.clock)
     assert speed.clip_s == (0.5, 0.25, 0.25, 0.25, 1.0)
     assert len(speed.clip_s) == MEASURED_CLIPS
     assert speed.frames_per_second == 40.0
@@ -101,6 +101,12 @@ def test_speed_is_that_of_warm_chained_clips_with_history() -> None:
         assert (latent is None) if number == 0 else (latent is not None and latent.flat[0] == number)
 
 
+def test_it_is_warm_for_other_steps_too() -> None:
+    renderer = TimedRenderer([2.0, 3.0, 7.0, 60.0])
+    assert measure(renderer, FORMAT, 10, (4, 5), clock=renderer.clock).clip_s == (60.0,)
+    assert [request.steps for request in renderer.requests] == [4, 5, None, None]
+
+
 def test_a_slow_renderer_is_not_measured_for_long() -> None:
     renderer = TimedRenderer([60.0, 30.0])
-    assert measure(renderer, FORMAT, 10, renderer.clock).clip_s == (30.0,)
+    assert measure(renderer, FORMAT, 10, clock=renderer.clock).clip_s == (30.0,)
