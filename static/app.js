@@ -11,7 +11,7 @@ import { recall, remember } from "./preferences.js";
 import { bindThemeButton } from "./theme.js";
 import { UserInterface } from "./ui.js";
 
-/** @import { CallState, Configuration, EchoRtc, LinkFigures, Source, StreamStatistics } from "./echo-rtc.js" */
+/** @import { Avatar, CallState, Configuration, EchoRtc, LinkFigures, Source, StreamStatistics } from "./echo-rtc.js" */
 
 class App {
   /** @type {EchoRtc} */ #echo;
@@ -32,11 +32,23 @@ class App {
     const on = (/** @type {string} */ name, /** @type {(detail: any) => void} */ handle) =>
       echo.addEventListener(name, (event) => handle(/** @type {CustomEvent} */ (event).detail));
     bindThemeButton(ui.themeButton);
+    this.#useToken(tokenOfAddress() ?? recall("token", true));
     echo.setMicrophone(recall("device") ?? "");
     echo.volume = Number(recall("volume") ?? 1);
     echo.addEventListener("volumechange", () => remember("volume", String(echo.volume)));
     echo.addEventListener("playing", () => ui.showPhase("live"));
     on("configuration", (/** @type {Configuration} */ configuration) => ui.showConfiguration(configuration));
+    on("avatars", (/** @type {Avatar[]} */ avatars) => {
+      const kept = recall("avatar");
+      const chosen = avatars.find(({ name }) => name === kept) ?? avatars[0];
+      ui.showAvatars(avatars, chosen?.name ?? "");
+      echo.setAttribute("avatar", chosen?.name ?? "");
+    });
+    on("error", (/** @type {{ code: string }} */ { code }) => {
+      if (code === "unauthorized") {
+        ui.askForToken();
+      }
+    });
     on("state", (/** @type {{ state: CallState }} */ { state }) => this.#onState(state));
     on("stats", (/** @type {{ stream: StreamStatistics, link: LinkFigures }} */ { stream, link }) => {
       ui.showStream(stream);
@@ -52,10 +64,25 @@ class App {
       remember("device", ui.device);
       this.#useMicrophone();
     });
-    ui.addEventListener("avatar", () => echo.setAttribute("avatar", ui.avatar));
+    ui.addEventListener("avatar", () => {
+      remember("avatar", ui.avatar);
+      echo.setAttribute("avatar", ui.avatar);
+    });
+    ui.addEventListener("token", () => {
+      this.#useToken(ui.token);
+      echo.start();
+    });
     onDevicesChanged(() => this.#showDevices());
     document.addEventListener("visibilitychange", () => this.#audio?.resume().catch(() => {}));
     this.#showDevices();
+  }
+
+  /** @param {string | null} token */
+  #useToken(token) {
+    if (token !== null) {
+      remember("token", token, true);
+      this.#echo.setAttribute("token", token);
+    }
   }
 
   #useMicrophone() {
@@ -99,6 +126,18 @@ class App {
       this.#frame = requestAnimationFrame(() => this.#animate(true));
     }
   }
+}
+
+/**
+ * The token in /#token=..., which is taken out of the address bar: addresses are copied and shown about.
+ * @returns {string | null}
+ */
+function tokenOfAddress() {
+  const token = new URLSearchParams(location.hash.slice(1)).get("token");
+  if (token !== null) {
+    history.replaceState(null, "", location.pathname + location.search);
+  }
+  return token;
 }
 
 const echo = /** @type {EchoRtc} */ (document.querySelector("echo-rtc"));

@@ -367,6 +367,8 @@ function sentence(phrase, otherwise) {
  * @property {RTCIceServer[]} [ice_servers]
  */
 
+/** @typedef {{ name: string, preview: string }} Avatar preview: address of a picture of it. */
+
 /**
  * @typedef {object} Answer
  * @property {string} sdp
@@ -423,6 +425,16 @@ export class Server {
   async configuration() {
     const content = await contentOf(await this.#fetch("/config", {}, LOOK_TIMEOUT_MS));
     return /** @type {Configuration} */ (/** @type {unknown} */ (content));
+  }
+
+  /**
+   * The avatars that a call can have, the server's first one first.
+   * @returns {Promise<Avatar[]>}
+   */
+  async avatars() {
+    const content = await contentOf(await this.#fetch("/avatars", {}, LOOK_TIMEOUT_MS));
+    const avatars = /** @type {Avatar[]} */ (/** @type {unknown} */ (content));
+    return avatars.map(({ name, preview }) => ({ name, preview: new URL(this.#base + preview).href }));
   }
 
   /** Resolves if a call could be opened now; rejects with the Refusal that says why not. */
@@ -507,7 +519,7 @@ export class Server {
 }
 
 /**
- * The JSON object in an answer. Rejects with a Refusal where there is none.
+ * The JSON object or list in an answer. Rejects with a Refusal where there is none.
  * @param {Response} response
  * @returns {Promise<Record<string, unknown>>}
  */
@@ -1832,7 +1844,9 @@ video,
 .controls {
   display: flex;
   max-width: 100%;
+  flex-wrap: wrap;
   align-items: center;
+  justify-content: center;
   gap: 0.35rem;
   padding: 0.4rem;
   border: 1px solid var(--line);
@@ -1886,7 +1900,8 @@ video,
 .volume {
   display: grid;
   min-width: 0;
-  flex: 0 1 10.4rem;
+  max-width: 10.4rem;
+  flex: 1 1 6rem;
   gap: 0.1rem;
   padding: 0 0.9rem 0 0.5rem;
   font-size: 0.78rem;
@@ -2381,10 +2396,7 @@ const BANNER_MS = 6_000;
  *     | { source: "track", track: MediaStreamTrack }} Choice
  */
 
-/**
- * The element. What is public is in README.md; besides the events there, "configuration" tells what the server shows
- * (Configuration) each time it is asked, and "voice" ({source, track}) whose track is sent, or null.
- */
+/** The element. README.md says what is public of it. */
 export class EchoRtc extends HTMLElement {
   static observedAttributes = ["src", "avatar", "token", "mode", "name", "muted", "controls", "poster", "sample"];
 
@@ -2408,6 +2420,7 @@ export class EchoRtc extends HTMLElement {
   #soundless = false;
   /** What the server says while it is starting; null once it has started. */
   /** @type {string | null} */ #starting = null;
+  /** @type {Avatar[]} Empty until the server has said which it has. */ #avatars = [];
   /** Whether the visitor is being greeted, and nothing else is on the stage. */
   #greeting = true;
   /** @type {CallState} */ #state = "new";
@@ -2478,7 +2491,8 @@ export class EchoRtc extends HTMLElement {
         this.#showPoster();
         break;
       case "avatar":
-        break; // asked for by the next start
+        this.#showPoster(); // asked for by the next start
+        break;
       default:
         if (before !== now && this.isConnected && this.#call === null) {
           this.#looks.showControls(this.hasAttribute("controls"), this.#mode);
@@ -2622,8 +2636,11 @@ export class EchoRtc extends HTMLElement {
     return /^https?:$/.test(protocol) ? new Server(origin + pathname, this.getAttribute("token") ?? "") : null;
   }
 
+  /** The picture that the page gave, or the avatar's own. */
   #showPoster() {
-    this.#looks.showPoster(this.getAttribute("poster") ?? "");
+    const wanted = this.getAttribute("avatar");
+    const avatar = this.#avatars.find(({ name }) => name === wanted) ?? this.#avatars[0];
+    this.#looks.showPoster(this.getAttribute("poster") ?? avatar?.preview ?? "");
   }
 
   #greet() {
@@ -2634,6 +2651,8 @@ export class EchoRtc extends HTMLElement {
   /** Greets the visitor on the part of a server that may have changed. */
   #greetAnew() {
     clearTimeout(this.#lookTimer);
+    this.#avatars = [];
+    this.#showPoster();
     if (globalThis.RTCPeerConnection === undefined) {
       this.#showTrouble(this.#words.impossible("unsupported"));
       return;
@@ -2658,6 +2677,11 @@ export class EchoRtc extends HTMLElement {
         this.#tell("configuration", configuration);
         await server?.ready();
         this.#starting = null;
+        if (server !== null && this.#mode === "call") {
+          this.#avatars = await server.avatars();
+          this.#showPoster();
+          this.#tell("avatars", this.#avatars);
+        }
       }
     } catch (error) {
       const isStarting = error instanceof Refusal && error.kind === "starting";

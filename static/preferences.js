@@ -1,14 +1,18 @@
-/** What a visitor chose, kept in this browser. Browsers that keep nothing (private windows) lose it with the page. */
+/**
+ * What a visitor chose, kept in this browser; secrets in this tab only. Browsers that keep nothing (private windows)
+ * lose it with the page.
+ */
 
 const PREFIX = "echo_rtc.";
 
 /**
  * @param {string} name
+ * @param {boolean} [isSecret]
  * @returns {string | null}
  */
-export function recall(name) {
+export function recall(name, isSecret = false) {
   try {
-    return localStorage.getItem(PREFIX + name);
+    return (isSecret ? sessionStorage : localStorage).getItem(PREFIX + name);
   } catch {
     return null;
   }
@@ -17,10 +21,11 @@ export function recall(name) {
 /**
  * @param {string} name
  * @param {string} value
+ * @param {boolean} [isSecret]
  */
-export function remember(name, value) {
+export function remember(name, value, isSecret = false) {
   try {
-    localStorage.setItem(PREFIX + name, value);
+    (isSecret ? sessionStorage : localStorage).setItem(PREFIX + name, value);
   } catch {
     // Storage is full or forbidden; the choice still holds until the page is left.
   }

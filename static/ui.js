@@ -4,7 +4,7 @@
  * Holds no call, no microphone and no decision. Every text comes from outside, and is only ever set as text.
  */
 
-/** @import { Configuration, LinkFigures, Source, StreamStatistics } from "./echo-rtc.js" */
+/** @import { Avatar, Configuration, LinkFigures, Source, StreamStatistics } from "./echo-rtc.js" */
 /** @import { Device } from "./devices.js" */
 
 /** @typedef {"off" | "calling" | "live"} Phase No call, a call without a picture (yet, or for now), one with it. */
@@ -13,20 +13,27 @@ const NOTHING = "–";
 /** How often the level is told to screen readers; the bar itself moves with every frame of the screen. */
 const SPOKEN_LEVEL_MS = 1_000;
 
-/** Events: "source", "device" and "avatar" (a choice was made). */
+/** Events: "source", "device" and "avatar" (a choice was made), "token" (one was given). */
 export class UserInterface extends EventTarget {
   /** @type {HTMLElement} */ #level = element("level");
   /** @type {HTMLSelectElement} */ #device = element("device", HTMLSelectElement);
-  /** @type {HTMLSelectElement} */ #avatars = element("avatars", HTMLSelectElement);
+  /** @type {HTMLFieldSetElement} */ #avatars = element("avatar-field", HTMLFieldSetElement);
+  /** @type {HTMLFormElement} */ #permission = element("permission", HTMLFormElement);
+  /** @type {HTMLInputElement} */ #token = element("token", HTMLInputElement);
   #levelSpokenAt = 0;
 
   constructor() {
     super();
     this.#device.addEventListener("change", () => this.dispatchEvent(new Event("device")));
     this.#avatars.addEventListener("change", () => this.dispatchEvent(new Event("avatar")));
-    for (const radio of radios()) {
+    for (const radio of radios("source")) {
       radio.addEventListener("change", () => this.dispatchEvent(new Event("source")));
     }
+    this.#permission.addEventListener("submit", (event) => {
+      event.preventDefault();
+      this.#permission.hidden = true;
+      this.dispatchEvent(new Event("token"));
+    });
     // On phones, below everything else, the figures wait until somebody wants them.
     element("figures", HTMLDetailsElement).open = matchMedia("(min-width: 40rem)").matches;
   }
@@ -37,12 +44,12 @@ export class UserInterface extends EventTarget {
 
   /** @returns {Source} */
   get source() {
-    return radios().some((radio) => radio.checked && radio.value === "sample") ? "sample" : "microphone";
+    return radios("source").some((radio) => radio.checked && radio.value === "sample") ? "sample" : "microphone";
   }
 
   /** @param {Source} source */
   set source(source) {
-    for (const radio of radios()) {
+    for (const radio of radios("source")) {
       radio.checked = radio.value === source;
     }
     element("device-field").hidden = source === "sample";
@@ -55,7 +62,12 @@ export class UserInterface extends EventTarget {
 
   /** The chosen avatar; "" where there is none to choose. */
   get avatar() {
-    return this.#avatars.value;
+    return radios("avatar").find((radio) => radio.checked)?.value ?? "";
+  }
+
+  /** The token that was given. */
+  get token() {
+    return this.#token.value.trim();
   }
 
   /** @returns {Phase} */
@@ -70,14 +82,26 @@ export class UserInterface extends EventTarget {
   }
 
   /** @param {Configuration} configuration */
-  showConfiguration({ width, height, fps, avatars, engine }) {
+  showConfiguration({ width, height, fps, engine }) {
     document.documentElement.style.setProperty("--ratio", String(width / height));
-    const name = engine === "testcard" ? "Test card" : avatars.length === 1 ? "" : `${avatars.length} avatars`;
     const size = `${width} × ${height}, ${fps} frames a second`;
-    element("about").textContent = name === "" || avatars.length === 0 ? size : `${name} · ${size}`;
+    element("about").textContent = engine === "testcard" ? `Test card · ${size}` : size;
     document.title = engine === "testcard" ? "Test card · echo_rtc" : "echo_rtc: give your voice a face";
-    this.#avatars.replaceChildren(...avatars.map((avatar) => new Option(avatar, avatar)));
-    element("avatar-field").hidden = avatars.length < 2;
+  }
+
+  /**
+   * @param {Avatar[]} avatars There is no choice where there is only one.
+   * @param {string} chosen The name of one of them.
+   */
+  showAvatars(avatars, chosen) {
+    element("avatars").replaceChildren(...avatars.map((avatar) => this.#face(avatar, avatar.name === chosen)));
+    this.#avatars.hidden = avatars.length < 2;
+  }
+
+  /** Asks for a token. */
+  askForToken() {
+    this.#permission.hidden = false;
+    this.#token.focus();
   }
 
   /**
@@ -115,6 +139,19 @@ export class UserInterface extends EventTarget {
     figure("codec", figures?.codec ?? null);
     figure("size", figures?.size ?? null);
   }
+
+  /**
+   * @param {Avatar} avatar
+   * @param {boolean} checked
+   */
+  #face({ name, preview }, checked) {
+    const radio = document.createElement("input");
+    Object.assign(radio, { type: "radio", name: "avatar", value: name, checked });
+    const words = Object.assign(document.createElement("span"), { textContent: name, title: name });
+    const label = document.createElement("label");
+    label.append(radio, Object.assign(document.createElement("img"), { src: preview, alt: "" }), words);
+    return label;
+  }
 }
 
 /** @param {number} kbps */
@@ -141,9 +178,12 @@ function figure(name, text) {
   }
 }
 
-/** @returns {HTMLInputElement[]} */
-function radios() {
-  return [...document.querySelectorAll("input[name=source]")].filter((input) => input instanceof HTMLInputElement);
+/**
+ * @param {"source" | "avatar"} name
+ * @returns {HTMLInputElement[]}
+ */
+function radios(name) {
+  return [...document.querySelectorAll(`input[name=${name}]`)].filter((input) => input instanceof HTMLInputElement);
 }
 
 /**

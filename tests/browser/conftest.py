@@ -275,7 +275,7 @@ async def visiting(browsers: Browsers) -> AsyncIterator[PageFactory]:
     ) -> Visit:
         browser = await browsers.get(BrowserKind(microphone, voice, tuple((hosts or {}).items())))
         session = await browser.new_context(**{"viewport": VIEWPORT, **context})
-        opened = Visit(await session.new_page(), (url,))
+        opened = Visit(await session.new_page(), (url.partition("#")[0],))
         visits.append(opened)
         opened.watch()
         await opened.page.add_init_script(OPEN_SHADOWS)

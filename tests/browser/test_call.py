@@ -3,6 +3,7 @@ that returns is measured, and the server is asked whether it agrees."""
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -27,7 +28,7 @@ async def test_the_page_opens_with_what_the_server_shows(card: RunningServer, pa
     await expect(visit.page.get_by_role("button", name="Start the call")).to_be_visible()
     await expect(visit.page.get_by_role("button", name="Try the sample voice")).to_be_visible()
     await expect(visit.page.get_by_role("button", name="End the call")).to_be_hidden()
-    await expect(visit.page.get_by_role("combobox", name="Avatar")).to_be_hidden()
+    await expect(visit.page.get_by_role("group", name="Avatar")).to_be_hidden()
 
 
 async def test_the_stage_has_the_shape_of_the_picture(card: RunningServer, page: PageFactory) -> None:
@@ -139,14 +140,22 @@ async def test_a_microphone_that_is_unplugged_is_replaced(card: RunningServer, p
 async def test_the_avatar_that_was_chosen_is_asked_for(card: RunningServer, page: PageFactory) -> None:
     visit = await page(card.url)
     visit.expected.append("status of 422")  # the test card has only one avatar, and refuses the other
-    await visit.page.route("**/config", lambda route: route.fulfill(json={**WIDE, "avatars": ["default", "nobody"]}))
+    await visit.page.route("**/avatars", lambda route: route.fulfill(json=AVATARS))
     await visit.page.reload()
-    await visit.page.get_by_role("combobox", name="Avatar").select_option("nobody")
+    group = visit.page.get_by_role("group", name="Avatar")
+    await group.get_by_role("radio", name="nobody").check()
+    poster = visit.part("poster")
+    await expect(poster).to_have_attribute("src", re.compile(r"/static/icon\.svg\?nobody$"))
+    await expect(poster).to_be_visible()
     await visit.page.get_by_role("button", name="Start the call").click()
     await visit.sees("The server refused the call")
     await expect(visit.part("text")).to_have_text("There is no avatar 'nobody'; choose one of default.")
-    await visit.page.get_by_role("combobox", name="Avatar").select_option("default")
-    await visit.start("Try again")
+    await visit.page.reload()
+    await expect(group.get_by_role("radio", name="nobody")).to_be_checked()
+    await group.get_by_role("radio", name="default").check()
+    await visit.start()
+    await expect(poster).to_be_hidden()
+    await expect(group.get_by_role("radio", name="nobody")).to_be_disabled()
 
 
 async def test_the_sound_can_be_silenced_and_set(card: RunningServer, page: PageFactory) -> None:
@@ -188,6 +197,8 @@ async def test_a_call_by_keyboard_alone(card: RunningServer, page: PageFactory) 
 
 
 WIDE = {"engine": "local", "status": "ready", "width": 640, "height": 360, "fps": 25, "avatars": ["default"]}
+
+AVATARS = [{"name": name, "preview": f"/static/icon.svg?{name}"} for name in ("default", "nobody")]
 
 KEEP_TRACKS = """
 globalThis.keptTracks = [];

@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator
 import pytest
 import pytest_asyncio
 from aiohttp import web
-from playwright.async_api import Frame, Locator, expect
+from playwright.async_api import Frame, Locator, Route, expect
 
 from tests.browser.conftest import TEST_CARD, PageFactory, RunningServer, Servers
 from tests.browser.visit import LIVE_MS, Visit
@@ -116,6 +116,44 @@ async def test_a_missing_token_is_told_and_can_be_given(shared: RunningServer, s
     assert errors[0]["message"].startswith("This call needs permission. ")
     await visit.page.evaluate(f"document.querySelector('echo-rtc').setAttribute('token', '{TOKEN}')")
     await visit.start()
+
+
+async def test_the_servers_page_asks_for_a_token_and_keeps_it_to_its_tab(
+    shared: RunningServer, page: PageFactory
+) -> None:
+    visit = await page(shared.url)
+    visit.expected.append(REFUSED)
+    await visit.page.get_by_role("button", name="Start the call").click()
+    await visit.sees("This call needs permission")
+    await expect(visit.page.get_by_label("Token")).to_be_focused()
+    await visit.page.get_by_label("Token").fill(TOKEN)
+    await visit.page.keyboard.press("Enter")
+    await visit.live()
+    await visit.page.reload()
+    await visit.start()
+    other = await page(f"{shared.url}/#token={TOKEN}")
+    other.expected.append("ERR_ABORTED")
+    await other.start()
+    assert other.page.url == f"{shared.url}/"
+    assert TOKEN not in await other.page.evaluate("JSON.stringify(localStorage)")
+
+
+async def test_the_servers_relays_are_used(shared: RunningServer, page: PageFactory) -> None:
+    visit = await page(f"{shared.url}/#token={TOKEN}", script=KEEP_CONFIGURATIONS)
+    relay = {"urls": ["turn:127.0.0.1:9"], "username": "somebody", "credential": "secret"}
+    asked: list[str | None] = []
+
+    async def answer(route: Route) -> None:
+        asked.append(route.request.headers.get("authorization"))
+        response = await route.fetch()
+        await route.fulfill(response=response, json={**await response.json(), "ice_servers": [relay]})
+
+    await visit.page.route("**/config", answer)
+    await visit.page.get_by_role("button", name="Start the call").click()
+    await visit.until("configurations.length === 1")
+    assert await visit.page.evaluate("configurations[0].iceServers") == [relay]
+    assert set(asked) == {f"Bearer {TOKEN}"}
+    await visit.page.get_by_role("button", name="Cancel").click()
 
 
 async def test_a_page_by_its_own_controls(shared: RunningServer, site: Site, page: PageFactory) -> None:
@@ -228,6 +266,16 @@ addEventListener("DOMContentLoaded", () => {
     document.querySelector("echo-rtc")?.addEventListener(type, ({ detail }) => events.push({ type, detail }));
   }
 });
+"""
+
+KEEP_CONFIGURATIONS = """
+globalThis.configurations = [];
+globalThis.RTCPeerConnection = class extends RTCPeerConnection {
+  constructor(configuration) {
+    super(configuration);
+    configurations.push(configuration);
+  }
+};
 """
 
 BEEP = """
