@@ -152,7 +152,8 @@ export class Words {
       insecure: [
         "No microphone at this address",
         `Browsers give a microphone to secure pages only, and http://${host} is not one. ` +
-          "Open this page by https://, or on the server's own machine by http://localhost.",
+          "Open this page by https:// (an echo_rtc server has --tls-cert and --tls-self-signed for that), or on the " +
+          "server's own machine by http://localhost.",
       ],
       framed: [
         "No microphone in this frame",
@@ -1488,6 +1489,7 @@ const STYLE = `
   --quick: 160ms;
   display: grid;
   grid-template-columns: minmax(0, 1fr);
+  align-content: start;
   justify-items: center;
   gap: 0.9rem;
   color: var(--ink);
@@ -1693,7 +1695,7 @@ video,
 
 .overlay[data-over="poster"] .notice {
   padding: 0.9rem 1rem 1rem;
-  border-radius: calc(var(--radius) * 0.8);
+  border-radius: 1rem;
   background: var(--surface);
   box-shadow: var(--shadow);
 }
