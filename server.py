@@ -18,6 +18,7 @@ import socket
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from dataclasses import replace
 from ipaddress import IPv4Address
 from pathlib import Path
 
@@ -42,9 +43,10 @@ from echo_rtc.web.avatars import Gallery
 from echo_rtc.web.clients import Clients
 from echo_rtc.web.cors import CrossOrigin
 from echo_rtc.web.health import Health, Lifecycle, Phase
+from echo_rtc.web.limits import LimitOptions
 from echo_rtc.web.metrics import Watch
 from echo_rtc.web.pages import frame_sources
-from echo_rtc.web.tls import Certificate, TlsOptions, own_names
+from echo_rtc.web.tls import Certificate, TlsOptions, keep_renewed, own_names
 
 STATIC = Path(__file__).resolve().parent / "static"
 EVERYWHERE = ("0.0.0.0", "::")
@@ -114,6 +116,8 @@ async def serve(settings: Settings, log_file: LogFile) -> None:
         logger.info("listening on %s; the %s engine is starting", url, settings.engine)
         _say_who_may_call(settings.host, access)
         _say_how_it_is_reached(settings, url, tls)
+        if tls is not None:
+            await life.enter_async_context(_running(keep_renewed(tls), "renew the certificate"))
         if await _started(engine, library, lifecycle, stop):
             lifecycle.phase = Phase.READY
             logger.info("echo_rtc is ready: %s", url)
@@ -153,7 +157,10 @@ def _log_settings(settings: Settings) -> LogOptions:
 def _stream_settings(settings: Settings, network: Network) -> ManagerOptions:
     """The streams' part of the settings."""
     return ManagerOptions(
-        stream=stream_options(settings), max_streams=settings.max_streams, peer=PeerOptions(network=network)
+        stream=replace(stream_options(settings), voice_timeout_s=settings.voice_timeout),
+        max_streams=settings.max_streams,
+        max_peers=settings.max_peers_per_stream,
+        peer=PeerOptions(connect_timeout_s=settings.connect_timeout, network=network),
     )
 
 
@@ -167,6 +174,7 @@ def _access(settings: Settings) -> Access:
     return Access(
         authorisation=Authorisation.of(settings.auth_token, settings.token_secret),
         clients=Clients.of(settings.trusted_proxy),
+        limits=LimitOptions(offers_per_minute=settings.max_offers_per_minute, peers=settings.max_peers_per_address),
         cross_origin=CrossOrigin.of(settings.allow_origin),
         frame_ancestors=frame_sources(settings.frame_ancestors),
     )

@@ -35,7 +35,13 @@ commands:
 
 The server is started by python server.py, the measurements by python -m echo_rtc.bench.
 """
-LIVE_ONLY = ("host", "port", "max_latency", "max_streams", *settings_of("library", "access", "network", "logs"))
+LIVE_ONLY = (
+    "host",
+    "port",
+    "max_latency",
+    "max_streams",
+    *settings_of("library", "access", "limits", "network", "logs"),
+)
 """Settings that mean nothing to a rendering offline."""
 
 

@@ -47,6 +47,7 @@ _TITLES = {
     "streams": "streams",
     "library": "further avatars",
     "access": "who may do what",
+    "limits": "limits",
     "network": "sound and picture on the network",
     "logs": "logs",
 }
@@ -437,6 +438,58 @@ class Settings:
         metadata=_about(
             "access",
             "HTTPS with a certificate that is made here, for a local network: browsers ask once whether to trust it.",
+        ),
+    )
+    max_peers_per_stream: int = field(
+        default=100,
+        metadata=_about(
+            "limits",
+            "Most peers of one stream, its publisher and its viewers; 0 for any number.",
+            unit="peers",
+            low=0,
+            high=10_000,
+        ),
+    )
+    max_peers_per_address: int = field(
+        default=64,
+        metadata=_about(
+            "limits",
+            "Most peers of one client's address (IPv6: network of 64 bits) at once; 0 for any number. Programs of the "
+            "server's own machine are not limited.",
+            unit="peers",
+            low=0,
+            high=10_000,
+        ),
+    )
+    max_offers_per_minute: int = field(
+        default=120,
+        metadata=_about(
+            "limits",
+            "Most offers a minute from one client's address; 0 for any number. A proxy in front must be a "
+            "--trusted-proxy, or all its clients count as one.",
+            unit="offers",
+            low=0,
+            high=100_000,
+        ),
+    )
+    connect_timeout: float = field(
+        default=15.0,
+        metadata=_about(
+            "limits",
+            "Time after which a peer that was answered and never got through is given up.",
+            unit="s",
+            low=1,
+            high=300,
+        ),
+    )
+    voice_timeout: float = field(
+        default=60.0,
+        metadata=_about(
+            "limits",
+            "Time after which a stream ends whose microphone sends nothing at all (silence is something); 0: never.",
+            unit="s",
+            low=0,
+            high=86_400,
         ),
     )
     ice_server: tuple[str, ...] = field(

@@ -83,7 +83,8 @@ class Caller:
     """A call: :meth:`connect`, then sound and frames go to the callbacks until :meth:`close`.
 
     ``codec`` limits the offer's picture codecs to that one ("H264", "VP8"); None offers all that aiortc has. A voice of
-    None is a microphone that sends nothing at all. ``speaks=False`` is a viewer, who has no microphone.
+    None is a microphone that sends nothing at all. ``speaks=False`` is a viewer, who has no microphone. ``network``
+    names STUN and TURN servers; without it there are none.
     """
 
     def __init__(
@@ -93,8 +94,9 @@ class Caller:
         on_picture: Callable[[Seen], None] | None = None,
         codec: str | None = None,
         speaks: bool = True,
+        network: RTCConfiguration | None = None,
     ) -> None:
-        self.connection = RTCPeerConnection(RTCConfiguration(iceServers=[]))
+        self.connection = RTCPeerConnection(network or RTCConfiguration(iceServers=[]))
         self.microphone = ScriptedMicrophone(voice) if voice is not None else None
         self.events: list[dict[str, object]] = []
         """What came over the data channel, in order."""

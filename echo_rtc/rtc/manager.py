@@ -37,20 +37,22 @@ LOST = "the publisher was lost"
 @dataclass(frozen=True, slots=True)
 class ManagerOptions:
     """The settings of the manager. ``max_streams``: how many streams there may be at once, 0 for as many as the engine
-    holds by its measured speed."""
+    holds by its measured speed. ``max_peers``: how many peers of one stream, 0 for any number."""
 
     stream: StreamOptions = field(default_factory=StreamOptions)
     max_streams: int = 0
+    max_peers: int = 0
     peer: PeerOptions = field(default_factory=PeerOptions)
     linger_s: float = LINGER_S
 
 
 @dataclass(slots=True)
 class ManagerCounters:
-    """Offers refused: for want of room; because the name is taken; because nothing is live under the name. And streams
-    that a lost publisher came back to."""
+    """Offers refused: for want of room in the server; in one stream; because the name is taken; because nothing is live
+    under the name. And streams that a lost publisher came back to."""
 
     full: int = 0
+    crowded: int = 0
     name_taken: int = 0
     not_live: int = 0
     resumed: int = 0
@@ -80,6 +82,8 @@ class _Live:
     """Runs while a lost publisher is waited for."""
     lost: _Session | None = None
     """The publisher who is waited for, and who may still say that it has left."""
+    joining: int = 0
+    """Viewers that are just being let in."""
     claimed: bool = False
     """Whether another publisher is just being let in."""
 
@@ -148,7 +152,7 @@ class StreamManager:
         if self._closed:
             raise _stopping()
         live = self._find(name)
-        with self._build():
+        with self._build(), self._seat(live):
             peer = await self._answer(offer, plan, live.stream)
             try:
                 self._find(name)  # it may have ended meanwhile
@@ -318,10 +322,25 @@ class StreamManager:
             live.publisher, live.lost = session, None
         name = f"attend a peer of stream {live.stream.id[:8]}"
         session.attendant = asyncio.create_task(self._attend(live, session), name=name)
-        return Opened(session.id, live.stream.id, session.tag, peer.answer_sdp)
+        return Opened(session.id, live.stream.id, session.tag, peer.answer_sdp, peer.ended)
 
     async def _answer(self, offer: Offer, plan: MediaPlan, stream: Stream) -> Peer:
         return await Peer.answer(offer, plan, stream, self._engine.format, self._options.peer)
+
+    @contextmanager
+    def _seat(self, live: _Live) -> Iterator[None]:
+        """A viewer is being let in while inside. Raises CapacityError if the stream has as many peers as it may."""
+        limit = self._options.max_peers
+        if limit and len(live.sessions) + live.joining >= limit:
+            self.counters.crowded += 1
+            raise CapacityError(
+                f"this stream has {limit} peers, which is as many as it may have; try again later", RETRY_AFTER_S
+            )
+        live.joining += 1
+        try:
+            yield
+        finally:
+            live.joining -= 1
 
     @contextmanager
     def _build(self) -> Iterator[None]:

@@ -5,8 +5,9 @@ The words that the HTTP edge and the manager share; knows neither of them, nor a
 
 from __future__ import annotations
 
+import asyncio
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 
 from echo_rtc.errors import OfferError
@@ -26,12 +27,14 @@ class Role(StrEnum):
 @dataclass(frozen=True, slots=True)
 class Opened:
     """A peer that was let in. ``session`` is its own id; ``stream`` the id of the stream that it speaks to or watches;
-    ``tag`` names its ICE session, which candidates that come later must be meant for."""
+    ``tag`` names its ICE session, which candidates that come later must be meant for. ``over`` is done once the peer
+    is; None where nobody needs to know."""
 
     session: str
     stream: str
     tag: str
     answer_sdp: str
+    over: asyncio.Future[str] | None = field(default=None, compare=False, repr=False)
 
 
 def checked_name(name: str) -> str:

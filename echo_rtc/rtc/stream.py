@@ -80,7 +80,8 @@ class StreamOptions:
     ``vad_threshold``: RMS 0..1, 0 renders everything. ``max_latency_s``: upper bound of the delay.
     ``steps``, ``min_steps``: denoising steps of a clip, and how few while clips come late. ``margin_s``: what the delay
     leaves for everything but clip and rendering; the pump takes frames up to 80 ms before they are due, and the rest is
-    for jitter.
+    for jitter. ``voice_timeout_s``: a stream whose microphone sends nothing for so long ends; 0: never. Silence is
+    something, too.
     """
 
     vad_threshold: float = 0.015
@@ -88,6 +89,7 @@ class StreamOptions:
     steps: int = 1
     min_steps: int = 1
     margin_s: float = 0.15
+    voice_timeout_s: float = 0.0
 
 
 class Stream:
@@ -136,7 +138,8 @@ class Stream:
         self._event_sinks: list[EventSink] = []
         self._events_dropped = 0
         self._tasks: set[asyncio.Task[None]] = set()
-        self._opened_at = self._clock()
+        self._opened_at = self._heard_at = self._clock()
+        self._voice_timeout_s = options.voice_timeout_s
         self._record = CallRecord(self._opened_at)
         self._links: list[MicrophoneLink] = []
         self._past = Tally()
@@ -167,7 +170,8 @@ class Stream:
     def listen(self, track: MediaStreamTrack, probe: Probe | None = None) -> None:
         """Takes the voice from ``track`` from now on, until it ends. The one before, if there was one, has ended.
         ``probe`` says how its packets arrive."""
-        self._timeline.new_microphone(self._clock())
+        self._heard_at = self._clock()
+        self._timeline.new_microphone(self._heard_at)
         self._spawn(self._listen(track, MicrophoneLink(probe)), "microphone")
 
     def add_viewer(self, codec: VideoCodec | None, with_sound: bool) -> Viewer:
@@ -351,7 +355,7 @@ class Stream:
         }
 
     def _hear(self, pts: int, pcm: S16Array) -> None:
-        now = self._clock()
+        now = self._heard_at = self._clock()
         self._take(self._timeline.block(pts, pcm, now), now)
 
     async def _listen(self, track: MediaStreamTrack, link: MicrophoneLink) -> None:
@@ -397,7 +401,9 @@ class Stream:
             await asyncio.sleep(REPORT_S)
 
     async def _look(self) -> None:
-        """Once a second: notes how the call goes."""
+        """Once a second: notes how the call goes, and whether anybody speaks at all."""
+        if self._voice_timeout_s and self._clock() - self._heard_at > self._voice_timeout_s:
+            self.end(f"the microphone sent nothing for {self._voice_timeout_s:g} s")
         for link in tuple(self._links):
             await link.ask()
         self._record.look(self._clock(), self._playout.delay_s, self._pump.sync.take(), self._pump.sent_bytes)

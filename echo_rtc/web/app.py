@@ -20,6 +20,7 @@ from echo_rtc.web.avatars import Avatars, Gallery
 from echo_rtc.web.clients import Clients
 from echo_rtc.web.cors import CrossOrigin
 from echo_rtc.web.health import Health
+from echo_rtc.web.limits import CLAIM, LimitOptions, Limits
 from echo_rtc.web.metrics import Metrics, StreamsView, Watch, Watched
 from echo_rtc.web.pages import CONTENT_POLICY, SELF, Pages, content_policy
 from echo_rtc.web.problems import answering_problems
@@ -192,10 +193,11 @@ def routes() -> list[RouteRow]:
 
 @dataclass(frozen=True, slots=True)
 class Access:
-    """Who is let in: with which tokens, from where, the pages of which origins, and around /embed."""
+    """Who is let in: with which tokens, from where, how often, the pages of which origins, and around /embed."""
 
     authorisation: Authorisation = field(default_factory=Authorisation)
     clients: Clients = field(default_factory=Clients)
+    limits: LimitOptions = field(default_factory=LimitOptions)
     cross_origin: CrossOrigin = field(default_factory=CrossOrigin)
     frame_ancestors: str = SELF
 
@@ -219,7 +221,8 @@ def create_app(
     handlers = Handlers(pages, Signalling(streams, health), avatars, whip, whep, health, metrics, admin)
     scopes: dict[web.AbstractRoute, Scope] = {}
     answering = answering_problems(watch.refusals)
-    middlewares = [access.cross_origin.middleware(), answering, _authorising(access, scopes)]
+    limiting = _limiting(Limits(access.limits, access.clients), scopes)
+    middlewares = [access.cross_origin.middleware(), answering, limiting, _authorising(access, scopes)]
     app = web.Application(middlewares=middlewares, client_max_size=MAX_OFFER_BYTES)
     for row, choose in _ROUTES:
         for method in (row.method, "HEAD") if row.method == "GET" else (row.method,):
@@ -231,6 +234,22 @@ def create_app(
 def create_runner(app: web.Application) -> web.AppRunner:
     """What serves the application on sites; its ``cleanup`` takes at most about FINISH_S."""
     return web.AppRunner(app, handle_signals=False, lingering_time=LINGER_S, shutdown_timeout=FINISH_S)
+
+
+def _limiting(limits: Limits, scopes: Mapping[web.AbstractRoute, Scope]) -> Middleware:
+    """Counts the offers that clients make, before their tokens are looked at."""
+
+    @web.middleware
+    async def middleware(request: web.Request, handler: Handler) -> web.StreamResponse:
+        if scopes.get(request.match_info.route) not in (Scope.CALL, Scope.PUBLISH, Scope.VIEW):
+            return await handler(request)
+        claim = request[CLAIM] = limits.claim(request)
+        try:
+            return await handler(request)
+        finally:
+            claim.settle()
+
+    return middleware
 
 
 def _authorising(access: Access, scopes: Mapping[web.AbstractRoute, Scope]) -> Middleware:

@@ -49,6 +49,7 @@ class ProblemType(StrEnum):
     NAME_TAKEN = "urn:echo-rtc:problem:name-taken"
     NOT_LIVE = "urn:echo-rtc:problem:not-live"
     NO_RESTART = "urn:echo-rtc:problem:no-restart"
+    TOO_MANY = "urn:echo-rtc:problem:too-many"
     FULL = "urn:echo-rtc:problem:full"
     STARTING = "urn:echo-rtc:problem:starting"
     STOPPING = "urn:echo-rtc:problem:stopping"
@@ -67,6 +68,7 @@ _TITLES = {
     ProblemType.NAME_TAKEN: "The name is taken",
     ProblemType.NOT_LIVE: "Nothing is live under this name",
     ProblemType.NO_RESTART: "ICE is not restarted",
+    ProblemType.TOO_MANY: "Too much is asked from this address",
     ProblemType.FULL: "The server is full",
     ProblemType.STARTING: "The server is starting",
     ProblemType.STOPPING: "The server is stopping",

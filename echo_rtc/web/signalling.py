@@ -17,6 +17,7 @@ from aiohttp import web
 from echo_rtc.rtc.session import Opened
 from echo_rtc.web.auth import grant_of, require_name
 from echo_rtc.web.health import Health
+from echo_rtc.web.limits import CLAIM
 from echo_rtc.web.problems import Problem, ProblemType
 
 MAX_OFFER_BYTES = 64 * 1024
@@ -72,6 +73,7 @@ class Signalling:
         require_name(request, name)
         self.health.require_ready()
         opened = await self.streams.open_call(offer.sdp, choose_avatar(self.health, offer.avatar), name)
+        request[CLAIM].keep(opened.over)
         return web.json_response(
             {"sdp": opened.answer_sdp, "type": "answer", "stream": opened.stream}, headers={"Cache-Control": "no-store"}
         )

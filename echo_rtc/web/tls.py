@@ -7,8 +7,10 @@ only. Knows nothing of routes.
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import ipaddress
+import logging
 import os
 import socket
 import ssl
@@ -25,19 +27,54 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from echo_rtc.errors import InputError, SettingsError
 
+RENEWAL_LOOK_S = 60.0
+"""How often certificates are looked at that somebody else renews."""
 LIFETIME = timedelta(days=397)
 """Browsers refuse certificates that are good for longer."""
 RENEW_BEFORE = timedelta(days=30)
 
+logger = logging.getLogger(__name__)
+
 Name = str | ipaddress.IPv4Address | ipaddress.IPv6Address
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Certificate:
-    """A certificate in use: its context, and its SHA-256 fingerprint as browsers show it."""
+    """A certificate in use: its context, its SHA-256 fingerprint as browsers show it, and the files it is from."""
 
     context: ssl.SSLContext
     fingerprint: str
+    cert: Path
+    key: Path
+    _seen: tuple[float, float] = (0.0, 0.0)
+
+    def renew(self) -> bool:
+        """Takes the files' new contents for connections from now on, if they have changed; whether it did. Raises
+        InputError, once for each change, if they cannot be used; the old certificate stays then."""
+        try:
+            changed = (self.cert.stat().st_mtime, self.key.stat().st_mtime)
+        except OSError:  # one of them is just being replaced
+            return False
+        if changed == self._seen:
+            return False
+        self._seen = changed
+        fresh = from_files(self.cert, self.key)
+        if fresh.fingerprint == self.fingerprint:
+            return False
+        self.context.load_cert_chain(self.cert, self.key)
+        self.fingerprint = fresh.fingerprint
+        return True
+
+
+async def keep_renewed(certificate: Certificate) -> None:
+    """Looks for renewed files for ever, and logs what comes of it."""
+    while True:
+        await asyncio.sleep(RENEWAL_LOOK_S)
+        try:
+            if certificate.renew():
+                logger.info("a renewed certificate is in use; its SHA-256 fingerprint is %s", certificate.fingerprint)
+        except InputError as error:
+            logger.error("the renewed certificate cannot be used, the old one stays: %s", error)
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +123,7 @@ def from_files(cert: Path, key: Path) -> Certificate:
     except (ssl.SSLError, ValueError) as error:
         why = "the key is another certificate's" if "MISMATCH" in str(error) else "one of them is not PEM"
         raise InputError(f"tls_cert {cert} and tls_key {key} cannot be used together: {why}") from error
-    return Certificate(context, fingerprint)
+    return Certificate(context, fingerprint, cert, key, (cert.stat().st_mtime, key.stat().st_mtime))
 
 
 def self_signed(names: Iterable[Name], folder: Path) -> Certificate:

@@ -14,6 +14,7 @@ from aiohttp import web
 
 from echo_rtc.rtc.session import Opened, Role
 from echo_rtc.web.health import Health, IceServer
+from echo_rtc.web.limits import CLAIM
 from echo_rtc.web.problems import Problem, ProblemType
 from echo_rtc.web.signalling import choose_avatar, read_body
 
@@ -60,6 +61,7 @@ class WhipWhep:
             opened = await self.sessions.publish(name, offer, avatar)
         else:
             opened = await self.sessions.view(name, offer)
+        request[CLAIM].keep(opened.over)
         response = web.Response(status=201, text=opened.answer_sdp, content_type=SDP, headers=_NO_STORE)
         response.headers["Location"] = f"{request.rel_url.raw_path}/{opened.session}"
         response.etag = opened.tag

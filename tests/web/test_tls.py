@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+import os
 import socket
 import ssl
 from collections.abc import Callable
@@ -71,6 +72,26 @@ def test_it_is_made_anew_for_a_new_address_and_near_its_end(tmp_path: Path, monk
     monkeypatch.undo()
     (tmp_path / "self-signed.key").write_text("damaged")
     assert self_signed(LOCAL, tmp_path).fingerprint != third.fingerprint
+
+
+def test_a_renewed_certificate_is_taken_and_a_broken_one_is_not(tmp_path: Path) -> None:
+    used = self_signed(LOCAL, tmp_path)
+    first = used.fingerprint
+    assert not used.renew()
+    self_signed(LOCAL, tmp_path / "other")
+    for name in ("self-signed.pem", "self-signed.key"):
+        (tmp_path / name).write_bytes((tmp_path / "other" / name).read_bytes())
+        os.utime(tmp_path / name, (1, 1))
+    assert used.renew()
+    second = used.fingerprint
+    assert second != first
+    (tmp_path / "self-signed.pem").write_text("half a cert")
+    with pytest.raises(InputError, match="cannot be used together"):
+        used.renew()
+    assert not used.renew()
+    (tmp_path / "self-signed.pem").unlink()
+    assert not used.renew()
+    assert used.fingerprint == second
 
 
 def test_it_says_what_browsers_want(tmp_path: Path) -> None:

@@ -1,0 +1,106 @@
+"""How much one client may ask for: offers a minute, and peers at once. Clients are told apart by address.
+
+Programs of the server's own machine are not limited. Knows no route; what the whole server holds is the streams' own
+business.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import time
+from collections import Counter, OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from aiohttp import web
+
+from echo_rtc.web.clients import Clients, household
+from echo_rtc.web.problems import Problem, ProblemType
+
+PEERS_RETRY_S = 10
+"""When to ask again for a peer: one of the others must end first, which nobody can foresee."""
+MAX_REMEMBERED = 10_000
+"""Clients whose offers are remembered; of more, those that have been quiet for longest are forgotten."""
+
+
+@dataclass(frozen=True, slots=True)
+class LimitOptions:
+    """The settings of limits for each client; 0 stands for none."""
+
+    offers_per_minute: int = 0
+    peers: int = 0
+
+
+class Claim:
+    """One client's claim to one peer: made before the peer is, kept as long as it lives."""
+
+    def __init__(self, release: Callable[[], None]) -> None:
+        self._release = release
+        self._kept = False
+
+    def keep(self, over: asyncio.Future[str] | None) -> None:
+        """The peer was let in and lives until ``over`` is done."""
+        if over is not None:
+            self._kept = True
+            over.add_done_callback(lambda _: self._release())
+
+    def settle(self) -> None:
+        """The offer was answered, one way or the other; without a peer the claim ends."""
+        if not self._kept:
+            self._release()
+
+
+CLAIM = web.RequestKey("echo_rtc.claim", Claim)
+"""The key under which a request carries its Claim, if it wants a peer."""
+
+
+class Limits:
+    """Counts what clients ask for, and refuses what is too much (Problem 429)."""
+
+    def __init__(self, options: LimitOptions, clients: Clients, clock: Callable[[], float] = time.monotonic) -> None:
+        self._options = options
+        self._clients = clients
+        self._clock = clock
+        self._buckets: OrderedDict[str, tuple[float, float]] = OrderedDict()
+        """Offers that a client may still make, and when that was so; the client of the latest offer last."""
+        self._peers: Counter[str] = Counter()
+
+    def claim(self, request: web.Request) -> Claim:
+        """To be called for an offer, before anything is done with it. Raises Problem 429."""
+        if self._clients.on_this_machine(request):
+            return Claim(lambda: None)
+        client = household(self._clients.address(request))
+        self._take_offer(client)
+        if self._options.peers and self._peers[client] >= self._options.peers:
+            raise _too_many(
+                f"This address has {self._peers[client]} peers, which is as many as it may have; end one first.",
+                PEERS_RETRY_S,
+            )
+        self._peers[client] += 1
+        return Claim(lambda: self._end(client))
+
+    def _take_offer(self, client: str) -> None:
+        limit = self._options.offers_per_minute
+        if not limit:
+            return
+        now = self._clock()
+        left, at = self._buckets.pop(client, (float(limit), now))
+        left = min(float(limit), left + (now - at) * limit / 60)
+        self._buckets[client] = (max(0.0, left - 1), now) if left >= 1 else (left, now)
+        if len(self._buckets) > MAX_REMEMBERED:
+            self._buckets.popitem(last=False)
+        if left < 1:
+            raise _too_many(
+                f"More than {limit} offers a minute came from this address; wait a little.",
+                math.ceil((1 - left) * 60 / limit),
+            )
+
+    def _end(self, client: str) -> None:
+        self._peers[client] -= 1
+        if not self._peers[client]:
+            del self._peers[client]
+
+
+def _too_many(detail: str, retry_s: int) -> Problem:
+    return Problem(429, detail, ProblemType.TOO_MANY, {"Retry-After": str(retry_s)})

@@ -1,0 +1,144 @@
+"""Peers that reach the server from elsewhere: through a relay only, within a range of ports, at a public address; and
+streams that nobody speaks to or that too many want to see."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from aiortc import RTCConfiguration, RTCIceServer, RTCIceTransportPolicy, RTCPeerConnection
+
+from echo_rtc.bench.calls import Caller
+from echo_rtc.bench.stream import babble
+from echo_rtc.engine.testcard import AVATAR
+from echo_rtc.errors import CapacityError
+from echo_rtc.rtc.manager import ManagerOptions
+from echo_rtc.rtc.network import Network
+from echo_rtc.rtc.peer import PeerOptions
+from echo_rtc.rtc.stream import StreamOptions
+from tests.rtc.test_aiortc_seams import taken
+from tests.rtc.test_calls import Sight, house, until
+from tests.rtc.turn import coturn
+
+PUBLIC = "203.0.113.5"
+
+
+def reachable(network: Network) -> ManagerOptions:
+    return ManagerOptions(peer=PeerOptions(network=network))
+
+
+def candidates(sdp: str) -> list[tuple[str, int, str]]:
+    """(address, port, type) of a description's candidates."""
+    found = re.findall(r"candidate:\S+ 1 udp \d+ (\S+) (\d+) typ (\w+)", sdp)
+    return [(address, int(port), kind) for address, port, kind in found]
+
+
+async def offer(direction: str = "sendrecv") -> str:
+    """What a browser would offer: a microphone and a picture, or to look only."""
+    peer = RTCPeerConnection(RTCConfiguration(iceServers=[]))
+    try:
+        peer.addTransceiver("audio", direction)
+        peer.addTransceiver("video", "recvonly")
+        await peer.setLocalDescription(await peer.createOffer())
+        return peer.localDescription.sdp
+    finally:
+        await peer.close()
+
+
+async def test_a_call_goes_through_a_relay_only(tmp_path: Path) -> None:
+    sight = Sight()
+    async with coturn(tmp_path) as turn:
+        network = Network.of([turn.url], turn.secret, None, [])
+        async with house(options=reachable(network)) as home:
+            [told] = network.ice_servers()
+            relay_only = RTCConfiguration(
+                iceServers=[RTCIceServer(told["urls"], told["username"], told["credential"])],
+                iceTransportPolicy=RTCIceTransportPolicy.RELAY,
+            )
+            caller = Caller(babble, sight.hear, sight.see, network=relay_only)
+            await home.call(caller)
+            assert {kind for _, _, kind in candidates(caller.connection.localDescription.sdp)} == {"relay"}
+            assert "relay" in {kind for _, _, kind in candidates(caller.connection.remoteDescription.sdp)}
+            await until(lambda: len(sight.spoken) > 24 and len(sight.sound) > 50)
+        # The caller's, one for each section of its offer, and the server's own.
+        assert turn.allocations() == 3 + 1
+
+
+async def test_credentials_of_another_secret_open_no_relay(tmp_path: Path) -> None:
+    async with coturn(tmp_path) as turn:
+        network = Network.of([turn.url], "another-secret", None, [])
+        async with house(options=reachable(network)) as home:
+            opened = await home.manager.open_call(await offer(), AVATAR)
+            assert {kind for _, _, kind in candidates(opened.answer_sdp)} == {"host"}
+        assert turn.allocations() == 0
+
+
+async def test_an_answer_has_the_public_address_and_a_port_of_the_range() -> None:
+    network = Network.of([], None, "45300-45349", [PUBLIC])
+    async with house(options=reachable(network)) as home:
+        for _ in range(2):
+            opened = await home.manager.open_call(await offer(), AVATAR)
+            found = [(address, port) for address, port, _ in candidates(opened.answer_sdp) if ":" not in address]
+            assert found
+            assert {address for address, _ in found} == {PUBLIC}
+            assert all(45_300 <= port <= 45_349 for _, port in found)
+            assert f"c=IN IP4 {PUBLIC}" in opened.answer_sdp
+
+
+async def test_a_call_that_finds_no_port_is_refused_and_leaves_nothing() -> None:
+    network = Network.of([], None, "45350-45359", [])
+    assert network.ports is not None
+    async with house(options=reachable(network)) as home:
+        addresses = {address for address, _, _ in candidates(await offer())}
+        with taken(sorted(addresses), range(45_350, 45_360)):
+            for _ in range(2):
+                with pytest.raises(CapacityError, match="all UDP ports") as refused:
+                    await home.manager.open_call(await offer(), AVATAR)
+                assert refused.value.retry_after_s > 0
+            assert home.manager.streams == {}
+            assert network.ports.exhausted > 0
+        await home.manager.open_call(await offer(), AVATAR)
+
+
+async def test_a_call_stays_within_its_range() -> None:
+    sight = Sight()
+    async with house(options=reachable(Network.of([], None, "45360-45399", []))) as home:
+        caller = Caller(babble, sight.hear, sight.see)
+        await home.call(caller)
+        assert all(45_360 <= port <= 45_399 for _, port, _ in candidates(caller.connection.remoteDescription.sdp))
+        await until(lambda: len(sight.cards) > 12)
+
+
+async def test_a_stream_has_only_so_many_peers() -> None:
+    async with house(options=replace(ManagerOptions(), max_peers=3)) as home:
+        await home.manager.open_call(await offer(), AVATAR, "studio")
+        first, *results = await asyncio.gather(
+            *[home.manager.view("studio", await offer("recvonly")) for _ in range(4)], return_exceptions=True
+        )
+        refusals = [result for result in results if isinstance(result, CapacityError)]
+        assert len(refusals) == 2
+        assert "this stream has 3 peers" in str(refusals[0])
+        assert home.manager.counters.crowded == 2
+        assert not isinstance(first, BaseException)
+        assert await home.manager.close_session(first, "making room")
+        await home.manager.view("studio", await offer("recvonly"))
+
+
+async def test_a_stream_that_nobody_speaks_to_ends() -> None:
+    options = ManagerOptions(stream=StreamOptions(voice_timeout_s=0.5))
+    async with house(options=options) as home:
+        caller = Caller(None)
+        await home.call(caller)
+        await until(lambda: not home.manager.streams)
+        await until(lambda: caller.events[-1]["type"] == "end")
+        assert caller.events[-1]["reason"] == "the microphone sent nothing for 0.5 s"
+    silent = Sight()
+    async with house(options=options) as home:
+        # A silent microphone is not an absent one.
+        caller = Caller(lambda start, count: babble(start, count) * 0, silent.hear, silent.see)
+        await home.call(caller)
+        await until(lambda: len(silent.cards) > 60)
+        assert home.manager.streams

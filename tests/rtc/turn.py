@@ -1,0 +1,67 @@
+"""A real TURN server (coturn) on loopback, for the tests that need one. It is never skipped: without it they fail."""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+import socket
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+START_S = 20.0
+RELAY_PORTS = (46_100, 46_199)
+
+
+@dataclass(frozen=True)
+class Turn:
+    """A running server: its URL without credentials, and the secret that makes them."""
+
+    url: str
+    secret: str
+    log: Path
+
+    def allocations(self) -> int:
+        """How many relays it has opened so far."""
+        return self.log.read_text().count("ALLOCATE processed, success")
+
+
+@asynccontextmanager
+async def coturn(folder: Path, secret: str = "north-star") -> AsyncIterator[Turn]:
+    """Runs while inside. ``folder`` gets its log and its database."""
+    program = shutil.which("turnserver")
+    assert program, "this test needs coturn's turnserver on the PATH"
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    log = folder / "turnserver.log"
+    words = [
+        *("-n", "--listening-ip=127.0.0.1", "--relay-ip=127.0.0.1", f"--listening-port={port}", "--realm=echo_rtc"),
+        *(f"--min-port={RELAY_PORTS[0]}", f"--max-port={RELAY_PORTS[1]}", "--no-tls", "--no-dtls", "--no-cli"),
+        *("--use-auth-secret", f"--static-auth-secret={secret}", "--allow-loopback-peers", "--verbose"),
+        *(f"--log-file={log}", "--simple-log", f"--pidfile={folder / 'turn.pid'}", f"--userdb={folder / 'turn.db'}"),
+    ]
+    child = await asyncio.create_subprocess_exec(
+        program, *words, cwd=folder, stdout=asyncio.subprocess.DEVNULL, stderr=asyncio.subprocess.DEVNULL
+    )
+    try:
+        await _listens(port)
+        yield Turn(f"turn:127.0.0.1:{port}?transport=udp", secret, log)
+    finally:
+        child.terminate()
+        await child.wait()
+
+
+async def _listens(port: int) -> None:
+    """Waits until somebody accepts TCP connections there; coturn opens that after UDP."""
+    async with asyncio.timeout(START_S):
+        while True:
+            try:
+                _, writer = await asyncio.open_connection("127.0.0.1", port)
+            except OSError:
+                await asyncio.sleep(0.02)
+                continue
+            writer.close()
+            await writer.wait_closed()
+            return
