@@ -20,6 +20,7 @@ BENCHMARKS = {
     "viewers": "processor time of the whole server process for each viewer of one stream",
     "engine": "throughput of several workers, and what preparing, handing over and losing one costs",
     "latency": "delay from the microphone to the echo",
+    "hostile": "hostile requests at a real server, and what they leave behind",
 }
 
 

@@ -23,7 +23,15 @@ from typing import Any, Protocol
 import aioice.ice
 import aioice.turn
 import av
-from aiortc import RTCDtlsTransport, RTCPeerConnection, RTCRtpReceiver, RTCRtpSender, RTCSctpTransport
+from aiortc import (
+    RTCDtlsTransport,
+    RTCIceParameters,
+    RTCIceTransport,
+    RTCPeerConnection,
+    RTCRtpReceiver,
+    RTCRtpSender,
+    RTCSctpTransport,
+)
 from aiortc.clock import current_ntp_time
 from aiortc.codecs import get_encoder
 from aiortc.jitterbuffer import JitterBuffer, JitterFrame
@@ -502,6 +510,7 @@ def guard_connection(connection: RTCPeerConnection, gate: Gate) -> None:
         _guard_data(connection.sctp, gate)
     for transport in transports:
         _guard_media(transport, gate)
+        _start_once(transport.transport)
     for transceiver in transceivers:
         _guard_feedback(transceiver.sender, gate)
         _ignore_goodbyes(transceiver.receiver)
@@ -521,6 +530,19 @@ def _guard_media(transport: RTCDtlsTransport, gate: Gate) -> None:
 
     transport._handle_rtp_data = on_packet  # type: ignore[method-assign]
     transport._handle_rtcp_data = on_report  # type: ignore[method-assign]
+
+
+def _start_once(ice: RTCIceTransport) -> None:
+    """Lets aiortc go on to start a transport that was closed meanwhile, as it does where an offer has several: it would
+    fail in a task that nobody awaits."""
+    start = _method(ice, "start")
+
+    async def start_unless_closed(remoteParameters: RTCIceParameters) -> None:
+        if ice.state == "closed":
+            raise asyncio.CancelledError("the connection was closed while it was coming up")
+        await start(remoteParameters)
+
+    ice.start = start_unless_closed  # type: ignore[method-assign]
 
 
 def _guard_data(sctp: RTCSctpTransport, gate: Gate) -> None:

@@ -362,6 +362,8 @@ class EncoderBank:
         """Waits for what is being encoded and ends the thread."""
         await asyncio.get_running_loop().run_in_executor(self._thread, self._pictures.clear)
         self._thread.shutdown(wait=True)
+        # FFmpeg keeps threads for it, which would else wait for Python's garbage collection.
+        del self._sound
 
     def _order(self, codec: VideoCodec, lane: _Lane, now: float) -> _Order:
         self._steer(codec, lane, now)

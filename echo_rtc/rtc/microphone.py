@@ -120,6 +120,10 @@ class SpeechResampler:
         self._waiting = 0
         self.latency_samples = 0
 
+    def close(self) -> None:
+        """Ends the threads that FFmpeg keeps for it, which would else wait for Python's garbage collection."""
+        del self._resampler
+
     def push(self, pcm: S16Array) -> F32Array:
         """The samples that ``pcm`` (n,) int16 completes."""
         if len(pcm):

@@ -453,6 +453,7 @@ class Stream:
         for tap in tuple(self._taps):
             self.remove_tap(tap)
         await self._bank.close()
+        self._resampler.close()
         self._say_how_it_went(reason)
 
     def _say_how_it_went(self, reason: str) -> None:

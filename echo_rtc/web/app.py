@@ -24,6 +24,7 @@ from echo_rtc.web.limits import CLAIM, LimitOptions, Limits
 from echo_rtc.web.metrics import Metrics, StreamsView, Watch, Watched
 from echo_rtc.web.pages import CONTENT_POLICY, SELF, Pages, content_policy
 from echo_rtc.web.problems import answering_problems
+from echo_rtc.web.protocol_log import protocol_logger
 from echo_rtc.web.signalling import MAX_OFFER_BYTES, Signalling, Streams
 from echo_rtc.web.whip import Sessions, WhipWhep
 
@@ -38,6 +39,9 @@ SECURITY_HEADERS = {
 
 LINGER_S = 2.0
 """After a refusal, how long the rest of a request's body is read and thrown away, so that the answer gets through."""
+IDLE_S = 75.0
+"""How long a connection may take to send a request's head, or may rest between two. Reverse proxies close idle ones
+after a minute, and should be the first to do so."""
 FINISH_S = 1.0
 """At the end, how long requests that are being answered may still take."""
 
@@ -233,7 +237,14 @@ def create_app(
 
 def create_runner(app: web.Application) -> web.AppRunner:
     """What serves the application on sites; its ``cleanup`` takes at most about FINISH_S."""
-    return web.AppRunner(app, handle_signals=False, lingering_time=LINGER_S, shutdown_timeout=FINISH_S)
+    return web.AppRunner(
+        app,
+        handle_signals=False,
+        keepalive_timeout=IDLE_S,
+        lingering_time=LINGER_S,
+        shutdown_timeout=FINISH_S,
+        logger=protocol_logger(),
+    )
 
 
 def _limiting(limits: Limits, scopes: Mapping[web.AbstractRoute, Scope]) -> Middleware:
