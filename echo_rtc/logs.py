@@ -1,22 +1,31 @@
 """Where log lines go: the console and a bounded file ``run_<timestamp>.log``, as text or as one JSON object a line.
 
-A log is never a reason to stop: a folder that cannot be written, or a disk that fills up later, costs the file's
-lines, which are counted, and one warning on the console. Knows nothing of what is logged, and no setting but those of
+A log is never a reason to stop, nor to wait. A folder that cannot be written, or a disk that fills up later, costs the
+file's lines, which are counted, and one warning on the console. A thread of its own does all writing, so that a slow
+disk or a console that nobody reads holds up no call. Knows nothing of what is logged, and no setting but those of
 :class:`LogOptions`.
 """
 
 from __future__ import annotations
 
+import copy
 import json
 import logging
 import os
+import queue
 import sys
-from collections.abc import Iterator
+import threading
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from logging.handlers import RotatingFileHandler
+from logging.handlers import QueueHandler, RotatingFileHandler
 from pathlib import Path
+
+MAX_WAITING_LINES = 10_000
+"""Lines that may wait to be written; further ones are left out and counted."""
+LAST_LINES_S = 2.0
+"""At the end, how long the lines that wait may take."""
 
 _FORMAT = "%(asctime)s.%(msecs)03d %(levelname)-7s %(name)s: %(message)s"
 _TIME_FORMAT = "%Y-%m-%d %H:%M:%S"
@@ -74,7 +83,14 @@ class RunFileHandler(RotatingFileHandler):
     """The file of a run. A line that cannot be written is counted in :attr:`lost`; the first of a series is told."""
 
     def __init__(self, path: Path, file_bytes: int, old_files: int) -> None:
-        super().__init__(path, maxBytes=file_bytes, backupCount=old_files, encoding="utf-8", errors="backslashreplace")
+        super().__init__(
+            path,
+            maxBytes=file_bytes,
+            backupCount=old_files,
+            encoding="utf-8",
+            delay=True,  # the first line opens it
+            errors="backslashreplace",
+        )
         self.lost = 0
         self._failing = False
 
@@ -110,17 +126,57 @@ class RunFileHandler(RotatingFileHandler):
             )
 
 
+class LogWriter(QueueHandler):
+    """Takes lines without waiting, and writes them with ``handlers`` on a thread of its own. Lines beyond
+    MAX_WAITING_LINES are counted in :attr:`left_out`."""
+
+    def __init__(self, handlers: Sequence[logging.Handler]) -> None:
+        self._lines: queue.Queue[logging.LogRecord | None] = queue.Queue(MAX_WAITING_LINES)
+        super().__init__(self._lines)
+        self._handlers = handlers
+        self.left_out = 0
+        self._thread = threading.Thread(target=self._write, name="echo-log", daemon=True)
+        self._thread.start()
+
+    def prepare(self, record: logging.LogRecord) -> logging.LogRecord:
+        """The record with its text made, because what it was given may change before it is written."""
+        made = copy.copy(record)
+        made.msg, made.args = record.getMessage(), None
+        return made
+
+    def enqueue(self, record: logging.LogRecord) -> None:
+        try:
+            self._lines.put_nowait(record)
+        except queue.Full:
+            self.left_out += 1
+
+    def finish(self) -> None:
+        """Ends the thread and the handlers once all lines are written, or after LAST_LINES_S without them."""
+        with suppress(queue.Full):
+            self._lines.put(None, timeout=LAST_LINES_S)
+        self._thread.join(LAST_LINES_S)
+        if not self._thread.is_alive():  # else it holds their locks, for as long as its write takes
+            for handler in self._handlers:
+                handler.close()
+
+    def _write(self) -> None:
+        while (record := self._lines.get()) is not None:
+            for handler in self._handlers:
+                handler.handle(record)
+
+
 class LogFile:
     """The file of this run, for whoever watches it. ``path`` is None where no file could be made."""
 
-    def __init__(self, path: Path | None, handler: RunFileHandler | None) -> None:
+    def __init__(self, path: Path | None, handler: RunFileHandler | None, writer: LogWriter | None = None) -> None:
         self.path = path
         self._handler = handler
+        self._writer = writer
 
     @property
     def lost(self) -> int:
-        """Lines that could not be written to the file, once there was one."""
-        return self._handler.lost if self._handler else 0
+        """Lines that could not be written to the file, once there was one, or were too many to be written at all."""
+        return (self._handler.lost if self._handler else 0) + (self._writer.left_out if self._writer else 0)
 
     @property
     def writable(self) -> bool:
@@ -136,20 +192,20 @@ def logging_to(options: LogOptions) -> Iterator[LogFile]:
     """
     formatter = JsonFormatter() if options.as_json else logging.Formatter(_FORMAT, _TIME_FORMAT)
     handlers: list[logging.Handler] = [logging.StreamHandler()]
-    file, complaint = LogFile(None, None), ""
+    path, file_handler, complaint = None, None, ""
     try:
         path = _new_file(options.folder)
-        handler = RunFileHandler(path, options.file_bytes, options.old_files)
-        handlers.append(handler)
-        file = LogFile(path, handler)
+        file_handler = RunFileHandler(path, options.file_bytes, options.old_files)
+        handlers.append(file_handler)
     except OSError as error:
         complaint = error.strerror or str(error)
+    for handler in handlers:
+        handler.setFormatter(formatter)
     root = logging.getLogger()
     former = {name: logging.getLogger(name).level for name in ("", *_CHATTY)}
     root.setLevel(options.level.upper())
-    for each in handlers:
-        each.setFormatter(formatter)
-        root.addHandler(each)
+    writer = LogWriter(handlers)
+    root.addHandler(writer)
     for name, least in _CHATTY.items():
         level = logging.INFO if options.level == "debug" and least < logging.ERROR else least
         logging.getLogger(name).setLevel(level)
@@ -161,14 +217,13 @@ def logging_to(options: LogOptions) -> Iterator[LogFile]:
                 options.folder,
                 complaint,
             )
-        yield file
+        yield LogFile(path, file_handler, writer)
     finally:
         logging.captureWarnings(False)
         for name, value in former.items():
             logging.getLogger(name).setLevel(value)
-        for each in handlers:
-            root.removeHandler(each)
-            each.close()
+        root.removeHandler(writer)
+        writer.finish()
 
 
 def _new_file(folder: Path) -> Path:

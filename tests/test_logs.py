@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import json
 import logging
 import os
 import re
+import sys
+import threading
 from collections.abc import Iterator
 from datetime import datetime, timedelta
 from pathlib import Path
 
 import pytest
 
+from echo_rtc import logs
+from echo_rtc.bench.calls import Caller
+from echo_rtc.bench.stream import babble
+from echo_rtc.engine.card import CardFacts, read_card
 from echo_rtc.logs import LogOptions, RunFileHandler, logging_to
+from tests.rtc.test_calls import STARVED_S, house, until
 
 FULL_DISK = Path("/dev/full")
 
@@ -152,16 +160,88 @@ def test_a_folder_that_becomes_read_only_costs_lines_and_no_call(
             raise OSError(errno.EROFS, os.strerror(errno.EROFS))
 
         logging.getLogger("echo_rtc.x").info("before")
-        assert file.writable
         monkeypatch.setattr(os, "rename", read_only)
         for number in range(50):
             logging.getLogger("echo_rtc.x").info(
                 "line %d, after which the file is full and another is to be begun", number
             )
-        assert not file.writable
-        assert 20 < file.lost < 50
+    assert not file.writable
+    assert 20 < file.lost < 50
     told = capsys.readouterr().err
     assert told.count("cannot be written (Read-only file system); going on without") == 1
     assert told.count("is to be begun") == 50
     assert file.path is not None
     assert file.path.stat().st_size <= 1_000
+
+
+class Stuck:
+    """A console whose reader has stopped reading: a write does not return until it is freed."""
+
+    def __init__(self) -> None:
+        self.free = threading.Event()
+        self.text = ""
+
+    def write(self, text: str) -> int:
+        self.free.wait()
+        self.text += text
+        return len(text)
+
+    def flush(self) -> None: ...
+
+
+def test_a_console_that_nobody_reads_holds_nobody_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    console = Stuck()
+    monkeypatch.setattr(sys, "stderr", console)
+    monkeypatch.setattr(logs, "MAX_WAITING_LINES", 100)
+    changing = ["as it was"]
+    with logging_to(LogOptions("info", tmp_path)) as file:
+        logging.getLogger("echo_rtc.x").info("%s", changing)
+        changing[0] = "as it is"
+        for number in range(200):
+            logging.getLogger("echo_rtc.x").info("line %d", number)
+        lost = file.lost
+        assert 98 <= lost <= 101
+        console.free.set()
+    assert len(console.text.splitlines()) == 201 - lost
+    assert "as it was" in console.text
+    assert "as it is" not in console.text
+
+
+def test_the_end_does_not_wait_for_such_a_console(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    console = Stuck()
+    monkeypatch.setattr(sys, "stderr", console)
+    monkeypatch.setattr(logs, "LAST_LINES_S", 0.05)
+    with logging_to(LogOptions("info", tmp_path)):
+        logging.getLogger("echo_rtc.x").info("the last words")
+    assert console.text == ""
+    console.free.set()
+
+
+@pytest.mark.skipif(not FULL_DISK.exists(), reason="needs /dev/full")
+async def test_a_full_disk_disturbs_no_call(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    cards: list[CardFacts] = []
+    with logging_to(LogOptions("debug", tmp_path)) as file:
+        assert file.path is not None
+        file.path.unlink()
+        file.path.symlink_to(FULL_DISK)
+        async with house() as home:
+            stream_id = await home.call(Caller(babble, on_picture=lambda seen: cards.append(read_card(seen.luma))))
+            [stream] = home.manager.streams.values()
+            noisy = asyncio.create_task(_talk())
+            await until(lambda: len(cards) > 72)
+            noisy.cancel()
+            statistics, vitals = home.statistics(stream_id), stream.vitals
+    assert file.lost > 50
+    assert not file.writable
+    assert capsys.readouterr().err.count("cannot be written (No space left on device); going on without") == 1
+    assert vitals.viewers == 1
+    if statistics["output"]["worst_late_s"] < STARVED_S:
+        assert statistics["playout"]["underruns"] == 0
+        assert statistics["output"]["skipped_blocks"] == 0
+        assert abs(vitals.offset_ms or 0.0) < 30
+
+
+async def _talk() -> None:
+    while True:
+        logging.getLogger("echo_rtc.x").info("one of many lines")
+        await asyncio.sleep(0.02)
