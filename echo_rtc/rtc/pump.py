@@ -207,11 +207,10 @@ class Pump:
     def _deliver(self, due: float, codec: VideoCodec | None, packet: Parcel) -> None:
         """Hands a packet that is due to everybody whom it concerns; ``codec`` is None for sound."""
         now = self._clock()
-        media_s = float(packet.pts * packet.time_base)
         if codec is None:
-            self.sync.sound(media_s, now)
+            self.sync.sound(packet.pts / MEDIA_RATE, now)
         else:
-            self.sync.picture(media_s, now)
+            self.sync.picture(packet.pts / PICTURE_RATE, now)
         name = "Opus" if codec is None else codec.value
         self.sent_bytes[name] = self.sent_bytes.get(name, 0) + packet.size
         late_s = now - due
