@@ -25,7 +25,7 @@ import { bindThemeButton } from "./theme.js";
  * @property {Record<string, number>} sent_bitrates
  * @property {{ packets: number, lost: number, jitter_s: number }[]} reception
  * @property {{ rendered: number, failed: number, late: number, overflowed: number, waiting: number }} clips
- * @property {{ codec: string | null, live: boolean }[]} viewers
+ * @property {{ codec: string | null, live: boolean, round_trip_ms: number | null }[]} viewers
  */
 
 /**
@@ -202,7 +202,7 @@ class Board {
       });
       row.cell("Microphone", microphoneCell(stream.reception));
       row.cell("Sent", sentCell(stream.sent_bitrates));
-      row.cell("Viewers", { text: String(liveOnes(stream.viewers)), detail: joining(stream.viewers) });
+      row.cell("Viewers", { text: String(liveOnes(stream.viewers)), detail: roundTrip(stream.viewers) });
       row.button("End", `End the stream ${stream.name ?? stream.stream.slice(0, 8)}`, () => this.#onEnd(stream));
     }
   }
@@ -475,9 +475,9 @@ function liveOnes(viewers) {
 }
 
 /** @param {StreamRow["viewers"]} viewers */
-function joining(viewers) {
-  const count = viewers.length - liveOnes(viewers);
-  return count ? `${count} joining` : "";
+function roundTrip(viewers) {
+  const known = viewers.map(({ round_trip_ms }) => round_trip_ms).filter((ms) => ms !== null);
+  return known.length ? `round trip ${millis(Math.max(...known))}` : "";
 }
 
 /** @param {Use} use @param {Use | undefined} before @param {number | null} elapsedS */

@@ -11,6 +11,7 @@ import pytest
 from echo_rtc.engine.meter import WorkerMeter, WorkerStatus
 from echo_rtc.engine.usage import GpuUse, Usage, Use
 from echo_rtc.performance import Look, PerformanceLog
+from echo_rtc.rtc.session import Role
 from echo_rtc.rtc.stream import StreamState, Vitals
 from echo_rtc.rtc.tally import Ledger, Tally
 
@@ -24,6 +25,7 @@ class FakeStream:
 class FakeStreams:
     streams: dict[str, FakeStream] = field(default_factory=dict)
     capacity: int = 6
+    peers: dict[Role, int] = field(default_factory=dict)
     ledger: Ledger = field(default_factory=Ledger)
     counts: dict[str, float] = field(default_factory=dict)
 
@@ -32,7 +34,7 @@ class FakeStreams:
 
 
 def vitals(delay_s: float, offset_ms: float | None) -> Vitals:
-    return Vitals(StreamState.SPEAKING, delay_s, offset_ms, 1, 2, {}, None)
+    return Vitals(StreamState.SPEAKING, delay_s, offset_ms, 1, 2, {}, None, None)
 
 
 def test_a_minute_with_streams_and_a_gpu() -> None:

@@ -129,6 +129,12 @@ class StreamManager:
         """The streams that are open, by id."""
         return {stream_id: live.stream for stream_id, live in self._live.items()}
 
+    @property
+    def peers(self) -> dict[Role, int]:
+        """How many peers there are, by what they do."""
+        roles = [session.role for live in self._live.values() for session in live.sessions.values()]
+        return {role: roles.count(role) for role in Role}
+
     async def open_call(self, offer_sdp: str, avatar: str, name: str | None = None) -> Opened:
         """Lets a peer in that sends a microphone and receives the avatar; with ``name``, others may view it under that.
 

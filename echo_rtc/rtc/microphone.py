@@ -6,12 +6,10 @@ the stream. Knows neither clips nor playout: blocks go to a sink.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from collections.abc import Callable
 
 import av
 import numpy as np
-from aiortc import RTCRtpReceiver
 from aiortc.mediastreams import MediaStreamError, MediaStreamTrack
 
 from echo_rtc.clips import MEDIA_RATE, F32Array, S16Array
@@ -20,45 +18,6 @@ from echo_rtc.rtc.log import Complaints, StreamLog
 BlockSink = Callable[[int, S16Array], None]
 """Takes the pts of a block's first sample (48 kHz, from wherever the sender's clock began) and its mono int16 samples.
 Lost packets are gaps between blocks."""
-
-
-@dataclass(frozen=True, slots=True)
-class Reception:
-    """How a microphone's packets arrive (RFC 3550): received, lost for good, and the jitter between arrivals (s)."""
-
-    packets: int = 0
-    lost: int = 0
-    jitter_s: float = 0.0
-
-
-Probe = Callable[[], Awaitable[Reception]]
-"""Says how a microphone's packets have arrived so far."""
-
-
-async def reception_of(receiver: RTCRtpReceiver) -> Reception:
-    """What ``receiver``, of sound, would tell its sender in a receiver report."""
-    reports = [report for report in (await receiver.getStats()).values() if report.type == "inbound-rtp"]
-    return Reception(
-        packets=sum(report.packetsReceived for report in reports),
-        lost=sum(max(0, report.packetsLost) for report in reports),
-        jitter_s=max((report.jitter for report in reports), default=0) / MEDIA_RATE,
-    )
-
-
-class MicrophoneLink:
-    """How one microphone's packets have arrived, as last asked. What is lost never becomes less, although aiortc takes
-    a packet off the count again that comes after all."""
-
-    def __init__(self, probe: Probe | None) -> None:
-        self._probe = probe
-        self.latest = Reception()
-
-    async def ask(self) -> None:
-        if self._probe is not None:
-            now = await self._probe()
-            self.latest = Reception(
-                max(self.latest.packets, now.packets), max(self.latest.lost, now.lost), now.jitter_s
-            )
 
 
 class Microphone:

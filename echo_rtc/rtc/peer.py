@@ -38,9 +38,9 @@ from echo_rtc.rtc.aiortc_seams import (
 from echo_rtc.rtc.encoder import VideoCodec, codec_preference
 from echo_rtc.rtc.fragment import Fragment
 from echo_rtc.rtc.guard import Guard
-from echo_rtc.rtc.microphone import reception_of
 from echo_rtc.rtc.network import Network
 from echo_rtc.rtc.offer import MAX_CANDIDATES, MediaPlan, Offer, with_rtcp_mux_only
+from echo_rtc.rtc.reports import delivery_of, reception_of
 from echo_rtc.rtc.stream import Event, Stream
 from echo_rtc.rtc.tracks import PacketTrack, Viewer
 
@@ -199,6 +199,9 @@ class Peer:
             sound = transceivers[plan.sound].sender
             sound.replaceTrack(self._viewer.sound)
             self._send(sound, self._viewer.sound)
+        if self._viewer is not None:
+            senders = [transceivers[i].sender for i in (plan.picture, plan.sound) if i is not None]
+            self._stream.watch_delivery(self._viewer, lambda: delivery_of(senders))
         if plan.microphone is not None:
             microphone = transceivers[plan.microphone].receiver
             self._stream.listen(microphone.track, lambda: reception_of(microphone))

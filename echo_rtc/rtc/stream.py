@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import secrets
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from dataclasses import asdict, dataclass
 from enum import StrEnum
 from typing import Any
@@ -27,8 +27,9 @@ from echo_rtc.rtc.encoder import EncoderBank, VideoCodec
 from echo_rtc.rtc.frames import Tap
 from echo_rtc.rtc.guard import GuardCounters
 from echo_rtc.rtc.log import StreamLog
-from echo_rtc.rtc.microphone import Microphone, MicrophoneLink, Probe, SpeechResampler
+from echo_rtc.rtc.microphone import Microphone, SpeechResampler
 from echo_rtc.rtc.pump import Pump
+from echo_rtc.rtc.reports import Delivery, Link, Reception
 from echo_rtc.rtc.sync import CallRecord
 from echo_rtc.rtc.tally import Tally, TimedRenderer
 from echo_rtc.rtc.tracks import Viewer
@@ -61,7 +62,8 @@ class StreamState(StrEnum):
 @dataclass(frozen=True, slots=True)
 class Vitals:
     """A stream at a moment. ``offset_ms``: the picture against the sound as they left in the last second, positive
-    where it is late; ``jitter_s``: of the microphone's packets; both None where nothing came or went. ``bitrates``:
+    where it is late; ``jitter_s``: of the microphone's packets; ``round_trip_s``: the longest of the viewers; each None
+    where nothing is known. ``bitrates``:
     bit/s sent in the last second by codec. ``viewers``: those that get packets."""
 
     state: StreamState
@@ -71,6 +73,7 @@ class Vitals:
     viewers: int
     bitrates: Mapping[str, int]
     jitter_s: float | None
+    round_trip_s: float | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,7 +144,8 @@ class Stream:
         self._opened_at = self._heard_at = self._clock()
         self._voice_timeout_s = options.voice_timeout_s
         self._record = CallRecord(self._opened_at)
-        self._links: list[MicrophoneLink] = []
+        self._links: list[Link[Reception]] = []
+        self._deliveries: dict[int, Link[Delivery]] = {}
         self._past = Tally()
         """What viewers and microphones that are gone have counted."""
         self.guarded = GuardCounters()
@@ -167,12 +171,12 @@ class Stream:
         self._spawn(self._pump.run(), "pump")
         self._spawn(self._report(), "report")
 
-    def listen(self, track: MediaStreamTrack, probe: Probe | None = None) -> None:
+    def listen(self, track: MediaStreamTrack, probe: Callable[[], Awaitable[Reception]] | None = None) -> None:
         """Takes the voice from ``track`` from now on, until it ends. The one before, if there was one, has ended.
         ``probe`` says how its packets arrive."""
         self._heard_at = self._clock()
         self._timeline.new_microphone(self._heard_at)
-        self._spawn(self._listen(track, MicrophoneLink(probe)), "microphone")
+        self._spawn(self._listen(track, Link(Reception(), probe)), "microphone")
 
     def add_viewer(self, codec: VideoCodec | None, with_sound: bool) -> Viewer:
         """A further viewer, whose tracks the caller hands to a connection."""
@@ -182,11 +186,16 @@ class Stream:
         self._viewers[number] = viewer
         return viewer
 
+    def watch_delivery(self, viewer: Viewer, probe: Callable[[], Awaitable[Delivery]]) -> None:
+        """From now on ``probe`` says, once a second, how the viewer's packets arrive."""
+        self._deliveries[viewer.number] = Link(Delivery(), probe)
+
     def remove_viewer(self, viewer: Viewer) -> None:
         """Ends a viewer's tracks; encoders that only it needed go."""
         viewer.close()
         if self._viewers.pop(viewer.number, None) is not None:
-            self._past.count("viewers", _viewer_counts(viewer))
+            self._past.count("viewers", self._viewer_counts(viewer))
+            self._deliveries.pop(viewer.number, None)
             if viewer.codec is not None:
                 self._bank.forget(viewer.codec, viewer.number)
             self._choose_codecs()
@@ -248,6 +257,8 @@ class Stream:
     @property
     def vitals(self) -> Vitals:
         """How the stream is at this moment."""
+        deliveries = [link.latest.round_trip_s for link in self._deliveries.values()]
+        round_trips = [round_trip_s for round_trip_s in deliveries if round_trip_s is not None]
         return Vitals(
             state=self._state,
             delay_s=self._playout.delay_s,
@@ -256,6 +267,7 @@ class Stream:
             viewers=sum(viewer.live for viewer in self._viewers.values()),
             bitrates=self._record.bitrates,
             jitter_s=max((link.latest.jitter_s for link in self._links), default=None),
+            round_trip_s=max(round_trips, default=None),
         )
 
     def tally(self) -> Tally:
@@ -287,7 +299,7 @@ class Stream:
         for link in self._links:
             tally.count("microphone", _link_counts(link))
         for viewer in self._viewers.values():
-            tally.count("viewers", _viewer_counts(viewer))
+            tally.count("viewers", self._viewer_counts(viewer))
         tally.add(self._past)
         return tally
 
@@ -328,7 +340,8 @@ class Stream:
                 {
                     "codec": viewer.codec,
                     "live": viewer.live,
-                    **_viewer_counts(viewer),
+                    **self._viewer_counts(viewer),
+                    "round_trip_ms": _milliseconds(self._delivery(viewer).round_trip_s),
                 }
                 for viewer in self._viewers.values()
             ],
@@ -358,7 +371,7 @@ class Stream:
         now = self._heard_at = self._clock()
         self._take(self._timeline.block(pts, pcm, now), now)
 
-    async def _listen(self, track: MediaStreamTrack, link: MicrophoneLink) -> None:
+    async def _listen(self, track: MediaStreamTrack, link: Link[Reception]) -> None:
         self._links.append(link)
         try:
             await self._microphone.run(track)
@@ -400,12 +413,21 @@ class Stream:
             looks += 1
             await asyncio.sleep(REPORT_S)
 
+    def _delivery(self, viewer: Viewer) -> Delivery:
+        link = self._deliveries.get(viewer.number)
+        return link.latest if link else Delivery()
+
+    def _viewer_counts(self, viewer: Viewer) -> dict[str, int]:
+        return {**{name: getattr(viewer, name) for name in VIEWER_COUNTERS}, "lost": self._delivery(viewer).lost}
+
     async def _look(self) -> None:
         """Once a second: notes how the call goes, and whether anybody speaks at all."""
         if self._voice_timeout_s and self._clock() - self._heard_at > self._voice_timeout_s:
             self.end(f"the microphone sent nothing for {self._voice_timeout_s:g} s")
         for link in tuple(self._links):
             await link.ask()
+        for delivery in tuple(self._deliveries.values()):
+            await delivery.ask()
         self._record.look(self._clock(), self._playout.delay_s, self._pump.sync.take(), self._pump.sent_bytes)
 
     def _judge(self) -> StreamState:
@@ -483,11 +505,7 @@ class Stream:
         )
 
 
-def _viewer_counts(viewer: Viewer) -> dict[str, int]:
-    return {name: getattr(viewer, name) for name in VIEWER_COUNTERS}
-
-
-def _link_counts(link: MicrophoneLink) -> dict[str, int]:
+def _link_counts(link: Link[Reception]) -> dict[str, int]:
     return {"packets": link.latest.packets, "lost": link.latest.lost}
 
 

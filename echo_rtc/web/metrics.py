@@ -20,6 +20,7 @@ from echo_rtc.clips import MEDIA_RATE
 from echo_rtc.counting import Histogram, Names
 from echo_rtc.engine.meter import WorkerStatus
 from echo_rtc.engine.usage import Usage, Use
+from echo_rtc.rtc.session import Role
 from echo_rtc.rtc.stream import StreamState, Vitals
 from echo_rtc.rtc.tally import Ledger, Tally
 
@@ -41,6 +42,9 @@ class StreamsView(Protocol):
 
     @property
     def capacity(self) -> int: ...
+
+    @property
+    def peers(self) -> Mapping[Role, int]: ...
 
     @property
     def ledger(self) -> Ledger: ...
@@ -183,6 +187,11 @@ COUNTERS = (
         "kind",
     ),
     Counted(
+        "viewer_lost_packets",
+        "RTP packets that did not reach viewers at first, as their RTCP receiver reports say.",
+        {"": "viewers.lost"},
+    ),
+    Counted(
         "viewer_dropped_packets",
         "Encoded packets that viewers did not take in time.",
         {"sound": "viewers.sound_dropped", "picture": "viewers.picture_dropped"},
@@ -302,6 +311,12 @@ class ServerCollector:
         watched = self._watched
         tally = watched.streams.tally()
         yield from self._server()
+        peers = GaugeMetricFamily(
+            f"{PREFIX}peers", "Connections, by what they do: call (publish and view), publish or view.", labels=["role"]
+        )
+        for role in Role:
+            peers.add_metric([role.value], watched.streams.peers.get(role, 0))
+        yield peers
         yield from self._streams([stream.vitals for stream in watched.streams.streams.values()])
         for counted in COUNTERS:
             yield counted.family(tally.counts)
@@ -344,6 +359,11 @@ class ServerCollector:
             "av_offset_ms",
             "Picture against sound as they left in the last second, over the streams; positive: the picture is late.",
             [vital.offset_ms for vital in vitals],
+        )
+        yield _extremes(
+            "viewer_round_trip_seconds",
+            "Time to a viewer and back (RTCP), over the streams: each stream's longest.",
+            [vital.round_trip_s for vital in vitals],
         )
         yield _extremes(
             "microphone_jitter_seconds",

@@ -44,6 +44,7 @@ class FakeStreams:
     streams: dict[str, StreamView] = field(default_factory=dict)
     capacity: int = 2
     free: int = 1
+    peers: dict[Role, int] = field(default_factory=dict)
     ledger: Ledger = field(default_factory=Ledger)
 
     def tally(self) -> Tally:

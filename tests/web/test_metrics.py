@@ -115,6 +115,10 @@ async def test_a_calls_counters_are_there_and_stay_when_it_ends() -> None:
         assert vitals.viewers == 1
         assert vitals.bitrates["VP8"] > 0
         assert vitals.jitter_s is not None
+        # The first receiver report of a viewer comes within seconds; here it goes the shortest way there is.
+        await until(lambda: stream.vitals.round_trip_s is not None)
+        assert 0 < (stream.vitals.round_trip_s or 0) < STARVED_S
+        assert home.statistics(stream_id)["viewers"][0]["lost"] == 0
         if output["worst_late_s"] < STARVED_S:
             assert abs(vitals.offset_ms or 0.0) < 10
         await home.manager.close_stream(stream_id, "the test has seen enough")
@@ -122,6 +126,7 @@ async def test_a_calls_counters_are_there_and_stay_when_it_ends() -> None:
         after = list(collector.collect())
     open_states = {state: value(during, "streams", state=state) for state in ("idle", "speaking", "behind")}
     assert sum(open_states.values()) == 1
+    assert [value(during, "peers", role=role) for role in ("call", "publish", "view")] == [1, 0, 0]
     assert value(during, "frames_total", kind="rendered") >= 10
     assert value(during, "clip_stage_seconds_count", stage="draw") >= 1
     assert value(during, "clip_seconds_bucket", le="+Inf") >= 1
@@ -150,7 +155,8 @@ async def test_the_dashboard_shows_metrics_that_are_there() -> None:
     async with house() as home:
         await home.call(Caller(babble))
         [stream] = home.manager.streams.values()
-        await until(lambda: bool(stream.tally().stages_s) and stream.vitals.offset_ms is not None)
+        await until(lambda: None not in (stream.vitals.offset_ms, stream.vitals.round_trip_s))
+        await until(lambda: bool(stream.tally().stages_s))
         usage = Usage(OneGpu())
         usage.look([("cuda:0", 1)])
         watch = Watch("1", lambda: [meter.status("cuda:0", up=True)], usage=usage, refusals=refusals)

@@ -1,0 +1,86 @@
+"""What RTCP says of packets on their way: how a microphone's arrive here, and how ours arrive at a viewer.
+
+aiortc keeps the figures; here they are read, in seconds and packets. Counts never become less, although RTP takes a
+packet off the count of lost ones again that comes after all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from typing import Generic, Protocol, Self, TypeVar
+
+from aiortc import RTCRtpReceiver, RTCRtpSender
+
+from echo_rtc.clips import MEDIA_RATE
+
+
+@dataclass(frozen=True, slots=True)
+class Reception:
+    """How a microphone's packets arrive (RFC 3550): received, lost, and the jitter between arrivals (s)."""
+
+    packets: int = 0
+    lost: int = 0
+    jitter_s: float = 0.0
+
+    def since(self, before: Reception) -> Reception:
+        return Reception(max(self.packets, before.packets), max(self.lost, before.lost), self.jitter_s)
+
+
+@dataclass(frozen=True, slots=True)
+class Delivery:
+    """How our packets arrive at a viewer, as it reports: lost, and the time there and back (s); None: not known yet."""
+
+    lost: int = 0
+    round_trip_s: float | None = None
+
+    def since(self, before: Delivery) -> Delivery:
+        return Delivery(max(self.lost, before.lost), self.round_trip_s)
+
+
+class Report(Protocol):
+    """Figures, some of which are counts that must not become less."""
+
+    def since(self, before: Self) -> Self:
+        """These figures, where ``before`` were the ones before."""
+        ...
+
+
+ReportT = TypeVar("ReportT", bound=Report)
+
+
+class Link(Generic[ReportT]):
+    """One way of packets: its figures as last asked for."""
+
+    def __init__(self, first: ReportT, probe: Callable[[], Awaitable[ReportT]] | None) -> None:
+        """``first``: the figures before anything is known; ``probe`` asks for those of this moment."""
+        self._probe = probe
+        self.latest = first
+
+    async def ask(self) -> None:
+        if self._probe is not None:
+            self.latest = (await self._probe()).since(self.latest)
+
+
+async def reception_of(receiver: RTCRtpReceiver) -> Reception:
+    """What ``receiver``, of sound, would tell its sender in a receiver report."""
+    reports = [report for report in (await receiver.getStats()).values() if report.type == "inbound-rtp"]
+    return Reception(
+        packets=sum(report.packetsReceived for report in reports),
+        lost=sum(max(0, report.packetsLost) for report in reports),
+        jitter_s=max((report.jitter for report in reports), default=0) / MEDIA_RATE,
+    )
+
+
+async def delivery_of(senders: Sequence[RTCRtpSender]) -> Delivery:
+    """What the other side has reported of the packets of ``senders``."""
+    reports = [
+        report
+        for sender in senders
+        for report in (await sender.getStats()).values()
+        if report.type == "remote-inbound-rtp"
+    ]
+    return Delivery(
+        lost=sum(max(0, report.packetsLost) for report in reports),
+        round_trip_s=max((report.roundTripTime for report in reports if report.roundTripTime), default=None),
+    )
