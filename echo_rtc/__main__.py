@@ -19,10 +19,11 @@ from typing import NoReturn
 
 from tqdm import tqdm
 
+from echo_rtc.batch import Job, Journal, jobs_of, render_all
 from echo_rtc.engine.factory import create_engine
 from echo_rtc.errors import EchoRtcError, InputError, SettingsError
-from echo_rtc.files import MovieFile, SoundFile
-from echo_rtc.offline import OfflineOptions, render_voice
+from echo_rtc.files import SoundFile, check_movie_path
+from echo_rtc.offline import OfflineOptions
 from echo_rtc.settings import Settings, SettingsParser, settings_from, settings_of
 from echo_rtc.web.token import token_of
 
@@ -36,21 +37,19 @@ commands:
 The server is started by python server.py, the measurements by python -m echo_rtc.bench.
 """
 LIVE_ONLY = (
-    "host",
-    "port",
-    "max_latency",
-    "max_streams",
+    *("host", "port", "max_latency", "max_streams", "min_steps"),
     *settings_of("library", "access", "limits", "network", "logs"),
 )
 """Settings that mean nothing to a rendering offline."""
 
 
 @dataclass(frozen=True, slots=True)
-class RenderJob:
-    """What ``render`` is to do: the sound of ``audio`` with its face into ``output``."""
+class RenderWork:
+    """What ``render`` is to do. ``folder``: where several movies go. ``again``: also what was finished before."""
 
-    audio: Path
-    output: Path
+    jobs: Sequence[Job]
+    folder: Path | None
+    again: bool
     settings: Settings
 
 
@@ -67,8 +66,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     logging.basicConfig(level=logging.WARNING, format="echo_rtc: %(message)s")
     try:
-        job = _render_job(words[1:])
-        return asyncio.run(_render(job))
+        return asyncio.run(_render(_render_work(words[1:])))
     except KeyboardInterrupt:
         return 128 + signal.SIGINT
     except EchoRtcError as error:
@@ -85,65 +83,113 @@ def _token(argv: Sequence[str]) -> int:
     return 0
 
 
-def _render_job(argv: Sequence[str]) -> RenderJob:
+def _render_work(argv: Sequence[str]) -> RenderWork:
     parser = SettingsParser(
         "echo_rtc render", "Renders the voice of any file with sound to a movie: H.264 and AAC.", without=LIVE_ONLY
     )
     files = parser.add_argument_group("files")
-    files.add_argument("--audio", metavar="FILE", required=True, help="The voice: any file with sound, also a video.")
-    files.add_argument("--output", metavar="FILE", required=True, help="The movie: .mp4, .m4v, .mov or .mkv.")
-    arguments = parser.arguments(argv)
-    return RenderJob(
-        Path(arguments.audio).expanduser(), Path(arguments.output).expanduser(), settings_from(arguments, os.environ)
+    files.add_argument(
+        "--audio",
+        metavar="FILE",
+        required=True,
+        action="append",
+        help="The voice: any file with sound, also a video, or a folder of such files. May be given several times.",
     )
+    files.add_argument(
+        "--output",
+        metavar="FILE",
+        required=True,
+        help="The movie: .mp4, .m4v, .mov or .mkv. Of several voices, the folder for their movies, NAME.mp4 each.",
+    )
+    files.add_argument(
+        "--again", action="store_true", help="Of several voices, render those too that were finished before."
+    )
+    arguments = parser.arguments(argv)
+    settings = settings_from(arguments, os.environ)
+    output = Path(arguments.output).expanduser()
+    jobs = jobs_of([Path(audio).expanduser() for audio in arguments.audio], output)
+    return RenderWork(jobs, None if jobs[0].output == output else output, arguments.again, settings)
 
 
-async def _render(job: RenderJob) -> int:
+async def _render(work: RenderWork) -> int:
     """Renders, or is stopped by SIGTERM; Ctrl-C cancels it from outside."""
     loop = asyncio.get_running_loop()
-    work = asyncio.create_task(_render_file(job), name="render")
-    loop.add_signal_handler(signal.SIGTERM, work.cancel)
+    task = asyncio.create_task(_render_files(work), name="render")
+    loop.add_signal_handler(signal.SIGTERM, task.cancel)
     try:
-        await work
+        return await task
     except asyncio.CancelledError:
         if asyncio.current_task().cancelling():  # type: ignore[union-attr]  # there is a task: this one
             raise
         return 128 + signal.SIGTERM
     finally:
         loop.remove_signal_handler(signal.SIGTERM)
-    return 0
 
 
-async def _render_file(job: RenderJob) -> None:
+async def _render_files(work: RenderWork) -> int:
     """Everything that can be wrong with the files is found before the engine starts, which may take minutes."""
-    settings = job.settings
-    format = settings.clip_format
+    settings, jobs = work.settings, work.jobs
+    journal: Journal | None = None
+    if work.folder is not None:
+        _make_folder(work.folder)
+        journal = Journal(work.folder, settings, without=(*LIVE_ONLY, "devices"))
+        jobs = [job for job in jobs if work.again or not journal.has(job)]
+        if len(jobs) < len(work.jobs):
+            sys.stdout.write(f"{len(work.jobs) - len(jobs)} of {len(work.jobs)} movies were finished before\n")
+    durations = [_check(job) for job in jobs]
+    if not jobs:
+        return 0
     began = time.monotonic()
+
+    def finished(job: Job, frames: int) -> None:
+        if journal is not None:
+            journal.note(job)
+        length_s, took_s = frames / settings.fps, time.monotonic() - began
+        bar.write(f"{job.output}: {frames} frames, {length_s:.1f} s of video in {took_s:.1f} s", file=sys.stdout)
+
+    with _bar(durations, settings.fps) as bar:
+        engine = create_engine(settings)
+        try:
+            bar.set_description_str("starting")
+            await engine.start(bar.set_postfix_str)
+            bar.set_description_str("rendering")
+            bar.set_postfix_str("")
+            options = OfflineOptions(
+                avatar=next(iter(engine.avatars)),
+                vad_threshold=settings.vad_threshold,
+                chained=settings.use_init_latent,
+                fade_frames=min(settings.overlap_frames, settings.clip_frames),
+            )
+            failed = await render_all(engine, jobs, options, bar.update, finished)
+        finally:
+            await engine.close()
+    for job, error in failed:
+        sys.stderr.write(
+            f"echo_rtc render: {job.audio}: {error}\n" if len(work.jobs) > 1 else f"echo_rtc render: {error}\n"
+        )
+    return 1 if failed else 0
+
+
+def _check(job: Job) -> float | None:
+    """The length of a job's sound (s), if it is known. Raises InputError if it cannot be rendered."""
     with SoundFile(job.audio) as source:
         if job.output.exists() and job.output.samefile(job.audio):
             raise InputError(f"output is {job.output}, which is the audio file itself; choose another name")
-        with MovieFile(job.output, format, source.channels) as movie, _bar(source, format.fps) as bar:
-            engine = create_engine(settings)
-            try:
-                bar.set_description_str("starting")
-                await engine.start(bar.set_postfix_str)
-                bar.set_description_str("rendering")
-                bar.set_postfix_str("")
-                options = OfflineOptions(
-                    avatar=next(iter(engine.avatars)),
-                    vad_threshold=settings.vad_threshold,
-                    chained=settings.use_init_latent,
-                )
-                frames = await render_voice(engine, source, movie, options, bar.update)
-            finally:
-                await engine.close()
-    length_s, took_s = frames / format.fps, time.monotonic() - began
-    sys.stdout.write(f"{job.output}: {frames} frames, {length_s:.1f} s of video in {took_s:.1f} s\n")
+        check_movie_path(job.output)
+        return source.duration_s
 
 
-def _bar(source: SoundFile, fps: int) -> tqdm[NoReturn]:
+def _make_folder(folder: Path) -> None:
+    try:
+        folder.mkdir(exist_ok=True)
+    except OSError as error:
+        raise InputError(f"output is {folder}, a folder that cannot be made: {error.strerror}") from error
+
+
+def _bar(durations_s: Sequence[float | None], fps: int) -> tqdm[NoReturn]:
     """A progress bar in frames on stderr, if that is a terminal."""
-    total = None if source.duration_s is None else round(source.duration_s * fps)
+    known = [duration for duration in durations_s if duration is not None]
+    total = round(sum(known) * fps) if len(known) == len(durations_s) else None
     return tqdm(total=total, unit="frame", file=sys.stderr, disable=None, leave=False, dynamic_ncols=True)
 
 

@@ -15,12 +15,13 @@ import pytest
 
 from echo_rtc.__main__ import main
 from echo_rtc.clips import ClipFormat, F16Array, S16Array, YuvFrames
+from echo_rtc.engine.fleet import FleetOptions
 from echo_rtc.engine.meter import WorkerStatus
 from echo_rtc.engine.protocol import Avatar, AvatarFiles, Continuity, Progress, RenderRequest, RenderResult
 from echo_rtc.engine.testcard import CardFacts, ScriptedFaults, TestCardEngine, read_card
 from echo_rtc.errors import RenderError
 from echo_rtc.files import MovieFile, SoundFile
-from echo_rtc.offline import ATTEMPTS, OfflineOptions, render_voice
+from echo_rtc.offline import ATTEMPTS, PART_CLIPS, OfflineOptions, render_voice
 from tests.test_files import read, tone, write_wav
 
 FORMAT = ClipFormat(width=64, height=64)
@@ -180,6 +181,40 @@ async def test_slow_workers_in_any_order_leave_the_frames_in_theirs(tmp_path: Pa
     await engine.start(lambda line: None)
     assert await rendered(engine, tone(5.0, 48_000), tmp_path, chained=False) == 120
     assert [card.frame for card in cards(tmp_path / "face.mp4")] == list(range(120))
+
+
+async def test_long_speech_is_cut_into_parts_that_begin_a_clip_early(tmp_path: Path) -> None:
+    engine = NotingEngine()
+    audio = write_wav(tmp_path / "voice.wav", tone(20.0, 48_000), 48_000)
+    with SoundFile(audio) as source, MovieFile(tmp_path / "face.mp4", FORMAT, 1) as movie:
+        options = OfflineOptions("default")
+        assert await render_voice(engine, source, movie, options, lambda frames: None, lambda: 3) == 480
+    positions = [position for position, _ in engine.noted]
+    leads = [12 * (PART_CLIPS - 1) * n for n in (1, 2)]  # of the sixteen of a part, one is the lead
+    assert sorted(positions) == sorted([*range(0, 480, 12), *leads])
+    for lead in leads:
+        latents = [latent for position, latent in engine.noted if position == lead]
+        assert -float((lead - 1) % 10) in latents, "the part begins from the idle loop"
+
+
+async def test_parts_on_several_workers_leave_every_frame_readable_and_in_its_place(tmp_path: Path) -> None:
+    """Frames that were blended with those of another moment would not read as cards."""
+    script = ScriptedFaults(delay_s=0.002, stalls_s={3: 0.1, 17: 0.15, 40: 0.05}, failures=frozenset())
+    engine = TestCardEngine(FORMAT, script, workers=3)
+    await engine.start(lambda line: None)
+    audio = write_wav(tmp_path / "voice.wav", tone(30.0, 48_000), 48_000)
+    with SoundFile(audio) as source, MovieFile(tmp_path / "face.mp4", FORMAT, 1) as movie:
+        await render_voice(engine, source, movie, OfflineOptions("default"), lambda frames: None, lambda: 4)
+    assert [card.frame for card in cards(tmp_path / "face.mp4")] == list(range(720))
+    assert {worker.clips > 5 for worker in engine.workers} == {True}
+
+
+async def test_unchained_clips_of_several_workers_are_cross_faded(tmp_path: Path) -> None:
+    engine = TestCardEngine(FORMAT, workers=2, options=FleetOptions(use_init_latent=False))
+    await engine.start(lambda line: None)
+    assert engine.continuity == Continuity(chained=False, overlap_frames=6)
+    assert await rendered(engine, tone(4.0, 48_000), tmp_path, chained=False) == 96
+    assert [card.frame for card in cards(tmp_path / "face.mp4")] == list(range(96))
 
 
 def sentence(capsys: pytest.CaptureFixture[str]) -> str:
