@@ -260,7 +260,7 @@ async def test_a_call_is_told_when_the_server_ends(tmp_path: Path) -> None:
     assert answer["stream"] not in log.read_text()
 
 
-async def test_it_serves_https_and_asks_for_its_token_which_nobody_reads_in_its_log(tmp_path: Path) -> None:
+async def test_it_serves_https_and_what_opens_or_ends_streams_is_not_in_its_log(tmp_path: Path) -> None:
     token = "a-token-for-everything"
     environ = {"ECHO_RTC_AUTH_TOKEN": token, "XDG_STATE_HOME": str(tmp_path / "state")}
     flags = ("--host", "0.0.0.0", "--tls-self-signed", "--log-level", "debug")
@@ -274,11 +274,15 @@ async def test_it_serves_https_and_asks_for_its_token_which_nobody_reads_in_its_
             for headers, status in (({}, 401), ({"Authorization": f"Bearer {token}"}, 400)):
                 async with session.post(f"{url}/offer", json={"sdp": "", "type": "offer"}, headers=headers) as response:
                     assert response.status == status
+            async with session.delete(f"{url}/streams/an-id-to-be-kept") as response:
+                assert response.status == 404
         running.child.send_signal(signal.SIGTERM)
         assert await running.end() == 0
     [log] = (tmp_path / "logs").glob("run_*.log")
-    assert token not in log.read_text()
-    assert token not in "".join(running.lines)
+    for text in (log.read_text(), "".join(running.lines)):
+        assert re.search(r"127\.0\.0\.1 DELETE /streams/\{id\}: 404 in \d+ ms", text)
+        assert token not in text
+        assert "an-id-to-be-kept" not in text
     assert (tmp_path / "state" / "echo_rtc" / "self-signed.pem").exists()
 
 

@@ -14,6 +14,7 @@ from aiohttp import web
 from aiohttp.typedefs import Middleware
 
 from echo_rtc.rtc.session import Role
+from echo_rtc.web.access_log import RouteLogger
 from echo_rtc.web.admin import PAGE, Admin
 from echo_rtc.web.auth import GRANT, Authorisation, Scope, authorise
 from echo_rtc.web.avatars import Avatars, Gallery
@@ -244,6 +245,7 @@ def create_runner(app: web.Application) -> web.AppRunner:
         lingering_time=LINGER_S,
         shutdown_timeout=FINISH_S,
         logger=protocol_logger(),
+        access_log_class=RouteLogger,
     )
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import ipaddress
 from collections.abc import Iterable
 from dataclasses import dataclass
+from urllib.parse import urlsplit
 
 from aiohttp import web
 
@@ -57,11 +58,17 @@ class Clients:
         return address
 
     def on_this_machine(self, request: web.Request) -> bool:
-        """Whether the request was made on this machine, as far as can be known: a proxy on it that is not trusted may
-        speak for anybody."""
+        """Whether the request was made by a program of this machine for itself, as far as can be known.
+
+        A proxy on it that is not trusted may speak for anybody. So may a browser on it whose page comes from elsewhere,
+        under a name that was made to lead here (DNS rebinding): that name is what it then says in ``Host``.
+        """
         nearest = _address(request.remote or "")
-        if not self._trusted(nearest) and any(name in request.headers for name in FORWARDED):
-            return False
+        if not self._trusted(nearest):
+            if any(name in request.headers for name in FORWARDED):
+                return False
+            if not _leads_here_only(request.headers.get("Host", "")):
+                return False
         return self.address(request).is_loopback
 
     def _trusted(self, address: Address) -> bool:
@@ -74,6 +81,21 @@ def household(address: Address) -> str:
     if isinstance(address, ipaddress.IPv6Address):
         return str(ipaddress.ip_network((address, 64), strict=False))
     return str(address)
+
+
+def _leads_here_only(host: str) -> bool:
+    """Whether the host of a URL is an address or localhost, which nobody can make lead elsewhere."""
+    try:
+        name = urlsplit(f"//{host}").hostname or ""
+    except ValueError:
+        return False
+    if name == "localhost" or name.endswith(".localhost"):
+        return True
+    try:
+        ipaddress.ip_address(name)
+    except ValueError:
+        return False
+    return True
 
 
 def _address(text: str) -> Address:

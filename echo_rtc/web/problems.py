@@ -25,6 +25,7 @@ from echo_rtc.errors import (
     UnknownAvatarError,
     UnsupportedMediaError,
 )
+from echo_rtc.web.access_log import route_of
 
 CONTENT_TYPE = "application/problem+json"
 
@@ -137,7 +138,7 @@ async def _answer(request: web.Request, handler: Handler) -> web.StreamResponse 
     except EchoRtcError as error:
         return _from_error(error)
     except Exception:  # the boundary: a client gets no traceback, the log does
-        logger.exception("%s %s failed", request.method, request.path)
+        logger.exception("%s %s failed", request.method, route_of(request))
         return Problem(500, "Something went wrong inside the server; its log says what.")
 
 

@@ -164,7 +164,8 @@ def kept_in() -> Path:
 
 
 def _still_good(cert: Path, key: Path, names: Iterable[Name]) -> bool:
-    """Whether the kept certificate names all of ``names`` and lasts for some time yet."""
+    """Whether the kept certificate lasts for some time yet and names all of ``names`` but for IPv6 addresses, which
+    many systems change every day."""
     try:
         certificate = x509.load_pem_x509_certificate(cert.read_bytes())
         loaded = serialization.load_pem_private_key(key.read_bytes(), None)
@@ -174,7 +175,8 @@ def _still_good(cert: Path, key: Path, names: Iterable[Name]) -> bool:
     if loaded.public_key() != certificate.public_key():
         return False
     named = {*known.get_values_for_type(x509.DNSName), *known.get_values_for_type(x509.IPAddress)}
-    return set(names) <= named and datetime.now(UTC) < certificate.not_valid_after_utc - RENEW_BEFORE
+    needed = {name for name in names if not isinstance(name, ipaddress.IPv6Address)}
+    return needed <= named and datetime.now(UTC) < certificate.not_valid_after_utc - RENEW_BEFORE
 
 
 def _make(names: Iterable[Name], now: datetime) -> tuple[bytes, bytes]:

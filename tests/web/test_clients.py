@@ -18,6 +18,7 @@ BEHIND = Clients.of(["10.0.0.0/8", "127.0.0.1", "2001:db8::/32"])
 
 
 def request(remote: str | None, *forwarded: str, **headers: str) -> web.Request:
+    headers = {"Host": "localhost:8080", **headers}
     values: list[tuple[str, Any]] = [("X-Forwarded-For", text) for text in forwarded]
     values += [(name.replace("_", "-"), text) for name, text in headers.items()]
     transport = Mock()
@@ -60,6 +61,11 @@ def test_only_this_machine_is_this_machine() -> None:
     # A proxy on this machine speaks for others, and says so.
     assert not alone.on_this_machine(request("127.0.0.1", "127.0.0.1"))
     assert not alone.on_this_machine(request("127.0.0.1", Forwarded="for=192.0.2.1"))
+    # A page from elsewhere has made a name of its own lead here.
+    for host, here in (("evil.example:8080", False), ("localhost.evil.example", False), ("", False), ("[", False)):
+        assert alone.on_this_machine(request("127.0.0.1", Host=host)) is here
+    for host in ("127.0.0.1:8080", "[::1]:8080", "LOCALHOST", "my.localhost:1"):
+        assert alone.on_this_machine(request("::1", Host=host))
     assert BEHIND.on_this_machine(request("127.0.0.1", "127.0.0.1"))
     assert not BEHIND.on_this_machine(request("127.0.0.1", "192.0.2.1"))
 

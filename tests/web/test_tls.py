@@ -66,6 +66,7 @@ def test_it_is_made_anew_for_a_new_address_and_near_its_end(tmp_path: Path, monk
     first = self_signed(LOCAL, tmp_path)
     second = self_signed([*LOCAL, ipaddress.ip_address("192.0.2.7")], tmp_path)
     assert second.fingerprint != first.fingerprint
+    assert self_signed([*LOCAL, ipaddress.ip_address("2001:db8::7")], tmp_path).fingerprint == second.fingerprint
     monkeypatch.setattr(tls, "RENEW_BEFORE", timedelta(days=396))
     third = self_signed(LOCAL, tmp_path)
     assert third.fingerprint != second.fingerprint
