@@ -462,7 +462,7 @@ class Settings:
         ),
     )
     max_offers_per_minute: int = field(
-        default=120,
+        default=300,
         metadata=_about(
             "limits",
             "Most offers a minute from one client's address; 0 for any number. A proxy in front must be a "

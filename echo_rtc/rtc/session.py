@@ -37,9 +37,14 @@ class Opened:
     over: asyncio.Future[str] | None = field(default=None, compare=False, repr=False)
 
 
+def can_be_a_name(name: str) -> bool:
+    """Whether a stream may be called so."""
+    return _NAME.fullmatch(name) is not None
+
+
 def checked_name(name: str) -> str:
     """``name`` itself. Raises OfferError unless it can be a stream's name."""
-    if not _NAME.fullmatch(name):
+    if not can_be_a_name(name):
         raise OfferError(
             f"the name {name[:80]!r} cannot be a stream's; take 1 to {MAX_NAME_CHARACTERS} letters, digits or . _ ~ -"
         )

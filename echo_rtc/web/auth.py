@@ -17,17 +17,21 @@ import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import TYPE_CHECKING
 
 import jwt
 from aiohttp import web
 
+from echo_rtc.rtc.session import can_be_a_name
 from echo_rtc.web.problems import Problem, ProblemType
+
+if TYPE_CHECKING:
+    from jwt.types import Options
 
 ALGORITHM = "HS256"
 MIN_SECRET_CHARACTERS = 32
 """RFC 7518, 3.2: a key of HS256 has at least 256 bits."""
 MAX_TOKEN_CHARACTERS = 4096
-MAX_NAME_CHARACTERS = 128
 LEEWAY_S = 10
 """How far the clocks of who makes a token and of this server may differ."""
 REALM = "echo_rtc"
@@ -120,9 +124,9 @@ class Authorisation:
         if self.secret is None or len(token) > MAX_TOKEN_CHARACTERS:
             raise _unauthorised("The token is not one of this server's.", "invalid_token")
         try:
-            claims = jwt.decode(
-                token, self.secret, algorithms=[ALGORITHM], options={"require": ["exp"]}, leeway=LEEWAY_S
-            )
+            # Whom else a token is for (aud) is of no interest here.
+            options: Options = {"require": ["exp"], "verify_aud": False}
+            claims = jwt.decode(token, self.secret, algorithms=[ALGORITHM], options=options, leeway=LEEWAY_S)
         except jwt.ExpiredSignatureError:
             raise _unauthorised("The token has expired; ask for a new one.", "invalid_token") from None
         except jwt.PyJWTError:
@@ -205,7 +209,7 @@ def _grant_of(claims: dict[str, object]) -> Grant:
     words = frozenset(scope.split()) if isinstance(scope, str) else frozenset[str]()
     if not words or not words <= set(Right):
         raise _unauthorised("The token's scope must be of the words publish, view and admin.", "invalid_token")
-    if name is not None and not (isinstance(name, str) and 0 < len(name) <= MAX_NAME_CHARACTERS):
+    if name is not None and not (isinstance(name, str) and can_be_a_name(name)):
         raise _unauthorised("The token's name must be the name of a stream.", "invalid_token")
     rights = frozenset(Right(word) for word in words)
     if name is None and Right.ADMIN not in rights:

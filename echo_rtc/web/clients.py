@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import ipaddress
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from urllib.parse import urlsplit
@@ -51,8 +52,10 @@ class Clients:
             hop = hops.pop().strip()
             if not hop:
                 continue
+            # Some proxies add the client's port.
+            match = re.fullmatch(r"([0-9.]+):[0-9]+|\[([0-9A-Fa-f:.]+)\](?::[0-9]+)?", hop)
             try:
-                address = _unmapped(ipaddress.ip_address(hop))
+                address = _unmapped(ipaddress.ip_address((match[1] or match[2]) if match else hop))
             except ValueError:  # a name, or nonsense: the proxy itself is all that is known
                 break
         return address

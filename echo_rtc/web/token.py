@@ -8,8 +8,9 @@ from collections.abc import Sequence
 from dataclasses import fields
 
 from echo_rtc.errors import SettingsError
+from echo_rtc.rtc.session import MAX_NAME_CHARACTERS, can_be_a_name
 from echo_rtc.settings import Settings, SettingsParser, settings_from
-from echo_rtc.web.auth import MAX_NAME_CHARACTERS, MIN_SECRET_CHARACTERS, Authorisation, Right, mint
+from echo_rtc.web.auth import MIN_SECRET_CHARACTERS, Authorisation, Right, mint
 
 SETTINGS = ("config", "auth_token", "token_secret")
 """The settings that matter to a token."""
@@ -48,8 +49,13 @@ def token_of(argv: Sequence[str]) -> str:
     rights, name = SCOPES[arguments.scope], arguments.name
     if Right.ADMIN in rights and name is not None:
         raise SettingsError(f"--name is given for the scope {arguments.scope}, which is for no single stream")
-    if Right.ADMIN not in rights and not (name and len(name) <= MAX_NAME_CHARACTERS):
-        raise SettingsError(f"--name is missing or too long; the scope {arguments.scope} is for the stream of one name")
+    if Right.ADMIN not in rights:
+        if name is None:
+            raise SettingsError(f"--name is missing; the scope {arguments.scope} is for the stream of one name")
+        if not can_be_a_name(name):
+            raise SettingsError(
+                f"--name is {name[:60]!r}; it must be 1 to {MAX_NAME_CHARACTERS} letters, digits or . _ ~ -"
+            )
     lifetime_s = _seconds(arguments.expires)
     settings = settings_from(arguments, os.environ)
     secret = Authorisation.of(settings.auth_token, settings.token_secret).secret

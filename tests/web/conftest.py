@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
@@ -17,7 +17,7 @@ from echo_rtc.rtc.session import Opened, Role
 from echo_rtc.rtc.tally import Ledger, Tally
 from echo_rtc.web.app import Access, create_app
 from echo_rtc.web.avatars import Gallery
-from echo_rtc.web.health import Health, Lifecycle, Phase
+from echo_rtc.web.health import Health, IceServer, Lifecycle, Phase
 from echo_rtc.web.metrics import StreamView
 
 
@@ -157,7 +157,9 @@ Server = Callable[..., Awaitable[TestServer]]
 
 
 class MakeEdge(Protocol):
-    def __call__(self, access: Access, changeable: bool = True) -> Awaitable[Edge]: ...
+    def __call__(
+        self, access: Access, changeable: bool = True, ice_servers: Sequence[IceServer] = ()
+    ) -> Awaitable[Edge]: ...
 
 
 @pytest.fixture
@@ -178,9 +180,9 @@ def make_edge(tmp_path: Path, aiohttp_client: Client, aiohttp_server: Server) ->
     (static / ".hidden").write_text("secret")
     (tmp_path / "outside.txt").write_text("secret")
 
-    async def make(access: Access, changeable: bool = True) -> Edge:
+    async def make(access: Access, changeable: bool = True, ice_servers: Sequence[IceServer] = ()) -> Edge:
         streams, engine, lifecycle = FakeStreams(), FakeEngine(), Lifecycle(Phase.READY)
-        health = Health(engine, lifecycle, "local", free_places=lambda: streams.free)
+        health = Health(engine, lifecycle, "local", lambda: ice_servers, free_places=lambda: streams.free)
         library = FakeLibrary()
         app = create_app(streams, health, static, gallery_of(library, changeable), access)
         server = await aiohttp_server(app, lingering_time=0.05)

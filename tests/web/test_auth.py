@@ -107,6 +107,7 @@ def forged(**claims: object) -> str:
         (forged(scope="publish everything"), "scope must be of the words"),
         (forged(name=7), "name must be the name of a stream"),
         (forged(name=""), "name must be the name of a stream"),
+        (forged(name="a stream"), "name must be the name of a stream"),
         (forged(name="x" * 200), "name must be the name of a stream"),
         (forged(name=None), "no name of a stream"),
         (forged(scope="admin publish view"), "admin cannot be for one stream"),
@@ -148,6 +149,28 @@ async def test_routes_that_are_not_there_ask_for_nothing(locked: Edge) -> None:
         assert response.status == 405
     async with locked.client.options("/offer") as response:
         assert response.status == 405
+
+
+async def test_turn_credentials_are_for_those_who_may_do_something(make_edge: MakeEdge) -> None:
+    servers = [{"urls": "turn:turn.example", "username": "ann", "credential": "pass"}]
+    for authorisation, token, told in (
+        (LOCKED, None, []),
+        (LOCKED, "wrong", []),
+        (LOCKED, signed(), servers),
+        (LOCKED, TOKEN, servers),
+        (Authorisation(), None, servers),
+    ):
+        edge = await make_edge(Access(authorisation=authorisation), ice_servers=servers)
+        headers = {} if token is None else bearer(token)
+        async with edge.client.get("/config", headers=headers) as response:
+            assert response.status == 200
+            assert (await response.json())["ice_servers"] == told
+    headers = {**bearer(TOKEN), "Content-Type": "application/sdp"}
+    async with edge.client.post("/whip/studio", data="v=0", headers=headers) as response:
+        assert response.status == 201
+        assert response.headers["Link"] == (
+            '<turn:turn.example>; rel="ice-server"; username="ann"; credential="pass"; credential-type="password"'
+        )
 
 
 async def test_no_token_is_ever_logged(locked: Edge, caplog: pytest.LogCaptureFixture) -> None:
@@ -232,6 +255,7 @@ def test_a_long_token_for_everything_signs_where_there_is_no_secret() -> None:
     long = "x" * 32
     assert Authorisation.of(long, None).grant(signed(secret=long)) == Grant(CALL, "studio")
     assert Authorisation.of("x" * 31, None).secret is None
+    assert LOCKED.grant(forged(aud="another-service", sub="ann")) == Grant(CALL, "studio")
     assert replace(Authorisation.of(long, SECRET)).secret == SECRET
     assert not Authorisation.of(None, None).required
     assert Authorisation.of(None, SECRET).required

@@ -40,6 +40,7 @@ def test_it_prints_a_token_that_the_server_knows(words: str, grant: Grant, capsy
         ("--name studio", "--scope"),
         ("--scope all --name studio", "--scope is 'all'; it must be publish, view, call, admin"),
         ("--scope view", "--name is missing"),
+        ("--scope view --name ../studio", "--name is '../studio'; it must be 1 to 64 letters, digits"),
         ("--scope admin --name studio", "--name is given for the scope admin"),
         ("--scope view --name studio --expires 0s", "--expires is '0s'; it must be a time such as"),
         ("--scope view --name studio --expires 9999d", "--expires is '9999d'"),
