@@ -361,8 +361,8 @@ class Settings:
         default=0.0,
         metadata=_about(
             "streams",
-            "Time after which a clip is given up and its worker replaced; 0 takes eight times a clip's length, or what "
-            "a clip took when the worker was measured at its start, whichever is longer.",
+            "Time after which a clip is given up and its worker replaced; 0 takes ten times a clip's length, or "
+            "twelve times what a clip took when workers were measured at the start, whichever is longer.",
             unit="s",
             low=0,
             high=300,

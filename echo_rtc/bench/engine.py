@@ -20,14 +20,18 @@ import os
 import signal
 import statistics
 import sys
+import tempfile
+import wave
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 import psutil
 
+from echo_rtc.batch import Job, render_all
 from echo_rtc.bench.calls import Caller, Seen
 from echo_rtc.bench.report import report
 from echo_rtc.bench.stream import babble
@@ -41,6 +45,7 @@ from echo_rtc.engine.protocol import Progress, RenderRequest, RenderResult
 from echo_rtc.engine.testcard import CardLoader, TestCardEngine
 from echo_rtc.engine.worker import ModelLoader, Renderer, WorkerSpec
 from echo_rtc.errors import RenderError, SettingsError
+from echo_rtc.offline import OfflineOptions
 from echo_rtc.rtc.manager import ManagerOptions, StreamManager
 from echo_rtc.rtc.stream import StreamOptions
 from echo_rtc.settings import Settings, SettingsParser, settings_from
@@ -214,6 +219,28 @@ async def recovery(engine: FleetEngine) -> float:
     return loop.time() - begun
 
 
+async def offline(engine: FleetEngine, seconds: float) -> float:
+    """Frames a second of a voice without a pause, rendered to a movie with all workers."""
+    with tempfile.TemporaryDirectory() as folder:
+        audio = Path(folder) / "voice.wav"
+        with wave.open(str(audio), "wb") as file:
+            file.setparams((1, 2, MEDIA_RATE, 0, "NONE", ""))
+            file.writeframes(babble(0, round(seconds * MEDIA_RATE)).tobytes())
+        begun = asyncio.get_running_loop().time()
+        done: list[int] = []
+        options = OfflineOptions(next(iter(engine.avatars)), vad_threshold=0.0)
+        failed = await render_all(
+            engine,
+            [Job(audio, Path(folder) / "face.mp4")],
+            options,
+            lambda frames: None,
+            lambda job, frames: done.append(frames),
+        )
+        for _, error in failed:
+            raise error
+        return sum(done) / (asyncio.get_running_loop().time() - begun)
+
+
 def onsets_voice(format: ClipFormat) -> tuple[Callable[[int, int], S16Array], list[int]]:
     """A voice that begins to speak ONSETS times, at odd places within a clip; and where (samples at 48 kHz)."""
     starts = []
@@ -321,6 +348,9 @@ async def measure(settings: Settings, workers: int, clips: int, random_weights: 
         before = note("1 worker, nothing prepared", await throughput(engine, 1, clips))
     async with running(format, one, options) as engine:
         alone = note("1 worker", await throughput(engine, 1, clips))
+        movie_s = workers * clips * float(format.clip_duration)
+        movie_alone = await offline(engine, movie_s)
+        rows.append(["1 worker, to a movie", movie_alone, "", ""])
         clip_s = engine.workers[0].p50_s or 0.0
         recovery_s = await recovery(engine)
     figures: dict[str, object] = {"handover_ms": round(alone.handover_ms, 2), "recovery_s": round(recovery_s, 2)}
@@ -329,6 +359,9 @@ async def measure(settings: Settings, workers: int, clips: int, random_weights: 
         chained = replace(options, overlap_frames=0)
         async with running(format, specs, chained) as engine:
             together = note(f"{workers} workers, {workers} streams", await throughput(engine, workers, clips))
+            movie = await offline(engine, movie_s)
+            rows.append([f"{workers} workers, to one movie", movie, "", ""])
+        figures["offline_scaling"] = round(movie / movie_alone, 3)
         figures["scaling"] = round(together.frames_per_second / alone.frames_per_second, 3)
         if options.overlap_frames:
             async with running(format, specs, replace(options, use_init_latent=False)) as engine:

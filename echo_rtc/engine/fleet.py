@@ -30,8 +30,8 @@ logger = logging.getLogger(__name__)
 FAILURES_TO_REPLACE = 3
 """After so many lost clips in a row a worker that still lives is taken for broken (a CUDA error stays) and replaced."""
 
-TIMEOUT_CLIPS = 8
-TIMEOUT_RENDERS = 8
+TIMEOUT_CLIPS = 10
+TIMEOUT_RENDERS = 12
 MAX_RENDER_TIMEOUT_S = 300.0
 """A clip may take this many times its own length, or what rendering took at the start, before its worker is replaced;
 never longer than the bound (s)."""
