@@ -64,6 +64,8 @@ GATHERING_LIMIT_S = 2
 MAX_UNSENT_BYTES = 256 * 1024
 """What may wait for a peer's socket, where the machine's own network is too slow; a second of picture and sound."""
 UNSENT_WAIT_S = 0.005
+RELAY_END_LIMIT_S = 1.0
+"""Most that a TURN server may take to give up a relay; it does so by itself some minutes later."""
 MAX_QUEUED_DATAGRAMS = 512
 """Datagrams of a connection that may wait to be read, most of all before it is up."""
 
@@ -310,12 +312,26 @@ def report_due_times(sender: RTCRtpSender, due_s: Callable[[], float | None], no
 
 
 def shorten_gathering() -> None:
-    """Makes ICE go on without STUN and TURN servers that do not answer in time, in this process. Raises SeamError."""
+    """Makes ICE go on without STUN and TURN servers that do not answer in time, in this process: neither the beginning
+    of a connection waits for them nor its end. Raises SeamError."""
     gather = aioice.ice.Connection.get_component_candidates
     names = inspect.getfullargspec(gather).args
     if names[-1:] != ["timeout"] or len(gather.__defaults__ or ()) != 1:
         raise SeamError("aioice's get_component_candidates has no timeout; a dead STUN server would delay every call")
     gather.__defaults__ = (GATHERING_LIMIT_S,)
+    end = aioice.turn.TurnClientMixin.delete
+    if hasattr(end, "limited"):
+        return
+    if inspect.getfullargspec(end).args != ["self"] or "finally:" not in inspect.getsource(end):
+        raise SeamError("aioice's TURN client does not close when its end is cut short; a dead server would keep calls")
+
+    async def delete(relay: object) -> None:
+        with suppress(TimeoutError):
+            async with asyncio.timeout(RELAY_END_LIMIT_S):
+                await end(relay)
+
+    delete.limited = True  # type: ignore[attr-defined]
+    aioice.turn.TurnClientMixin.delete = delete
 
 
 @dataclass(slots=True)

@@ -12,6 +12,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import aioice.ice
+import aioice.turn
 import av
 import numpy as np
 import pytest
@@ -399,9 +400,16 @@ async def test_a_new_aioice_is_noticed_where_gathering_is_concerned(monkeypatch:
     async def get_component_candidates(self: object, component: int, addresses: list[str]) -> list[object]:
         return []
 
-    monkeypatch.setattr(aioice.ice.Connection, "get_component_candidates", get_component_candidates)
-    with pytest.raises(SeamError, match="get_component_candidates has no timeout"):
-        shorten_gathering()
+    async def delete(self: object) -> None:
+        pass
+
+    with monkeypatch.context() as changed:
+        changed.setattr(aioice.turn.TurnClientMixin, "delete", delete)
+        with pytest.raises(SeamError, match="TURN client does not close when its end is cut short"):
+            shorten_gathering()
+        changed.setattr(aioice.ice.Connection, "get_component_candidates", get_component_candidates)
+        with pytest.raises(SeamError, match="get_component_candidates has no timeout"):
+            shorten_gathering()
     monkeypatch.setattr(aiortc_seams, "_ENDPOINT", "create_datagram_something")
     monkeypatch.setattr(asyncio.get_running_loop(), "create_datagram_something", print, raising=False)
     with pytest.raises(SeamError, match=r"aioice\.ice does not call"), ports_from(PortRange(45_250, 45_259)):

@@ -67,6 +67,16 @@ async def test_a_call_goes_through_a_relay_only(tmp_path: Path) -> None:
         assert turn.allocations() == 3 + 1
 
 
+async def test_a_relay_that_dies_keeps_no_call(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    async with coturn(tmp_path) as turn:
+        async with house(options=reachable(Network.of([turn.url], turn.secret, None, []))) as home:
+            opened = await home.manager.open_call(await offer(), AVATAR)
+            assert "relay" in {kind for _, _, kind in candidates(opened.answer_sdp)}
+            turn.kill()
+            assert await home.manager.close_stream(opened.stream, "the test has seen enough")
+        assert "did not close" not in caplog.text
+
+
 async def test_credentials_of_another_secret_open_no_relay(tmp_path: Path) -> None:
     async with coturn(tmp_path) as turn:
         network = Network.of([turn.url], "another-secret", None, [])

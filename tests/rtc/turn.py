@@ -6,7 +6,7 @@ import asyncio
 import shutil
 import socket
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,6 +21,11 @@ class Turn:
     url: str
     secret: str
     log: Path
+    child: asyncio.subprocess.Process
+
+    def kill(self) -> None:
+        """Ends it as a power cut would."""
+        self.child.kill()
 
     def allocations(self) -> int:
         """How many relays it has opened so far."""
@@ -47,9 +52,10 @@ async def coturn(folder: Path, secret: str = "north-star") -> AsyncIterator[Turn
     )
     try:
         await _listens(port)
-        yield Turn(f"turn:127.0.0.1:{port}?transport=udp", secret, log)
+        yield Turn(f"turn:127.0.0.1:{port}?transport=udp", secret, log, child)
     finally:
-        child.terminate()
+        with suppress(ProcessLookupError):
+            child.terminate()
         await child.wait()
 
 
