@@ -11,6 +11,7 @@ import pytest
 from echo_rtc.engine.meter import WorkerMeter, WorkerStatus
 from echo_rtc.engine.usage import GpuUse, Usage, Use
 from echo_rtc.performance import Look, PerformanceLog
+from echo_rtc.rtc.manager import ManagerCounters
 from echo_rtc.rtc.session import Role
 from echo_rtc.rtc.stream import StreamState, Vitals
 from echo_rtc.rtc.tally import Ledger, Tally
@@ -25,6 +26,7 @@ class FakeStream:
 class FakeStreams:
     streams: dict[str, FakeStream] = field(default_factory=dict)
     capacity: int = 6
+    counters: ManagerCounters = field(default_factory=ManagerCounters)
     peers: dict[Role, int] = field(default_factory=dict)
     ledger: Ledger = field(default_factory=Ledger)
     counts: dict[str, float] = field(default_factory=dict)

@@ -23,6 +23,7 @@ from echo_rtc.engine.usage import Usage, Use
 from echo_rtc.rtc.session import Role
 from echo_rtc.rtc.stream import StreamState, Vitals
 from echo_rtc.rtc.tally import Ledger, Tally
+from echo_rtc.web.problems import ProblemType
 
 PREFIX = "echo_rtc_"
 
@@ -32,6 +33,13 @@ class StreamView(Protocol):
 
     @property
     def vitals(self) -> Vitals: ...
+
+
+class ResumedView(Protocol):
+    """What is seen of lost publishers."""
+
+    @property
+    def resumed(self) -> int: ...
 
 
 class StreamsView(Protocol):
@@ -48,6 +56,9 @@ class StreamsView(Protocol):
 
     @property
     def ledger(self) -> Ledger: ...
+
+    @property
+    def counters(self) -> ResumedView: ...
 
     def tally(self) -> Tally: ...
 
@@ -211,19 +222,6 @@ COUNTERS = (
     Counted("peer_faults", "Packets of peers that could not be handled.", {"": "guard.faults"}),
     Counted("peers_sent_away", "Peers sent away for what they sent.", {"": "guard.sent_away"}),
     Counted("events_dropped", "Events for pages that could not be sent.", {"": "events.dropped"}),
-    Counted(
-        "peer_refused_packets",
-        "Packets beyond what a peer may send: media, report (RTCP), data; resend = packets that it wanted again beyond "
-        "what is allowed.",
-        {
-            "media": "guard.packets_refused",
-            "report": "guard.reports_refused",
-            "data": "guard.data_refused",
-            "resend": "guard.resends_refused",
-        },
-        "kind",
-    ),
-    Counted("peers_sent_away", "Peers that were sent away for what they sent.", {"": "guard.sent_away"}),
 )
 
 HISTOGRAMS = {
@@ -334,8 +332,13 @@ class ServerCollector:
         yield _gauge("streams_capacity", "Streams that there may be at once.", watched.streams.capacity)
         ledger = watched.streams.ledger
         yield _counter("streams_opened", "Streams opened.", ledger.opened)
-        yield _named("streams_ended", "Streams ended, by why.", "reason", ledger.ended)
-        yield _named("refusals", "HTTP requests refused, by the kind of problem.", "reason", watched.watch.refusals)
+        resumed = watched.streams.counters.resumed
+        yield _counter("streams_resumed", "Times that a lost publisher came back to its stream.", resumed)
+        yield _named("streams_ended", "Streams ended, by why.", "reason", ledger.ended.items())
+        # Those that have not come yet are there with 0, so that the first one shows as a rise.
+        refusals = {kind.reason: 0 for kind in ProblemType if kind is not ProblemType.GENERIC}
+        refusals |= dict(watched.watch.refusals.items())
+        yield _named("refusals", "HTTP requests refused, by the kind of problem.", "reason", refusals.items())
         yield _counter("log_lines_lost", "Lines that could not be written to the log file.", watched.watch.log.lost)
         yield _gauge(
             "log_file_writable", "1 if the latest line went to the log file, else 0.", float(watched.watch.log.writable)
@@ -388,12 +391,12 @@ class ServerCollector:
                         family.add_metric([worker.name], value)
                 yield family
         times = GaugeMetricFamily(
-            f"{PREFIX}worker_clip_seconds", "Seconds of the worker's latest clips.", labels=["worker", "quantile"]
+            f"{PREFIX}worker_clip_seconds", "Seconds of the worker's latest clips.", labels=["worker", "percentile"]
         )
         for worker in workers:
-            for quantile, seconds in (("0.5", worker.p50_s), ("0.95", worker.p95_s)):
+            for percentile, seconds in (("50", worker.p50_s), ("95", worker.p95_s)):
                 if seconds is not None:
-                    times.add_metric([worker.name, quantile], seconds)
+                    times.add_metric([worker.name, percentile], seconds)
         yield times
 
 
@@ -423,9 +426,9 @@ def _counter(name: str, meaning: str, value: float) -> CounterMetricFamily:
     return CounterMetricFamily(PREFIX + name, meaning, value=value)
 
 
-def _named(name: str, meaning: str, label: str, names: Names) -> CounterMetricFamily:
+def _named(name: str, meaning: str, label: str, counts: Iterable[tuple[str, int]]) -> CounterMetricFamily:
     family = CounterMetricFamily(PREFIX + name, meaning, labels=[label])
-    for value, count in names.items():
+    for value, count in counts:
         family.add_metric([value], count)
     return family
 

@@ -55,6 +55,11 @@ class ProblemType(StrEnum):
     STARTING = "urn:echo-rtc:problem:starting"
     STOPPING = "urn:echo-rtc:problem:stopping"
 
+    @property
+    def reason(self) -> str:
+        """The last word of the type."""
+        return self.rpartition(":")[2]
+
 
 _TITLES = {
     ProblemType.BAD_OFFER: "The offer cannot be read",
@@ -97,7 +102,7 @@ class Problem(Exception):
         """The kind of problem in a word or two: that of its type, else the status's phrase."""
         if self.kind is ProblemType.GENERIC:
             return HTTPStatus(self.status).phrase.lower().replace(" ", "-")
-        return self.kind.rpartition(":")[2]
+        return self.kind.reason
 
     def response(self) -> web.Response:
         body = {

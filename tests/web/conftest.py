@@ -13,6 +13,7 @@ from aiohttp.test_utils import TestClient, TestServer
 
 from echo_rtc.clips import ClipFormat
 from echo_rtc.errors import UnknownAvatarError
+from echo_rtc.rtc.manager import ManagerCounters
 from echo_rtc.rtc.session import Opened, Role
 from echo_rtc.rtc.tally import Ledger, Tally
 from echo_rtc.web.app import Access, create_app
@@ -44,6 +45,7 @@ class FakeStreams:
     streams: dict[str, StreamView] = field(default_factory=dict)
     capacity: int = 2
     free: int = 1
+    counters: ManagerCounters = field(default_factory=ManagerCounters)
     peers: dict[Role, int] = field(default_factory=dict)
     ledger: Ledger = field(default_factory=Ledger)
 

@@ -16,8 +16,9 @@ from echo_rtc.bench.stream import babble
 from echo_rtc.counting import Names
 from echo_rtc.engine.meter import WorkerMeter
 from echo_rtc.engine.usage import GpuUse, Usage
+from echo_rtc.rtc.pump import LATE_S
 from echo_rtc.web.metrics import COUNTERS, PREFIX, Metrics, ServerCollector, Watch, Watched
-from tests.rtc.test_calls import STARVED_S, house, until
+from tests.rtc.test_calls import house, until
 from tests.web.conftest import Edge, FakeEngine, FakeStreams
 
 DASHBOARD = Path(__file__).parents[2] / "deploy" / "grafana.json"
@@ -50,10 +51,12 @@ async def test_a_scrape_is_in_prometheus_form(edge: Edge) -> None:
         assert response.headers["Content-Type"].startswith("text/plain; version=")
         assert response.headers["Cache-Control"] == "no-store"
         families = list(text_string_to_metric_families(await response.text()))
+    assert len({family.name for family in families}) == len(families), "a name is there twice"
     assert value(families, "engine_ready") == 1
     assert value(families, "streams_capacity") == 2
     assert value(families, "refusals_total", reason="unsupported-media-type") == 1
     assert value(families, "refusals_total", reason="not-found") == 2
+    assert value(families, "refusals_total", reason="full") == 0
     assert all(family.documentation.endswith(".") for family in families if family.name.startswith(PREFIX))
     async with edge.client.get("/metrics", headers={"Accept": "application/openmetrics-text"}) as response:
         assert response.content_type == "application/openmetrics-text"
@@ -67,7 +70,7 @@ def test_refusals_by_name_cannot_be_made_many() -> None:
     watched = Watched(FakeStreams(), FakeEngine(), "local", Watch(refusals=refusals))
     families = list(ServerCollector(watched).collect())
     [family] = [family for family in families if family.name == f"{PREFIX}refusals"]
-    assert len(family.samples) < 40
+    assert len(family.samples) < 60
     assert sum(sample.value for sample in family.samples) == 1000
 
 
@@ -84,7 +87,7 @@ def test_workers_are_told_apart_by_their_names() -> None:
     assert value(families, "worker_up", worker="cuda:0") == 1
     assert value(families, "worker_up", worker="cpu") == 0
     assert value(families, "worker_restarts_total", worker="cuda:0") == 2
-    assert value(families, "worker_clip_seconds", worker="cuda:0", quantile="0.95") == 0.25
+    assert value(families, "worker_clip_seconds", worker="cuda:0", percentile="95") == 0.25
     assert value(families, "worker_gpu_utilisation", worker="cuda:0") == 0.62
     assert value(families, "worker_gpu_memory_bytes", worker="cuda:0") == 5 * 2**30
     assert value(families, "worker_memory_bytes", worker="cpu") > 0
@@ -117,10 +120,10 @@ async def test_a_calls_counters_are_there_and_stay_when_it_ends() -> None:
         assert vitals.jitter_s is not None
         # The first receiver report of a viewer comes within seconds; here it goes the shortest way there is.
         await until(lambda: stream.vitals.round_trip_s is not None)
-        assert 0 < (stream.vitals.round_trip_s or 0) < STARVED_S
+        assert 0 < (stream.vitals.round_trip_s or 0) < 15
         assert home.statistics(stream_id)["viewers"][0]["lost"] == 0
-        if output["worst_late_s"] < STARVED_S:
-            assert abs(vitals.offset_ms or 0.0) < 10
+        if output["worst_late_s"] < LATE_S:  # else other programs took the processor
+            assert abs(vitals.offset_ms or 0.0) < 1000 * LATE_S
         await home.manager.close_stream(stream_id, "the test has seen enough")
         await until(lambda: not home.manager.streams)
         after = list(collector.collect())
