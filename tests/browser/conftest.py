@@ -48,7 +48,7 @@ _FLAGS = (
     "--no-sandbox",
 )
 # No sound system is reachable, so that a machine with a microphone behaves like one without.
-_NO_SOUND_DEVICES = {"ALSA_CONFIG_PATH": os.devnull, "PULSE_SERVER": "unix:/nonexistent", "XDG_RUNTIME_DIR": ""}
+NO_SOUND_DEVICES = {"ALSA_CONFIG_PATH": os.devnull, "PULSE_SERVER": "unix:/nonexistent", "XDG_RUNTIME_DIR": ""}
 
 MicrophoneKind = Literal["speaking", "refused", "missing"]
 
@@ -205,7 +205,7 @@ class Browsers:
             if kind.microphone == "speaking" and not kind.voice.is_file():
                 pytest.fail(f"{kind.voice} is missing: the browser's microphone has nothing to hear")
             self.open[kind] = await self.playwright.chromium.launch(
-                executable_path=self.executable, args=kind.flags, env={**os.environ, **_NO_SOUND_DEVICES}
+                executable_path=self.executable, args=kind.flags, env={**os.environ, **NO_SOUND_DEVICES}
             )
         return self.open[kind]
 

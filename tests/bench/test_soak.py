@@ -1,0 +1,39 @@
+"""Visitors come and go at a real server for a short while; the long form is ``python -m echo_rtc.bench soak``."""
+
+from __future__ import annotations
+
+import pytest
+
+from echo_rtc.bench import soak
+from echo_rtc.bench.soak import Belongings, Soaked
+from echo_rtc.bench.visitors import Leaving, Part
+
+SECONDS, JOINS = 12.0, 24
+
+
+async def test_nothing_is_left_of_visitors_who_come_and_go() -> None:
+    soaked = await soak.soak(SECONDS, JOINS, size=64, seed=3)
+    assert soaked.leaked == {"sockets": 0, "descriptors": 0, "threads": 0, "children": 0}
+    assert soaked.troubles == []
+    assert soaked.joined.total() + soaked.refused == JOINS
+    assert soaked.refused < JOINS / 4
+    assert all(soaked.joined[part] for part in Part)
+    assert soaked.left.total() == soaked.joined.total()
+    assert all(soaked.left[how] for how in Leaving)
+    assert soaked.frames > 200
+
+
+def test_the_slope_is_that_after_the_warm_part() -> None:
+    soaked = Soaked(
+        memory=[(float(s), 100.0 + (50.0 if s < 300 else 60.0 + (s - 300) / 600)) for s in range(0, 1200, 2)]
+    )
+    assert soaked.slope_mb_per_10min() == pytest.approx(1.0, abs=0.01)
+
+
+def test_only_what_is_more_than_before_is_left_over() -> None:
+    assert Belongings(3, 9, 5, 1).beyond(Belongings(1, 10, 5, 1)) == {
+        "sockets": 2,
+        "descriptors": 0,
+        "threads": 0,
+        "children": 0,
+    }
