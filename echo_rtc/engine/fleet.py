@@ -16,7 +16,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
-from echo_rtc.clips import ClipFormat
+from echo_rtc.clips import ClipFormat, F16Array
 from echo_rtc.engine import speed
 from echo_rtc.engine.meter import WorkerMeter, WorkerStatus
 from echo_rtc.engine.protocol import Avatar, AvatarFiles, Continuity, Progress, RenderRequest, RenderResult
@@ -29,6 +29,10 @@ logger = logging.getLogger(__name__)
 
 FAILURES_TO_REPLACE = 3
 """After so many lost clips in a row a worker that still lives is taken for broken (a CUDA error stays) and replaced."""
+
+STEADY_CLIPS = 20
+"""A worker that has rendered so many clips is well; if it dies later, that is a new story and its replacement comes at
+once."""
 
 TIMEOUT_CLIPS = 10
 TIMEOUT_RENDERS = 12
@@ -145,7 +149,8 @@ class _Slot:
         self.alive = False  # the worker is not known to be dead
         self.up = False
         self.failures = 0  # clips lost in a row by this worker
-        self.deaths = 0  # workers lost in a row without a clip rendered between
+        self.deaths = 0  # workers lost in a row, none of which rendered for long
+        self.rendered = 0  # clips of this worker
         self.retry_at_s: float | None = None  # when its replacement starts, while that is waited for
         self.meter = WorkerMeter()
         self.at_start: Speed | None = None
@@ -169,8 +174,18 @@ class _Job:
     running: bool = False
 
     def fail(self, error: Exception) -> None:
-        if not self.result.done():
-            self.result.set_exception(error)
+        """Nothing comes of it, if nothing has; those that continue it begin where it would have."""
+        if self.result.done():
+            return
+        self.result.set_exception(error)
+        if self.request is not None:
+            self.pass_on(self.request.init_latent)
+
+    def pass_on(self, latent: F16Array | None) -> None:
+        """Those that continue it begin from ``latent``."""
+        for follower in self.followers:
+            assert follower.request is not None
+            follower.request = replace(follower.request, init_latent=latent)
 
 
 class FleetEngine:
@@ -228,7 +243,7 @@ class FleetEngine:
         now = asyncio.get_running_loop().time()
         sentences = []
         for slot in self._slots.values():
-            if slot.up or self._closed:
+            if slot.up or slot.at_start is None or self._closed:
                 continue
             begins = "is being started again"
             if slot.retry_at_s is not None and slot.retry_at_s > now:
@@ -478,9 +493,8 @@ class FleetEngine:
                     self._discard(name, ticket)
                 case Drop(ticket, holder):
                     self._discard(holder, ticket)
-                    self._end(self._jobs[ticket.number]).fail(
-                        LateError("it could not have been on time any more, and was not begun")
-                    )
+                    late = LateError("it could not have been on time any more, and was not begun")
+                    self._end(self._jobs[ticket.number]).fail(late)
 
     async def _run(self, slot: _Slot, job: _Job) -> None:
         """One job on one worker, from its start to what follows from its end."""
@@ -491,11 +505,12 @@ class FleetEngine:
         try:
             if job.request is not None:
                 result, rendering_s = await worker.render(job.ticket.number, job.request, self._timeout_s)
-                for follower in job.followers:
-                    assert follower.request is not None
-                    follower.request = replace(follower.request, init_latent=result.final_latent)
+                job.pass_on(result.final_latent)
                 took_s = self._now - begun
-                slot.failures = slot.deaths = 0
+                slot.failures = 0
+                slot.rendered += 1
+                if slot.rendered >= STEADY_CLIPS:
+                    slot.deaths = 0
                 slot.meter.rendered(took_s, rendering_s)
                 slot.recent_s.append(took_s / job.ticket.cost)
                 answer: Any = result
@@ -591,7 +606,7 @@ class FleetEngine:
 
     def _come_up(self, slot: _Slot) -> None:
         slot.up = True
-        slot.failures = 0
+        slot.failures = slot.rendered = 0
         slot.retry_at_s = None
         assert slot.at_start is not None
         slot.recent_s.clear()

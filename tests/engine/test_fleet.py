@@ -1,0 +1,253 @@
+"""The fleet over workers without processes, in virtual time: what is chained, what losing a worker means and tells."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from echo_rtc.clips import ClipFormat, YuvFrames
+from echo_rtc.engine.fleet import STEADY_CLIPS, FleetEngine, FleetOptions, WorkerGoneError
+from echo_rtc.engine.protocol import Avatar, AvatarFiles, Continuity, Progress, RenderRequest, RenderResult
+from echo_rtc.engine.speed import Speed
+from echo_rtc.engine.testcard import CardLoader
+from echo_rtc.engine.worker import WorkerReport, WorkerSpec
+from echo_rtc.errors import LateError, RenderError
+from tests.rtc.virtual import run
+
+FORMAT = ClipFormat(fps=24, clip_frames=12, width=16, height=16)
+CLIP_S = 0.5
+FRAMES = YuvFrames(*(np.zeros((12, side, side), np.uint8) for side in (16, 8, 8)))
+
+
+class Scripted:
+    """A worker whose clips take ``seconds(position)``; its latents are positions; a negative time kills it."""
+
+    def __init__(self, spec: WorkerSpec, seconds: Callable[[int], float], on_gone: Callable[[], None]) -> None:
+        self.name, self.pid = spec.name, None
+        self._seconds = seconds
+        self._on_gone = on_gone
+        self.begun: list[tuple[int, float | None]] = []
+        self.discarded: list[int] = []
+        self._dead = False
+
+    async def start(self, timeout_s: float) -> WorkerReport:
+        return WorkerReport(("default",), Speed(12, (0.4,)))
+
+    async def measure(self, frames: int, timeout_s: float) -> Speed:
+        return Speed(frames, (0.4 * frames / 12,))
+
+    def prepare(self, number: int, request: RenderRequest) -> None: ...
+
+    def discard(self, number: int) -> None:
+        self.discarded.append(number)
+
+    async def render(self, number: int, request: RenderRequest, timeout_s: float) -> tuple[RenderResult, float]:
+        latent = None if request.init_latent is None else float(request.init_latent.flat[0])
+        self.begun.append((request.pose_position, latent))
+        seconds = self._seconds(request.pose_position)
+        if seconds < 0:
+            self.kill()
+            raise WorkerGoneError(f"worker {self.name} died")
+        await asyncio.sleep(seconds)
+        if self._dead:
+            raise WorkerGoneError(f"worker {self.name} died")
+        return RenderResult(FRAMES, np.full((1, 1, 1), request.pose_position, np.float16)), seconds
+
+    async def idle_piece(self, avatar: str, first: bool, timeout_s: float) -> Avatar | None:
+        return Avatar(avatar, FRAMES) if first else None
+
+    async def prepare_avatar(self, files: AvatarFiles, first: bool, timeout_s: float) -> bool:
+        return False
+
+    async def forget_avatar(self, name: str, timeout_s: float) -> None: ...
+
+    def kill(self) -> None:
+        if not self._dead:
+            self._dead = True
+            asyncio.get_running_loop().call_soon(self._on_gone)
+
+    async def close(self) -> None:
+        self._dead = True
+
+
+class House:
+    """A fleet of scripted workers."""
+
+    def __init__(self, workers: int, seconds: Callable[[int], float], options: FleetOptions | None = None) -> None:
+        self.opened: list[Scripted] = []
+
+        async def specs() -> list[WorkerSpec]:
+            return [WorkerSpec(f"w{number}", CardLoader(FORMAT)) for number in range(workers)]
+
+        def open_worker(spec: WorkerSpec, progress: Progress, on_gone: Callable[[], None]) -> Scripted:
+            self.opened.append(Scripted(spec, seconds, on_gone))
+            return self.opened[-1]
+
+        self.engine = FleetEngine(FORMAT, specs, open_worker, options)
+
+    async def __aenter__(self) -> House:
+        await self.engine.start(lambda line: None)
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.engine.close()
+
+
+def clip(number: int, stream: str = "voice", deadline_s: float = float("inf"), latent: float = -1.0) -> RenderRequest:
+    first = np.full((1, 1, 1), latent, np.float16)
+    sound = np.zeros(40_000, np.float32)
+    return RenderRequest("default", sound, 12, 12 * number, 0, first, None, stream, deadline_s, chained=number > 0)
+
+
+def test_a_clip_that_is_dropped_does_not_break_the_chain() -> None:
+    """Clip 1 is given up while clip 0 takes too long; clip 2 then begins where clip 0 ended."""
+
+    async def work() -> None:
+        async with House(1, lambda position: 2.0 if position == 0 else 0.1) as house:
+            begun = asyncio.get_running_loop().time()
+            tasks = []
+            for number in range(3):
+                deadline = begun + 10.0 if number != 1 else begun + 1.5
+                tasks.append(asyncio.create_task(house.engine.render(clip(number, deadline_s=deadline))))
+                await asyncio.sleep(0.1)
+            results = await asyncio.gather(*tasks, return_exceptions=True)
+            assert isinstance(results[1], LateError)
+            assert house.opened[0].begun == [(0, -1.0), (24, 0.0)]
+            assert house.opened[0].discarded == [1]
+
+    run(work())
+
+
+def test_a_clip_that_fails_leaves_the_next_one_where_it_would_have_begun() -> None:
+    async def work() -> None:
+        seconds = {0: 0.1, 12: -1.0, 24: 0.1}
+        async with House(2, lambda position: seconds[position]) as house:
+            tasks = [asyncio.create_task(house.engine.render(clip(number))) for number in range(3)]
+            results = await asyncio.gather(*tasks, return_exceptions=True)
+            assert isinstance(results[1], WorkerGoneError)
+            assert [entry for worker in house.opened for entry in worker.begun if entry[0] == 24] == [(24, 0.0)]
+
+    run(work())
+
+
+def test_streams_keep_to_themselves() -> None:
+    async def work() -> None:
+        async with House(2, lambda position: 0.3) as house:
+            requests = [clip(number, stream, latent=-2.0) for number in range(3) for stream in ("a", "b")]
+            await asyncio.gather(*(house.engine.render(request) for request in requests))
+            for worker in house.opened:
+                assert worker.begun == [(0, -2.0), (12, 0.0), (24, 12.0)]
+
+    run(work())
+
+
+def test_a_worker_that_keeps_dying_is_started_ever_later_and_it_is_told() -> None:
+    async def work() -> list[float]:
+        loop = asyncio.get_running_loop()
+        deadly = True
+        async with House(1, lambda position: -1.0 if deadly else 0.1, FleetOptions(backoff_s=1.0)) as house:
+            gaps = []
+            for number in range(5):
+                with pytest.raises(WorkerGoneError):
+                    await house.engine.render(clip(0))
+                since = loop.time()
+                await asyncio.sleep(0)
+                await asyncio.sleep(0)
+                if number == 4:
+                    assert "lost 5 times in a row and starts again in 8 s" in house.engine.trouble
+                    with pytest.raises(RenderError, match="no worker is up"):
+                        await house.engine.render(clip(0))
+                while not house.engine.ready:  # noqa: ASYNC110 (time is virtual, and engines tell their state only)
+                    await asyncio.sleep(0.01)
+                gaps.append(loop.time() - since)
+            deadly = False
+            assert house.engine.trouble == ""
+            for _ in range(STEADY_CLIPS):
+                await house.engine.render(clip(0))
+            deadly = True
+            with pytest.raises(WorkerGoneError):
+                await house.engine.render(clip(0))
+            since = loop.time()
+            while not house.engine.ready:  # noqa: ASYNC110 (time is virtual, and engines tell their state only)
+                await asyncio.sleep(0.01)
+            gaps.append(loop.time() - since)
+            return gaps
+
+    assert run(work()) == pytest.approx([0, 1, 2, 4, 8, 0], abs=0.05)
+
+
+def test_capacity_is_what_the_workers_that_are_up_hold_at_their_latest_speed() -> None:
+    """Measured at 30 frames/s each, less the margin: 25.5, which is one stream of 24 each."""
+
+    async def work() -> list[int]:
+        slow = 0.4
+        capacities = []
+        async with House(3, lambda position: slow) as house:
+            capacities.append(house.engine.capacity)
+            slow = 0.8  # 15 frames/s
+            for number in range(60):
+                await house.engine.render(clip(0, f"{number % 3}"))
+            capacities.append(house.engine.capacity)
+            slow = 0.2
+            for number in range(180):
+                await house.engine.render(clip(0, f"{number % 3}"))
+            capacities.append(house.engine.capacity)
+            house.opened[0].kill()
+            await asyncio.sleep(0)
+            await asyncio.sleep(0)
+            capacities.append(house.engine.capacity)
+            return capacities
+
+    assert run(work()) == [3, 1, 6, 4]
+
+
+def test_one_worker_that_is_not_enough_shares_with_the_others_and_overlap_costs_room() -> None:
+    async def work() -> tuple[Continuity, int, Continuity, int]:
+        quick = ClipFormat(fps=30, clip_frames=12, width=16, height=16)
+
+        async def specs() -> list[WorkerSpec]:
+            return [WorkerSpec(f"w{number}", CardLoader(quick)) for number in range(4)]
+
+        found: list[object] = []
+        for overlap in (6, 0):
+            engine = FleetEngine(
+                quick,
+                specs,
+                lambda spec, progress, gone: Scripted(spec, lambda position: 0.4, gone),
+                FleetOptions(overlap_frames=overlap),
+            )
+            await engine.start(lambda line: None)
+            found += [engine.continuity, engine.capacity]
+            await engine.close()
+        return tuple(found)  # type: ignore[return-value]
+
+    # 4 x 30 frames/s x 0.85 = 102: three streams of 30, or of 45 with six frames of each eighteen rendered twice: two.
+    assert run(work()) == (Continuity(False, 6), 2, Continuity(False, 0), 3)
+
+
+def test_the_timeout_follows_the_clips_and_the_speed_within_its_bounds() -> None:
+    options = FleetOptions()
+    assert options.timeout_s(0.5, 0.1) == 5.0
+    assert options.timeout_s(0.5, 2.0) == 24.0
+    assert options.timeout_s(4.0, 60.0) == 300.0
+    assert replace(options, render_timeout_s=7.0).timeout_s(0.5, 2.0) == 7.0
+
+
+def test_who_gives_up_takes_the_clip_out_of_the_queue() -> None:
+    async def work() -> None:
+        async with House(1, lambda position: 1.0) as house:
+            tasks = [asyncio.create_task(house.engine.render(clip(0, f"{n}"))) for n in range(4)]
+            await asyncio.sleep(0.1)
+            for task in tasks[1:]:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+            assert len(house.opened[0].begun) == 1
+            assert house.opened[0].discarded == [1, 2, 3], "each was prepared when the one before was taken back"
+            assert not house.engine._jobs
+            assert house.engine._scheduler.waiting == 0
+
+    run(work())
