@@ -99,7 +99,7 @@ async def serve(settings: Settings, log_file: LogFile) -> None:
         stop = life.enter_context(_stop_signal())
         access, network = _access(settings), _network(settings)
         tls = TlsOptions.of(settings.tls_cert, settings.tls_key, settings.tls_self_signed).certificate()
-        if settings.engine == "local":
+        if settings.engine != "testcard":
             # A misspelt key or a missing folder need not wait for the minute that a worker takes to find it.
             ModelDescription.from_mapping(settings.model, settings.model_base)
         engine = create_engine(settings)

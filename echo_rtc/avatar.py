@@ -61,7 +61,7 @@ class AvatarService:
         at. Raises SettingsError or InputError with one sentence.
         """
         chosen = named_settings(settings)
-        if chosen.engine == "local":
+        if chosen.engine != "testcard":
             # A missing folder need not wait for the minute that a worker takes to find it.
             ModelDescription.from_mapping(chosen.model, chosen.model_base)
         engine = create_engine(chosen)

@@ -142,13 +142,13 @@ class Settings:
         default=_REPOSITORY / "configs" / "embedded.yaml",
         metadata=_about("server", "YAML file with settings of these same names and the description of the model."),
     )
-    engine: Literal["local", "testcard"] = field(
+    engine: Literal["local", "ray", "testcard"] = field(
         default="local",
         metadata=_about(
             "server",
-            "Who renders: local = the model, in one process per device of this machine; testcard = a test picture "
-            "without any model.",
-            choices=("local", "testcard"),
+            "Who renders: local = the model, in one process per device of this machine; ray = the model, on the "
+            "machines of a Ray cluster; testcard = a test picture without any model.",
+            choices=("local", "ray", "testcard"),
         ),
     )
     devices: str = field(
@@ -159,6 +159,27 @@ class Settings:
             "cuda, or a list such as cuda:0,cuda:1.",
             form=r"auto|(cpu|cuda(:\d{1,3})?)(,(cpu|cuda:\d{1,3}))*",
             words="auto, cpu, cuda or a list of different devices such as cuda:0,cuda:1",
+        ),
+    )
+    ray_address: str | None = field(
+        default=None,
+        metadata=_about(
+            "server",
+            "Ray cluster to render on, such as 10.0.0.5:6379; auto = the one that this machine belongs to; none starts "
+            "a cluster on this machine that ends with the server.",
+            kind=str,
+            form=r"auto|[A-Za-z0-9.:_\[\]-]+:\d{1,5}",
+            words="auto, or the address and port of a cluster's head such as 10.0.0.5:6379",
+        ),
+    )
+    ray_workers: int = field(
+        default=0,
+        metadata=_about(
+            "server",
+            "Workers of the Ray engine; 0 takes one per GPU of the cluster, or one per node where there are none.",
+            unit="workers",
+            low=0,
+            high=1_000,
         ),
     )
     reference_image: Path = field(
@@ -736,7 +757,7 @@ def _settings(sources: Sequence[Mapping[str, tuple[str, Any]]]) -> Settings:
     assert isinstance(poses, Path)
     merged: dict[str, Any] = {**values, "config": config, "model": model, "avatars": _avatars(avatars, config, poses)}
     settings = Settings(**merged)
-    if settings.engine == "local" and not model:
+    if settings.engine != "testcard" and not model:
         raise SettingsError(
             f"model is missing in {config}; the local engine needs it to find the weights, --engine testcard does not"
         )

@@ -14,6 +14,7 @@ import threading
 import time
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -23,8 +24,9 @@ SETTLE_S = 2.0
 
 _OUR_THREADS = ("echo-", "audio-decoder", "video-decoder")
 """Names with which the threads begin that this server causes: its own, and those of aiortc's receivers."""
-_LASTING_CHILDREN = ("resource_tracker", "forkserver")
-"""Helpers of multiprocessing that stay until the interpreter ends."""
+_LASTING_CHILDREN = ("resource_tracker", "forkserver", "ray::IDLE", "ray/_private/workers/default_worker.py")
+"""Helpers of multiprocessing that stay until the interpreter ends, and processes that a Ray cluster, which lasts for
+all tests, holds ready for whoever wants one next; one that works has another name."""
 
 _LISTENING = "0A"
 """The state of a listening socket in /proc/net/tcp."""
@@ -32,6 +34,18 @@ _LISTENING = "0A"
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--picture", metavar="FILE", help="keep a picture of the call on the embedded model (PNG)")
+
+
+@pytest.fixture(scope="session")
+def ray_cluster() -> Iterator[Any]:
+    """A Ray cluster of two nodes with two CPUs each, both on this machine."""
+    from ray.cluster_utils import Cluster  # half a second that most tests do not need
+
+    store = {"object_store_memory": 2**27}
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 2, "include_dashboard": False, **store})
+    cluster.add_node(num_cpus=2, **store)
+    yield cluster
+    cluster.shutdown()
 
 
 @pytest.fixture(autouse=True)

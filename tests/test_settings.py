@@ -194,7 +194,7 @@ def test_any_file_is_a_mapping_or_one_sentence(content: bytes) -> None:
         (["--cfg", "1e400"], "--cfg is inf; it must be a number"),
         (["--vad-threshold", "1.5"], "--vad-threshold is 1.5; it must be a number from 0 to 1"),
         (["--audio-model-type", "wisper"], "it must be whisper or wav2vec2; did you mean whisper?"),
-        (["--engine", "ray"], "--engine is 'ray'; it must be local or testcard"),
+        (["--engine", "rai"], "--engine is 'rai'; it must be local, ray or testcard; did you mean ray?"),
         (["--devices", "gpu"], "--devices is 'gpu'; it must be auto, cpu, cuda or a list"),
         (["--devices", "auto,cpu"], "--devices is 'auto,cpu'"),
         (["--devices", "cuda:0,cuda:0"], "name each device once"),

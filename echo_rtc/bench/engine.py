@@ -1,9 +1,10 @@
 """``python -m echo_rtc.bench engine [settings]``: what the engine makes of its workers, and what it costs.
 
-With the local engine's own workers: throughput with one worker and with several, each kept busy by a stream of its own,
-and one stream spread over all; the share of the time in which a busy worker does not render, with and without the next
-clip prepared; what handing a clip over costs; how long a killed worker is missed; and how long a voice takes to move
-the picture, in real calls at workers that draw test cards in the time which the model took.
+With the workers of the local engine, or of Ray (``--engine ray``): throughput with one worker and with several, each
+kept busy by a stream of its own, and one stream spread over all; the share of the time in which a busy worker does not
+render, with and without the next clip prepared; what handing a clip over costs; how long a killed worker is missed; and
+how long a voice takes to move the picture, in real calls at workers that draw test cards in the time which the model
+took.
 
 On the CPU every worker gets the same share of the cores, however many there are, so that the figures compare.
 ``--random-weights`` takes networks of the published sizes with random weights instead of files. ``--hold`` is the long
@@ -38,10 +39,10 @@ from echo_rtc.bench.stream import babble
 from echo_rtc.clips import MEDIA_RATE, ClipFormat, F32Array, S16Array
 from echo_rtc.engine.card import CardError, read_card
 from echo_rtc.engine.devices import usable_cores
-from echo_rtc.engine.factory import fleet_options, worker_specs
+from echo_rtc.engine.factory import create_engine, fleet_options, worker_specs
 from echo_rtc.engine.fleet import FleetEngine, FleetOptions
 from echo_rtc.engine.local import LocalEngine
-from echo_rtc.engine.protocol import Progress, RenderRequest, RenderResult
+from echo_rtc.engine.protocol import Engine, Progress, RenderRequest, RenderResult
 from echo_rtc.engine.testcard import CardLoader, TestCardEngine
 from echo_rtc.engine.worker import ModelLoader, Renderer, WorkerSpec
 from echo_rtc.errors import RenderError, SettingsError
@@ -132,9 +133,25 @@ def bench_specs(settings: Settings, most: int, random_weights: bool) -> list[Wor
     return specs
 
 
+def over(settings: Settings, specs: Sequence[WorkerSpec], options: FleetOptions) -> FleetEngine:
+    """An engine of the settings' kind with these workers."""
+    if settings.engine == "local":
+        return LocalEngine(settings.clip_format, lambda: specs, options)
+    from echo_rtc.engine.ray_engine import RayEngine, RayOptions
+
+    def spec(name: str, device: str, cores: float | None) -> WorkerSpec:
+        given = specs[int(name.removeprefix("ray-"))]
+        loader = given.loader
+        return replace(
+            given, name=name, loader=replace(loader, device=device) if isinstance(loader, ModelLoader) else loader
+        )
+
+    ray_options = RayOptions(settings.ray_address or "", settings.devices, len(specs))
+    return RayEngine(settings.clip_format, spec, ray_options, options)
+
+
 @asynccontextmanager
-async def running(format: ClipFormat, specs: Sequence[WorkerSpec], options: FleetOptions) -> AsyncIterator[FleetEngine]:
-    engine = LocalEngine(format, lambda: specs, options)
+async def running(engine: FleetEngine) -> AsyncIterator[FleetEngine]:
     await engine.start(lambda line: _say(line))
     try:
         yield engine
@@ -273,7 +290,7 @@ async def speech_to_motion(format: ClipFormat, clip_s: float) -> list[float]:
             seen.append((frame.arrived_s, True))
 
     specs = [WorkerSpec("card", CardLoader(format, clip_s))]
-    async with running(format, specs, FleetOptions()) as engine, calls(engine, 1) as call:
+    async with running(LocalEngine(format, lambda: specs)) as engine, calls(engine, 1) as call:
         caller = Caller(voice, on_picture=see, codec="H264")
         try:
             await call(caller)
@@ -294,7 +311,7 @@ async def speech_to_motion(format: ClipFormat, clip_s: float) -> list[float]:
 
 
 @asynccontextmanager
-async def calls(engine: FleetEngine, most: int, vad_threshold: float = 0.015) -> AsyncIterator[Connect]:
+async def calls(engine: Engine, most: int, vad_threshold: float = 0.015) -> AsyncIterator[Connect]:
     """A server of calls in this process; yields what connects a caller and returns the stream's counters."""
     manager = StreamManager(engine, ManagerOptions(StreamOptions(vad_threshold=vad_threshold), max_streams=most))
 
@@ -326,8 +343,8 @@ def main(argv: list[str]) -> int:
     if arguments.workers < 1 or arguments.clips < 1:
         raise SettingsError(f"--workers is {arguments.workers} and --clips {arguments.clips}; both must be at least 1")
     settings = settings_from(arguments, os.environ)
-    if settings.engine != "local":
-        raise SettingsError(f"engine is {settings.engine}; this measures the local engine")
+    if settings.engine == "testcard":
+        raise SettingsError("engine is testcard; this measures the engines local and ray")
     if arguments.hold:
         return asyncio.run(hold(settings, arguments.hold))
     return asyncio.run(measure(settings, arguments.workers, arguments.clips, arguments.random_weights))
@@ -344,9 +361,9 @@ async def measure(settings: Settings, workers: int, clips: int, random_weights: 
         return measured
 
     one = [specs[0]]
-    async with running(format, one, replace(options, prefetch=False)) as engine:
+    async with running(over(settings, one, replace(options, prefetch=False))) as engine:
         before = note("1 worker, nothing prepared", await throughput(engine, 1, clips))
-    async with running(format, one, options) as engine:
+    async with running(over(settings, one, options)) as engine:
         alone = note("1 worker", await throughput(engine, 1, clips))
         movie_s = workers * clips * float(format.clip_duration)
         movie_alone = await offline(engine, movie_s)
@@ -357,14 +374,14 @@ async def measure(settings: Settings, workers: int, clips: int, random_weights: 
     if workers > 1:
         # Chained whatever the speed, so that the figure is that of independent streams.
         chained = replace(options, overlap_frames=0)
-        async with running(format, specs, chained) as engine:
+        async with running(over(settings, specs, chained)) as engine:
             together = note(f"{workers} workers, {workers} streams", await throughput(engine, workers, clips))
             movie = await offline(engine, movie_s)
             rows.append([f"{workers} workers, to one movie", movie, "", ""])
         figures["offline_scaling"] = round(movie / movie_alone, 3)
         figures["scaling"] = round(together.frames_per_second / alone.frames_per_second, 3)
         if options.overlap_frames:
-            async with running(format, specs, replace(options, use_init_latent=False)) as engine:
+            async with running(over(settings, specs, replace(options, use_init_latent=False))) as engine:
                 shared = note(
                     f"{workers} workers, 1 stream, cross-faded",
                     await throughput(engine, 1, clips * workers, ahead=AHEAD * workers),
@@ -388,7 +405,7 @@ async def measure(settings: Settings, workers: int, clips: int, random_weights: 
 async def hold(settings: Settings, seconds: float) -> int:
     """Two calls at test cards and one at the model for ``seconds``; 1 if any of them dropped or held a frame."""
     cards = TestCardEngine(replace(settings.clip_format, width=512, height=512))
-    model = LocalEngine(settings.clip_format, lambda: worker_specs(settings), fleet_options(settings))
+    model = create_engine(settings)
     process = psutil.Process()
     memory: list[tuple[float, float]] = []
     loop = asyncio.get_running_loop()

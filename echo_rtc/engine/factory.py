@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import fields
+from dataclasses import fields, replace
 
 from echo_rtc.engine.devices import resolve_devices
 from echo_rtc.engine.fleet import FleetOptions
@@ -10,6 +10,7 @@ from echo_rtc.engine.local import LocalEngine
 from echo_rtc.engine.protocol import Engine
 from echo_rtc.engine.testcard import TestCardEngine
 from echo_rtc.engine.worker import CPU_NICENESS, ModelLoader, Speedups, WorkerSpec
+from echo_rtc.errors import SettingsError
 from echo_rtc.settings import Settings
 
 
@@ -17,6 +18,8 @@ def create_engine(settings: Settings) -> Engine:
     """The engine of ``settings.engine``, to be started in the loop that will use it."""
     if settings.engine == "testcard":
         return TestCardEngine(settings.clip_format, options=fleet_options(settings))
+    if settings.engine == "ray":
+        return _ray_engine(settings)
     return LocalEngine(settings.clip_format, lambda: worker_specs(settings), fleet_options(settings))
 
 
@@ -41,6 +44,24 @@ def worker_specs(settings: Settings) -> list[WorkerSpec]:
         )
         for device in resolve_devices(settings.devices)
     ]
+
+
+def _ray_engine(settings: Settings) -> Engine:
+    """Raises SettingsError where Ray is not installed."""
+    try:
+        from echo_rtc.engine.ray_engine import RayEngine, RayOptions
+    except ImportError as error:
+        raise SettingsError(
+            f'engine is ray, but Ray cannot be imported ({error}); install it with pip install "echo-rtc[ray]", or '
+            "choose --engine local"
+        ) from error
+
+    def spec(name: str, device: str, cores: float | None) -> WorkerSpec:
+        loader = replace(_loader(settings, device), cores=cores)
+        return WorkerSpec(name, loader, CPU_NICENESS if device == "cpu" else 0)
+
+    options = RayOptions(settings.ray_address or "", settings.devices, settings.ray_workers)
+    return RayEngine(settings.clip_format, spec, options, fleet_options(settings))
 
 
 def _loader(settings: Settings, device: str) -> ModelLoader:

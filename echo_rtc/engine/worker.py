@@ -253,7 +253,8 @@ class Speedups:
 class ModelLoader:
     """Loads the EchoMimic-V2 clip generator on one device: the Loader of a server's workers.
 
-    ``model`` is the mapping of that name in the YAML file, whose relative paths start from ``model_base``.
+    ``model`` is the mapping of that name in the YAML file, whose relative paths start from ``model_base``. ``cores``:
+    how many cores a model on the CPU may use; None for all.
     """
 
     model: Mapping[str, Any]
@@ -271,6 +272,7 @@ class ModelLoader:
     use_init_latent: bool
     speedups: Speedups = Speedups()
     compile_cache: Path | None = None
+    cores: float | None = None
 
     def __call__(self, progress: Progress) -> Renderer:
         # OpenMP's threads spin while they wait for each other, unless they are told before torch is loaded. Where cores
@@ -294,7 +296,7 @@ class ModelLoader:
 
         on_cpu = self.device == "cpu"
         if on_cpu:
-            torch.set_num_threads(math.ceil(usable_cores()))
+            torch.set_num_threads(math.ceil(self.cores or usable_cores()))
         else:
             torch.cuda.set_device(self.device)
         settings = GeneratorSettings(

@@ -7,6 +7,7 @@ import pytest
 from echo_rtc.bench import engine as bench
 from echo_rtc.clips import MEDIA_RATE, ClipFormat
 from echo_rtc.engine.fleet import FleetOptions
+from echo_rtc.engine.local import LocalEngine
 from echo_rtc.engine.testcard import CardLoader
 from echo_rtc.engine.worker import ModelLoader, WorkerSpec
 from echo_rtc.errors import SettingsError
@@ -21,7 +22,7 @@ def specs(count: int) -> list[WorkerSpec]:
 
 
 async def test_two_workers_do_twice_the_work_and_a_dead_one_is_missed_for_a_moment() -> None:
-    async with bench.running(FORMAT, specs(2), FleetOptions(overlap_frames=0)) as engine:
+    async with bench.running(LocalEngine(FORMAT, lambda: specs(2), FleetOptions(overlap_frames=0))) as engine:
         together = await bench.throughput(engine, 2, 12)
         assert together.frames_per_second == pytest.approx(2 * 6 / CLIP_S, rel=0.35)
         assert 0.0 <= together.idle_share < 0.5

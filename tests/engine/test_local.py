@@ -18,7 +18,7 @@ import psutil
 import pytest
 
 from echo_rtc.clips import ClipFormat
-from echo_rtc.engine.fleet import FAILURES_TO_REPLACE, FleetOptions
+from echo_rtc.engine.fleet import FAILURES_TO_REPLACE, FleetEngine, FleetOptions
 from echo_rtc.engine.local import LocalEngine
 from echo_rtc.engine.protocol import AvatarFiles, RenderRequest
 from echo_rtc.engine.worker import WorkerSpec
@@ -58,7 +58,7 @@ async def until(condition: Callable[[], bool]) -> None:
             await asyncio.sleep(0.005)
 
 
-async def lost(engine: LocalEngine, deed: Deed) -> str:
+async def lost(engine: FleetEngine, deed: Deed) -> str:
     with pytest.raises(RenderError) as caught:
         await engine.render(request(deed))
     return str(caught.value)
@@ -288,6 +288,7 @@ async def test_close_ends_a_worker_that_hangs_and_may_be_repeated() -> None:
 async def test_a_further_avatar_is_there_for_all_workers_and_their_replacements(tmp_path: Path) -> None:
     async with running(workers("one", "two")) as engine:
         files = AvatarFiles("anna", tmp_path / "anna.png", tmp_path)
+        files.reference_image.touch()
         clips = [asyncio.create_task(engine.render(request(position=n))) for n in range(6)]
         avatar = await engine.prepare_avatar(files)
         assert [int((await clip).frames.y[0, 0, 0]) for clip in clips] == list(range(6))
@@ -309,6 +310,8 @@ async def test_a_further_avatar_is_there_for_all_workers_and_their_replacements(
 
 
 async def test_an_avatar_that_cannot_be_prepared_is_not_there_and_disturbs_nobody(tmp_path: Path) -> None:
+    for name in ("bad.png", "deadly.png"):
+        (tmp_path / name).touch()
     async with running(workers("one", "two")) as engine:
         pids = engine.worker_pids
         with pytest.raises(InputError, match=r"bad\.png is no picture"):

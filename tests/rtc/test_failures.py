@@ -40,12 +40,9 @@ def local(workers: int, faults: Path, options: FleetOptions, clip_s: float, step
     return LocalEngine(FORMAT, lambda: specs, options)
 
 
-FLEETS: dict[str, Fleet] = {"local": local}
-
-
-@pytest.fixture(params=sorted(FLEETS))
-def fleet(request: pytest.FixtureRequest) -> Fleet:
-    return FLEETS[request.param]
+@pytest.fixture
+def fleet() -> Fleet:
+    return local
 
 
 @dataclass

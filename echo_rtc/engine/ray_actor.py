@@ -1,0 +1,163 @@
+"""A worker as a Ray actor: the other side of ``ray_engine.py``, on whatever node Ray has put it.
+
+It holds the same worker as a process of the local engine does, and tells of errors as values: Ray would wrap what is
+raised into classes of its own. Imports Ray, but neither torch nor anything of the server.
+"""
+
+from __future__ import annotations
+
+import logging
+import logging.handlers
+import os
+import queue
+import secrets
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import ray
+
+from echo_rtc.clips import ClipFormat, F16Array
+from echo_rtc.engine.protocol import Avatar, AvatarFiles, RenderRequest, RenderResult
+from echo_rtc.engine.speed import Speed
+from echo_rtc.engine.worker import ClipWorker, WorkerReport, WorkerSpec
+from echo_rtc.errors import EchoRtcError
+
+CONCURRENCY_GROUPS = {"render": 1, "prepare": 1, "messages": 1}
+"""Threads of the actor: one renders, one prepares the next clip meanwhile, one passes on what is logged."""
+
+T = TypeVar("T")
+F = TypeVar("F", bound=Callable[..., Any])
+
+Message = str | logging.LogRecord
+"""A line of progress, or a record for the server's log."""
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """An error, as a value."""
+
+    error: EchoRtcError
+
+
+@dataclass(frozen=True, slots=True)
+class Whereabouts:
+    """Where an actor lives. ``life`` is another one each time that Ray has started it anew."""
+
+    node: str
+    pid: int
+    life: str
+
+
+@dataclass(frozen=True, slots=True)
+class AvatarBundle:
+    """What an avatar is prepared from, by content: its files lie on the server's machine. ``poses``: by file name."""
+
+    name: str
+    image_name: str
+    image: bytes
+    poses: dict[str, bytes]
+
+    @classmethod
+    def read(cls, files: AvatarFiles) -> AvatarBundle:
+        """Raises OSError if a file cannot be read."""
+        poses = {path.name: path.read_bytes() for path in sorted(files.pose_dir.iterdir()) if path.suffix == ".npy"}
+        return cls(files.name, files.reference_image.name, files.reference_image.read_bytes(), poses)
+
+    def unpack(self, folder: Path) -> AvatarFiles:
+        """Writes everything into an empty folder of this machine."""
+        image, poses = folder / self.image_name, folder / "poses"
+        image.write_bytes(self.image)
+        poses.mkdir()
+        for name, content in self.poses.items():
+            (poses / name).write_bytes(content)
+        return AvatarFiles(self.name, image, poses)
+
+
+def _in(group: str, **options: str) -> Callable[[F], F]:
+    """Runs a method on the thread of a concurrency group."""
+    decorate: Callable[[F], F] = ray.method(concurrency_group=group, **options)
+    return decorate
+
+
+class RayClipWorker:
+    """The actor. Its methods are those of ClipWorker; what they raise comes back as a Failure."""
+
+    def __init__(self, spec: WorkerSpec, format: ClipFormat, log_level: int) -> None:
+        self._messages: queue.SimpleQueue[Message] = queue.SimpleQueue()
+        # Ray logs to files of its own; what the worker has to say goes to the server's log instead.
+        logging.basicConfig(handlers=[logging.handlers.QueueHandler(self._messages)], level=log_level, force=True)
+        self._worker = ClipWorker(spec, format)
+        self._avatar: tuple[AvatarFiles, tempfile.TemporaryDirectory[str]] | None = None
+        self._life = secrets.token_hex(8)
+        if spec.niceness:
+            os.nice(spec.niceness)
+
+    @_in("render")
+    def whereabouts(self) -> Whereabouts:
+        return Whereabouts(ray.util.get_node_ip_address(), os.getpid(), self._life)
+
+    @_in("messages", num_returns="streaming")
+    def messages(self) -> Iterator[Message]:
+        """Everything that is said, for as long as the actor lives."""
+        while True:
+            yield self._messages.get()
+
+    @_in("render")
+    def load(self) -> WorkerReport | Failure:
+        return _told(lambda: self._worker.load(self._messages.put))
+
+    @_in("render")
+    def measure(self, frames: int) -> Speed | Failure:
+        return _told(lambda: self._worker.measure(frames))
+
+    @_in("prepare")
+    def prepare(self, number: int, request: RenderRequest) -> None:
+        self._worker.prepare(number, request)
+
+    @_in("prepare")
+    def discard(self, number: int) -> None:
+        self._worker.discard(number)
+
+    @_in("render")
+    def render(self, number: int, init_latent: F16Array | None) -> tuple[RenderResult, float] | Failure:
+        return _told(lambda: self._worker.render(number, init_latent))
+
+    @_in("render")
+    def idle_piece(self, avatar: str, first: bool) -> Avatar | Failure | None:
+        return _told(lambda: self._worker.idle_piece(avatar, first))
+
+    @_in("render")
+    def prepare_avatar(self, name: str, bundle: AvatarBundle | None) -> bool | Failure:
+        """The first piece of an avatar if its ``bundle`` comes along, else one more."""
+        if bundle is not None:
+            self._drop_files()
+            folder = tempfile.TemporaryDirectory(prefix="echo-avatar-")
+            self._avatar = bundle.unpack(Path(folder.name)), folder
+        if self._avatar is None or self._avatar[0].name != name:
+            return False  # it was forgotten meanwhile
+        files, _ = self._avatar
+        more = _told(lambda: self._worker.prepare_avatar(files, bundle is not None))
+        if more is not True:
+            self._drop_files()
+        return more
+
+    @_in("render")
+    def forget_avatar(self, name: str) -> None:
+        if self._avatar is not None and self._avatar[0].name == name:
+            self._drop_files()
+        self._worker.forget_avatar(name)
+
+    def _drop_files(self) -> None:
+        if self._avatar is not None:
+            self._avatar[1].cleanup()
+            self._avatar = None
+
+
+def _told(call: Callable[[], T]) -> T | Failure:
+    try:
+        return call()
+    except EchoRtcError as error:
+        return Failure(error)
