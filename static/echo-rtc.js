@@ -434,8 +434,10 @@ export class Server {
    */
   async avatars() {
     const content = await contentOf(await this.#fetch("/avatars", {}, LOOK_TIMEOUT_MS));
-    const avatars = /** @type {Avatar[]} */ (/** @type {unknown} */ (content));
-    return avatars.map(({ name, preview }) => ({ name, preview: new URL(this.#base + preview).href }));
+    if (!Array.isArray(content)) {
+      throw new Refusal("unreachable", "The answer is not one of an echo_rtc server.");
+    }
+    return content.map(({ name, preview }) => ({ name, preview: new URL(this.#base + preview).href }));
   }
 
   /** Resolves if a call could be opened now; rejects with the Refusal that says why not. */
@@ -763,6 +765,7 @@ export class Connection extends EventTarget {
     this.#heardAt = performance.now();
     const message = parsed(text);
     if (message?.type === "end") {
+      this.#session = null; // the server has ended it itself
       // A view outlives the streams of its name: another may begin at any time.
       this.#end(this.#isView ? "lost" : "ended", typeof message.reason === "string" ? message.reason : "");
     } else if (message?.type === "stats") {
@@ -834,17 +837,16 @@ export class Connection extends EventTarget {
     }
     this.#closed = true;
     clearInterval(this.#watch);
-    this.#hangUp(kind, leaving);
+    this.#hangUp(leaving);
     this.#finish({ kind, detail });
   }
 
   /**
    * Tells the server first and closes then: it would find the stream gone otherwise.
-   * @param {Outcome["kind"]} kind
    * @param {boolean} leaving
    */
-  async #hangUp(kind, leaving) {
-    const told = this.#session === null || kind === "ended" ? null : this.#server.hangUp(this.#session);
+  async #hangUp(leaving) {
+    const told = this.#session === null ? null : this.#server.hangUp(this.#session);
     if (!leaving) {
       await told;
     }
@@ -1312,10 +1314,13 @@ function isFramedWithoutMicrophone() {
 /**
  * Starts a recorded voice from its beginning; rejects if the file cannot be had or decoded. To be called within a
  * gesture the first time, which browsers want before they make any sound.
- * @param {string} url Of an audio file that browsers decode.
+ * @param {string | null} url Of an audio file that browsers decode.
  * @returns {Promise<Voice>}
  */
 async function openSample(url) {
+  if (url === null) {
+    throw new Error("the attribute sample is missing");
+  }
   const context = new AudioContext();
   try {
     const response = await fetch(url);
@@ -1694,6 +1699,7 @@ video,
 }
 
 .overlay[data-over="poster"] .notice {
+  max-width: 30rem;
   padding: 0.9rem 1rem 1rem;
   border-radius: 1rem;
   background: var(--surface);
@@ -1981,6 +1987,18 @@ video,
 
   .text {
     font-size: 0.95rem;
+  }
+
+  .overlay[data-over="poster"] .notice {
+    padding: 0.75rem;
+  }
+
+  .overlay[data-over="poster"] .notice[data-tone="calm"] .title {
+    display: none;
+  }
+
+  .overlay[data-over="poster"] .actions {
+    margin-top: 0;
   }
 
   .action {
@@ -2671,37 +2689,54 @@ export class EchoRtc extends HTMLElement {
    */
   async #look(turn, failures) {
     const server = this.#server();
-    let waitMs = 0;
+    /** @type {Refusal | null} */ let refusal = null;
     try {
-      const configuration = await server?.configuration();
-      if (turn === this.#lookTurn && configuration !== undefined) {
-        this.#looks.showRatio(configuration.width / configuration.height);
-        this.#tell("configuration", configuration);
-        await server?.ready();
-        this.#starting = null;
-        if (server !== null && this.#mode === "call") {
-          this.#avatars = await server.avatars();
-          this.#showPoster();
-          this.#tell("avatars", this.#avatars);
-        }
+      if (server !== null) {
+        await this.#showServer(server, () => turn === this.#lookTurn);
       }
     } catch (error) {
-      const isStarting = error instanceof Refusal && error.kind === "starting";
-      this.#starting = isStarting ? error.detail : null;
-      if (!(error instanceof Refusal && error.kind === "unauthorized")) {
-        waitMs = isStarting ? LOOK_AGAIN_MS : 1000 * backOffS(failures, Math.random());
+      if (!(error instanceof Refusal)) {
+        throw error; // a fault of this module, which the console should show
       }
-      failures = isStarting ? 0 : failures + 1;
+      refusal = error;
     }
     if (turn !== this.#lookTurn) {
       return;
     }
-    if (waitMs > 0) {
-      this.#lookTimer = setTimeout(() => this.#look(turn, failures), waitMs);
+    const isStarting = refusal?.kind === "starting";
+    this.#starting = isStarting ? refusal.detail : null;
+    if (refusal !== null) {
+      const waitMs = isStarting ? LOOK_AGAIN_MS : 1000 * backOffS(failures, Math.random());
+      this.#lookTimer = setTimeout(() => this.#look(turn, isStarting ? 0 : failures + 1), waitMs);
     }
     if (this.#greeting) {
       this.#greet();
     }
+  }
+
+  /**
+   * Shows what a server has to offer; rejects with its Refusal while it takes no calls.
+   * @param {Server} server
+   * @param {() => boolean} isWanted Whether it is still the one that is asked.
+   */
+  async #showServer(server, isWanted) {
+    const configuration = await server.configuration();
+    if (!isWanted()) {
+      return;
+    }
+    this.#looks.showRatio(configuration.width / configuration.height);
+    this.#tell("configuration", configuration);
+    // It has none before it has started.
+    if (this.#mode === "call" && configuration.avatars.length > this.#avatars.length) {
+      const avatars = await server.avatars();
+      if (!isWanted()) {
+        return;
+      }
+      this.#avatars = avatars;
+      this.#showPoster();
+      this.#tell("avatars", avatars);
+    }
+    await server.ready();
   }
 
   /** @param {ActionName} name */
@@ -2789,7 +2824,7 @@ export class EchoRtc extends HTMLElement {
       case "microphone":
         return openMicrophone(choice.device);
       case "sample":
-        return openSample(this.getAttribute("sample") ?? "");
+        return openSample(this.getAttribute("sample"));
       case "track":
         return borrow(choice.track);
     }

@@ -5,9 +5,11 @@ from __future__ import annotations
 import re
 from collections.abc import AsyncIterator
 from html.parser import HTMLParser
+from typing import Any
 
 import pytest
 import pytest_asyncio
+from playwright.async_api import Route
 
 from tests.browser.conftest import ROOT, Browsers, RunningServer, visiting
 from tests.browser.visit import TIMES, Visit
@@ -66,6 +68,39 @@ async def test_refusals_are_told_apart(modules: Visit) -> None:
         ["unauthorized", "", None],
         ["taken", "", 3],
         ["limited", "", 60],
+    ]
+
+
+async def test_a_view_has_a_session_of_its_own_server_or_none(modules: Visit) -> None:
+    headers = {"Content-Type": "application/sdp"}
+    answers: dict[str, dict[str, Any]] = {
+        "relative": {"status": 201, "headers": {**headers, "Location": "relative/session"}, "body": "v=0"},
+        "elsewhere": {"status": 201, "headers": {**headers, "Location": "https://evil.example/s"}, "body": "v=0"},
+        "nobody": {"status": 409, "headers": {"Retry-After": "2"}, "json": {"detail": "Nobody."}},
+        "broken": {"status": 502, "body": "<html>"},
+    }
+
+    async def answer(route: Route) -> None:
+        await route.fulfill(**answers[route.request.url.rpartition("/")[2]])
+
+    await modules.page.route("**/whep/*", answer)
+    modules.expected.append("status of (409|502)")
+    found = await modules.page.evaluate(
+        """async (names) => {
+          const { Server } = await import("/echo-rtc.js");
+          const server = new Server(location.origin);
+          return Promise.all(names.map((name) => server.view("v=0", name).then(
+            ({ sdp, session }) => [sdp, session],
+            ({ kind, detail, retryAfterS }) => [kind, detail, retryAfterS],
+          )));
+        }""",
+        list(answers),
+    )
+    assert found == [
+        ["v=0", f"{modules.origins[0]}/whep/relative/session"],
+        ["rejected", "The server names a session at another address, which gets no token.", None],
+        ["offline", "Nobody.", 2],
+        ["unreachable", "", None],
     ]
 
 
