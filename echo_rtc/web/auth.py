@@ -121,7 +121,7 @@ class Authorisation:
         """What a token allows. Raises Problem 401 if it is none of ours, or no longer."""
         if self.token is not None and _same(token, self.token):
             return EVERYTHING
-        if self.secret is None or len(token) > MAX_TOKEN_CHARACTERS:
+        if self.secret is None or len(token) > MAX_TOKEN_CHARACTERS or not token.isascii():
             raise _unauthorised("The token is not one of this server's.", "invalid_token")
         try:
             # Whom else a token is for (aud) is of no interest here.
@@ -129,7 +129,7 @@ class Authorisation:
             claims = jwt.decode(token, self.secret, algorithms=[ALGORITHM], options=options, leeway=LEEWAY_S)
         except jwt.ExpiredSignatureError:
             raise _unauthorised("The token has expired; ask for a new one.", "invalid_token") from None
-        except jwt.PyJWTError:
+        except (jwt.PyJWTError, ValueError, OverflowError, RecursionError):  # JSON's own, too
             raise _unauthorised("The token is not one of this server's.", "invalid_token") from None
         return _grant_of(claims)
 

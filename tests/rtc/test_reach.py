@@ -77,6 +77,14 @@ async def test_a_relay_that_dies_keeps_no_call(tmp_path: Path, caplog: pytest.Lo
         assert "did not close" not in caplog.text
 
 
+async def test_stun_is_asked_for_further_candidates(tmp_path: Path) -> None:
+    async with coturn(tmp_path) as turn:
+        stun = turn.url.replace("turn:", "stun:").partition("?")[0]
+        async with house(options=reachable(Network.of([stun], None, None, []))) as home:
+            opened = await home.manager.open_call(await offer(), AVATAR)
+            assert {kind for _, _, kind in candidates(opened.answer_sdp)} == {"host", "srflx"}
+
+
 async def test_credentials_of_another_secret_open_no_relay(tmp_path: Path) -> None:
     async with coturn(tmp_path) as turn:
         network = Network.of([turn.url], "another-secret", None, [])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import base64
 import logging
 import time
 from dataclasses import replace
@@ -99,6 +101,8 @@ def forged(**claims: object) -> str:
         (jwt.encode({"exp": 2**33, "scope": "publish view", "name": "x"}, "", "none"), "not one of this server's"),
         (jwt.encode({"exp": 2**33, "scope": "publish view", "name": "x"}, SECRET * 2, "HS512"), "not one of this"),
         (jwt.encode({"scope": "publish view", "name": "studio"}, SECRET, "HS256"), "not one of this server's"),
+        (jwt.encode({"exp": float("inf"), "scope": "view", "name": "x"}, SECRET, "HS256"), "not one of this server's"),
+        (f"{base64.urlsafe_b64encode(b'[' * 2500).decode()}.e30.e30", "not one of this server's"),
         (forged(exp="soon"), "not one of this server's"),
         (mint(SECRET, CALL, "studio", 60, now_s=1_000_000), "has expired"),
         (forged(scope=""), "scope must be of the words"),
@@ -128,6 +132,15 @@ async def test_an_unreadable_header_counts_as_none(locked: Edge) -> None:
         async with locked.client.post("/offer", json=OFFER, headers={"Authorization": value}) as response:
             assert response.status == 401
             assert "error=" not in response.headers["WWW-Authenticate"]
+
+
+async def test_bytes_that_are_no_text_are_no_token(locked: Edge) -> None:
+    reader, writer = await asyncio.open_connection(locked.client.host, locked.client.port)
+    head = b"POST /offer HTTP/1.1\r\nHost: x\r\nContent-Length: 0\r\nConnection: close\r\n"
+    writer.write(head + b"Authorization: Bearer \xff\xfe.\xff.\xff\r\n\r\n")
+    assert b" 401 " in await reader.readline()
+    writer.close()
+    await writer.wait_closed()
 
 
 async def test_a_token_elsewhere_than_in_the_header_counts_for_nothing(locked: Edge) -> None:
