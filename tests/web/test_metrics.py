@@ -21,7 +21,9 @@ from echo_rtc.web.metrics import COUNTERS, PREFIX, Metrics, ServerCollector, Wat
 from tests.rtc.test_calls import house, until
 from tests.web.conftest import Edge, FakeEngine, FakeStreams
 
-DASHBOARD = Path(__file__).parents[2] / "deploy" / "grafana.json"
+ROOT = Path(__file__).parents[2]
+DASHBOARD = ROOT / "deploy" / "grafana.json"
+LIST = ROOT / "docs" / "metrics.md"
 
 
 class OneGpu:
@@ -39,6 +41,17 @@ def samples(families: list[Metric]) -> dict[tuple[str, frozenset[tuple[str, str]
 
 def value(families: list[Metric], name: str, **labels: str) -> float:
     return samples(families)[PREFIX + name, frozenset(labels.items())]
+
+
+def test_the_list_of_metrics_is_whole() -> None:
+    rows = []
+    for family in ServerCollector(Watched(FakeStreams(), FakeEngine(), "local", Watch())).collect():
+        name = family.name + ("_total" if family.type == "counter" else "")
+        labels = ", ".join(f"`{label}`" for label in family._labelnames)  # type: ignore[attr-defined]
+        rows.append(f"| `{name}` | {family.type} | {labels} | {family.documentation} |")
+    listed = [line for line in LIST.read_text().splitlines() if line.startswith("| `")]
+    table = "\n".join(rows)
+    assert listed == rows, f"the table of docs/metrics.md must be\n{table}"
 
 
 async def test_a_scrape_is_in_prometheus_form(edge: Edge) -> None:
