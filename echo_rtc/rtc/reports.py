@@ -6,6 +6,7 @@ packet off the count of lost ones again that comes after all.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Generic, Protocol, Self, TypeVar
@@ -13,6 +14,8 @@ from typing import Generic, Protocol, Self, TypeVar
 from aiortc import RTCRtpReceiver, RTCRtpSender
 
 from echo_rtc.clips import MEDIA_RATE
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,8 +61,13 @@ class Link(Generic[ReportT]):
         self.latest = first
 
     async def ask(self) -> None:
-        if self._probe is not None:
+        """Asks anew. Where that fails the figures stay as they are: no call ends for want of them."""
+        if self._probe is None:
+            return
+        try:
             self.latest = (await self._probe()).since(self.latest)
+        except Exception:  # a boundary: aiortc's figures, of a connection in whatever state it is
+            logger.debug("the figures of a connection cannot be had", exc_info=True)
 
 
 async def reception_of(receiver: RTCRtpReceiver) -> Reception:
