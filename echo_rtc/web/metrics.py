@@ -261,6 +261,11 @@ _WORKER_COUNTERS: tuple[WorkerFigure, ...] = (
     ("worker_clips", "Clips the worker has rendered.", lambda worker, _: worker.clips),
     ("worker_lost_clips", "Clips the worker has lost.", lambda worker, _: worker.lost),
     ("worker_busy_seconds", "Time the worker was given to render.", lambda worker, _: worker.busy_s),
+    (
+        "worker_rendering_seconds",
+        "Of that, the time for which it rendered, without hand-over and preparation.",
+        lambda worker, _: worker.rendering_s,
+    ),
     ("worker_restarts", "How often the worker was replaced.", lambda worker, _: worker.restarts),
     (
         "worker_cpu_seconds",
