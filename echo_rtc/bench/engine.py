@@ -7,8 +7,9 @@ how long a voice takes to move the picture, in real calls at workers that draw t
 took.
 
 On the CPU every worker gets the same share of the cores, however many there are, so that the figures compare.
-``--random-weights`` takes networks of the published sizes with random weights instead of files. ``--hold`` is the long
-run: two calls at test cards and one at the model.
+``--random-weights`` takes networks of the published sizes with random weights instead of files. ``--cards SECONDS``
+takes workers that draw test cards and wait, as if a GPU took so long for a clip: what remains is the engine's own part.
+``--hold`` is the long run: two calls at test cards and one at the model.
 """
 
 from __future__ import annotations
@@ -112,8 +113,11 @@ class Throughput:
     handover_ms: float
 
 
-def bench_specs(settings: Settings, most: int, random_weights: bool) -> list[WorkerSpec]:
+def bench_specs(settings: Settings, most: int, random_weights: bool = False, cards_s: float = 0.0) -> list[WorkerSpec]:
     """``most`` workers: one on each CUDA device, or sharing the CPU. Raises SettingsError if there are too few."""
+    if cards_s:
+        cards = CardLoader(settings.clip_format, cards_s, settings.steps)
+        return [WorkerSpec(f"card {number + 1}", cards) for number in range(most)]
     found = worker_specs(settings)
     if found[0].name == "cpu":
         found = [replace(found[0], name=f"cpu {number + 1}") for number in range(most)]
@@ -338,6 +342,9 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--workers", type=int, default=2, help="workers in all, compared with one [2]")
     parser.add_argument("--clips", type=int, default=24, help="clips that each stream renders [24]")
     parser.add_argument("--random-weights", action="store_true", help="networks of the published sizes, no files")
+    parser.add_argument(
+        "--cards", type=float, default=0.0, help="test cards that take so many seconds a clip [0: none]"
+    )
     parser.add_argument("--hold", type=float, default=0.0, help="hold three calls for so many seconds instead [0]")
     arguments = parser.arguments(argv)
     if arguments.workers < 1 or arguments.clips < 1:
@@ -347,13 +354,13 @@ def main(argv: list[str]) -> int:
         raise SettingsError("engine is testcard; this measures the engines local and ray")
     if arguments.hold:
         return asyncio.run(hold(settings, arguments.hold))
-    return asyncio.run(measure(settings, arguments.workers, arguments.clips, arguments.random_weights))
+    specs = bench_specs(settings, arguments.workers, arguments.random_weights, arguments.cards)
+    return asyncio.run(measure(settings, specs, arguments.clips))
 
 
-async def measure(settings: Settings, workers: int, clips: int, random_weights: bool) -> int:
-    """All figures but the long run's."""
-    format, options = settings.clip_format, fleet_options(settings)
-    specs = bench_specs(settings, workers, random_weights)
+async def measure(settings: Settings, specs: Sequence[WorkerSpec], clips: int) -> int:
+    """All figures but the long run's, with the first worker alone and with all of them."""
+    format, options, workers = settings.clip_format, fleet_options(settings), len(specs)
     rows: list[list[object]] = []
 
     def note(what: str, measured: Throughput) -> Throughput:

@@ -57,6 +57,8 @@ def test_workers_share_the_cores_and_too_many_are_refused() -> None:
     assert isinstance(first.loader, bench.SharingLoader)
     assert isinstance(first.loader.loader, bench.RandomLoader)
     assert isinstance(first.loader.loader, ModelLoader)
+    (card,) = bench.bench_specs(settings, 1, cards_s=0.3)
+    assert card.loader == CardLoader(settings.clip_format, 0.3, settings.steps)
     with pytest.raises(SettingsError, match="--workers is 0"):
         bench.main(["--workers", "0"])
     with pytest.raises(SettingsError, match="engine is testcard"):

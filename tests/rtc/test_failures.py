@@ -21,6 +21,7 @@ from echo_rtc.bench.stream import babble
 from echo_rtc.clips import ClipFormat
 from echo_rtc.engine.fleet import FAILURES_TO_REPLACE, FleetEngine, FleetOptions
 from echo_rtc.engine.local import LocalEngine
+from echo_rtc.engine.protocol import Continuity
 from echo_rtc.engine.worker import WorkerSpec
 from echo_rtc.rtc.manager import ManagerOptions
 from echo_rtc.rtc.stream import StreamOptions
@@ -114,6 +115,16 @@ async def test_with_a_second_worker_the_picture_goes_on_at_once(fleet: Fleet, tm
         await until(lambda: call.engine.workers[0].restarts + call.engine.workers[1].restarts == 1)
         await call.shows_more()
         assert call.statistics["clips"]["failed"] - failed <= 1
+
+
+async def test_two_workers_share_a_stream_that_is_too_much_for_one(fleet: Fleet, tmp_path: Path) -> None:
+    """A clip of 0.25 s takes 0.23 s, and a third more with what it shares; what is blended still reads as a card."""
+    async with live(fleet(2, tmp_path, FleetOptions(overlap_frames=2), 0.23, 1)) as call:
+        assert call.engine.continuity == Continuity(chained=False, overlap_frames=2)
+        await call.shows_more(48)
+        assert min(worker.clips for worker in call.engine.workers) >= 3
+        os.kill(call.engine.worker_pids[0], signal.SIGKILL)
+        await call.shows_more()
 
 
 async def test_a_broken_device_costs_a_few_clips_and_its_worker(fleet: Fleet, tmp_path: Path) -> None:
