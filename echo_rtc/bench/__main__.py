@@ -23,6 +23,7 @@ BENCHMARKS = {
     "soak": "visitors come and go for a long time, and what is left of them",
     "faults": "a live call while packets are lost, clients vanish and the server stops",
     "hostile": "hostile requests at a real server, and what they leave behind",
+    "avatars": "held frames of a stream while a further avatar is prepared",
 }
 
 

@@ -8,6 +8,7 @@ worker is (a process of this machine, an actor on another) is told by who makes 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import itertools
 import logging
 import math
@@ -18,6 +19,7 @@ from typing import Any, Protocol
 
 from echo_rtc.clips import ClipFormat, F16Array
 from echo_rtc.engine import speed
+from echo_rtc.engine.gaps import Gaps
 from echo_rtc.engine.meter import WorkerMeter, WorkerStatus
 from echo_rtc.engine.protocol import Avatar, AvatarFiles, Continuity, Progress, RenderRequest, RenderResult
 from echo_rtc.engine.scheduling import NOBODY, Drop, Prepare, Recall, Scheduler, Start, Ticket
@@ -47,7 +49,8 @@ DENOISING_SHARE = 0.85
 """About this part of a clip's time is in proportion to its steps; the rest is decoding."""
 
 ERRAND_PATIENCE_S = 2.0
-"""The preparation of an avatar lets clips go first for this long, piece by piece (s)."""
+"""The preparation of an avatar waits so long (s) for a gap between clips into which its next piece fits; then, for as
+long again, it lets clips go first that are wanted sooner."""
 
 
 class WorkerGoneError(RenderError):
@@ -155,6 +158,8 @@ class _Slot:
         self.meter = WorkerMeter()
         self.at_start: Speed | None = None
         self.recent_s: deque[float] = deque(maxlen=RECENT_CLIPS)  # what ordinary clips took, or would have
+        self.gaps = Gaps()
+        self.turned = asyncio.Event()  # set whenever a job has ended on it
 
     def speed(self, frames: int) -> Speed:
         """With ordinary clips, which have ``frames`` frames: as seen lately, or at the start."""
@@ -460,7 +465,15 @@ class FleetEngine:
                 self._withdraw(job)
 
     async def _on(self, slot: _Slot, errand: Callable[[Worker], Awaitable[Any]]) -> Any:
-        """Runs something other than a clip on a worker, between clips."""
+        """Runs something other than a clip on a worker, in a gap between clips."""
+        waiting_since = self._now
+        while slot.up and (left_s := waiting_since + ERRAND_PATIENCE_S - self._now) > 0:
+            wait_s = slot.gaps.wait_s(self._now, float(self._format.clip_duration))
+            if wait_s <= 0:
+                break
+            slot.turned.clear()
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(slot.turned.wait(), min(wait_s, left_s))
         if not slot.up:
             raise WorkerGoneError(f"worker {slot.spec.name} is gone")
         ticket = Ticket(
@@ -501,6 +514,7 @@ class FleetEngine:
         worker = slot.worker
         assert worker is not None
         begun = self._now
+        slot.gaps.began(begun, job.request is not None)
         took_s: float | None = None
         try:
             if job.request is not None:
@@ -540,6 +554,8 @@ class FleetEngine:
             job.fail(RenderError("the engine is closed"))  # where all this was cancelled
             self._end(job)
             self._scheduler.finished(slot.spec.name, job.ticket, self._now, took_s)
+            slot.gaps.ended(self._now)
+            slot.turned.set()
         self._act()
 
     def _end(self, job: _Job) -> _Job:

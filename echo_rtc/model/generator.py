@@ -52,6 +52,9 @@ COMPILE_MODES = ("default", "reduce-overhead", "max-autotune")
 _CHUNK = 16
 """Frames that the pose encoder and the autoencoder take at a time: bounds their memory."""
 
+_IDLE_CHUNK = 4
+"""Frames of an idle loop that are decoded at a time where a clip is not one piece."""
+
 
 @dataclass(frozen=True, slots=True)
 class GeneratorSettings:
@@ -300,7 +303,8 @@ class ClipGenerator:
 
     def idle_loop(self, name: str, chained: bool = True, seed: int = 0) -> Iterator[Avatar]:
         """Renders the whole pose sequence with silence for its sound: what an avatar shows while nobody speaks. Comes
-        in pieces of a clip, each rendered when it is asked for.
+        in pieces, each computed when it is asked for: clips on a GPU, a few frames or none yet on a CPU, where others'
+        clips wait for each piece.
 
         ``chained`` starts each clip from the last latent of the one before. The loop closes: its first clip is chained
         to a clip that ends where the loop does, and is not shown. Where the sequence is no multiple of the clip length,
@@ -314,12 +318,37 @@ class ClipGenerator:
             with torch.inference_mode():
                 before = self._denoise(request, Stopwatch(self.device))
             request = replace(request, init_latent=_last_latent(before))
+            yield Avatar(name, *self._no_frames())
         for position in range(0, length, count):
-            frames, final = self._generate_yuv(replace(request, pose_position=position), Stopwatch(self.device))
-            kept = min(count, length - position)
-            yield Avatar(name, frames[:kept], final[:kept])
+            left = min(count, length - position)
+            for frames, final in self._clip_pieces(replace(request, pose_position=position)):
+                kept = min(left, len(frames))
+                left -= kept
+                yield Avatar(name, frames[:kept], final[:kept])
             if chained:
                 request = replace(request, init_latent=final[-1])
+
+    @torch.inference_mode()
+    def _clip_pieces(self, request: RenderRequest) -> Iterator[tuple[YuvFrames, F16Array]]:
+        """What :meth:`_generate_yuv` makes at once, in pieces of work; the first of them have no frames yet."""
+        watch = Stopwatch(self.device)
+        if self.device.type != "cpu":
+            yield self._generate_yuv(request, watch)
+            return
+        prepared = self.prepare(request)
+        yield self._no_frames()
+        latents = self._denoise(request, watch, prepared)[0].transpose(0, 1)  # (F, C, h, w)
+        yield self._no_frames()
+        for part in torch.split(latents.contiguous(), _IDLE_CHUNK):
+            images = self._decode_images(part.to(self._dtype).contiguous(memory_format=torch.channels_last))
+            yield YuvFrames(*(plane.numpy() for plane in yuv_planes(images))), part.to(torch.float16).numpy()
+
+    def _no_frames(self) -> tuple[YuvFrames, F16Array]:
+        """No frames, and no latents."""
+        clip, autoencoder = self.settings.format, self.networks.autoencoder
+        planes = (np.zeros((0, clip.height // n, clip.width // n), np.uint8) for n in (1, 2, 2))
+        sides = (clip.height // autoencoder.scale, clip.width // autoencoder.scale)
+        return YuvFrames(*planes), np.zeros((0, autoencoder.latent_channels, *sides), np.float16)
 
     # The stages, in the order of computation. Public where the parity check compares them.
 
