@@ -48,9 +48,9 @@ RECENT_CLIPS, ENOUGH_CLIPS = 48, 12
 DENOISING_SHARE = 0.85
 """About this part of a clip's time is in proportion to its steps; the rest is decoding."""
 
-ERRAND_PATIENCE_S = 2.0
-"""The preparation of an avatar waits so long (s) for a gap between clips into which its next piece fits; then, for as
-long again, it lets clips go first that are wanted sooner."""
+ERRAND_PATIENCE_S = 1.0
+"""The preparation of an avatar waits so long (s) for a gap between clips into which its next piece fits; then the piece
+goes first."""
 
 
 class WorkerGoneError(RenderError):
@@ -479,7 +479,7 @@ class FleetEngine:
         ticket = Ticket(
             next(self._numbers),
             NOBODY,
-            deadline_s=self._now + ERRAND_PATIENCE_S,
+            deadline_s=self._now,
             cost=0.0,
             worker=slot.spec.name,
             droppable=False,
