@@ -143,7 +143,8 @@ def test_the_folder_is_whole_and_small() -> None:
     for word in ("Apache-2.0", "synthetic", "cannot"):
         assert word in card
     assert len(load_pose_sequence(EMBEDDED / "poses")) == LOOP_FRAMES
-    assert load_reference_image(EMBEDDED / "reference.png", 256, 256).shape == (256, 256, 3)
+    for avatar in ("reference.png", "nina.png"):
+        assert load_reference_image(EMBEDDED / avatar, 256, 256).shape == (256, 256, 3)
 
 
 @pytest.mark.parametrize("part", PARTS)
