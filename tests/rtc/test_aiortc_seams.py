@@ -384,19 +384,19 @@ def taken(addresses: list[str], ports: range) -> Iterator[None]:
 
 
 async def test_media_stays_within_its_range_of_ports() -> None:
-    ports = PortRange(45_200, 45_229)
+    ports = PortRange(25_200, 25_229)
     for _ in range(3):
         candidates, binding = await gathered(ports)
         assert candidates
-        assert all(45_200 <= port <= 45_229 for _, port in candidates)
+        assert all(25_200 <= port <= 25_229 for _, port in candidates)
         assert not binding.exhausted
     addresses = [address for address, _ in candidates]
-    with taken(addresses, range(45_200, 45_228)):
+    with taken(addresses, range(25_200, 25_228)):
         for _ in range(2):
             candidates, binding = await gathered(ports)
-            assert {port for _, port in candidates} <= {45_228, 45_229}
+            assert {port for _, port in candidates} <= {25_228, 25_229}
             assert len(candidates) == len(addresses)
-    with taken(addresses, range(45_200, 45_230)):
+    with taken(addresses, range(25_200, 25_230)):
         candidates, binding = await gathered(ports)
         assert candidates == []
         assert binding.exhausted
@@ -404,7 +404,7 @@ async def test_media_stays_within_its_range_of_ports() -> None:
     # Outside of it, and without a range, the system picks.
     candidates, binding = await gathered(None)
     assert len(candidates) == len(addresses)
-    assert not all(45_200 <= port <= 45_229 for _, port in candidates)
+    assert not all(25_200 <= port <= 25_229 for _, port in candidates)
 
 
 async def test_the_way_to_a_turn_server_stays_within_the_range_too(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -415,9 +415,9 @@ async def test_the_way_to_a_turn_server_stays_within_the_range_too(monkeypatch: 
             silent.bind(("127.0.0.1", 0))
             silent.setblocking(False)
             server = RTCIceServer(f"turn:127.0.0.1:{silent.getsockname()[1]}", "ann", "pass")
-            candidates, _ = await gathered(PortRange(45_230, 45_249), server)
+            candidates, _ = await gathered(PortRange(25_230, 25_249), server)
             _, (_, port) = silent.recvfrom(2_000)
-        assert 45_230 <= port <= 45_249
+        assert 25_230 <= port <= 25_249
         assert candidates
     finally:
         monkeypatch.undo()
@@ -458,5 +458,5 @@ async def test_a_new_aioice_is_noticed_where_gathering_is_concerned(monkeypatch:
             shorten_gathering()
     monkeypatch.setattr(aiortc_seams, "_ENDPOINT", "create_datagram_something")
     monkeypatch.setattr(asyncio.get_running_loop(), "create_datagram_something", print, raising=False)
-    with pytest.raises(SeamError, match=r"aioice\.ice does not call"), ports_from(PortRange(45_250, 45_259)):
+    with pytest.raises(SeamError, match=r"aioice\.ice does not call"), ports_from(PortRange(25_250, 25_259)):
         pass

@@ -95,23 +95,23 @@ async def test_credentials_of_another_secret_open_no_relay(tmp_path: Path) -> No
 
 
 async def test_an_answer_has_the_public_address_and_a_port_of_the_range() -> None:
-    network = Network.of([], None, "45300-45349", [PUBLIC])
+    network = Network.of([], None, "25300-25349", [PUBLIC])
     async with house(options=reachable(network)) as home:
         for _ in range(2):
             opened = await home.manager.open_call(await offer(), AVATAR)
             found = [(address, port) for address, port, _ in candidates(opened.answer_sdp) if ":" not in address]
             assert found
             assert {address for address, _ in found} == {PUBLIC}
-            assert all(45_300 <= port <= 45_349 for _, port in found)
+            assert all(25_300 <= port <= 25_349 for _, port in found)
             assert f"c=IN IP4 {PUBLIC}" in opened.answer_sdp
 
 
 async def test_a_call_that_finds_no_port_is_refused_and_leaves_nothing() -> None:
-    network = Network.of([], None, "45350-45359", [])
+    network = Network.of([], None, "25350-25359", [])
     assert network.ports is not None
     async with house(options=reachable(network)) as home:
         addresses = {address for address, _, _ in candidates(await offer())}
-        with taken(sorted(addresses), range(45_350, 45_360)):
+        with taken(sorted(addresses), range(25_350, 25_360)):
             for _ in range(2):
                 with pytest.raises(CapacityError, match="all UDP ports") as refused:
                     await home.manager.open_call(await offer(), AVATAR)
@@ -123,10 +123,10 @@ async def test_a_call_that_finds_no_port_is_refused_and_leaves_nothing() -> None
 
 async def test_a_call_stays_within_its_range() -> None:
     sight = Sight()
-    async with house(options=reachable(Network.of([], None, "45360-45399", []))) as home:
+    async with house(options=reachable(Network.of([], None, "25360-25399", []))) as home:
         caller = Caller(babble, sight.hear, sight.see)
         await home.call(caller)
-        assert all(45_360 <= port <= 45_399 for _, port, _ in candidates(caller.connection.remoteDescription.sdp))
+        assert all(25_360 <= port <= 25_399 for _, port, _ in candidates(caller.connection.remoteDescription.sdp))
         await until(lambda: len(sight.cards) > 12)
 
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 START_S = 20.0
-RELAY_PORTS = (46_100, 46_199)
+RELAY_PORTS = (26_100, 26_199)
 
 
 @dataclass(frozen=True)

@@ -155,6 +155,23 @@ async def test_what_was_opened_is_watched_and_ended_by_its_address(locked: Edge)
         assert response.status == 204
 
 
+async def test_who_was_let_in_needs_no_token_to_go_on_and_to_leave(locked: Edge) -> None:
+    sdp = {"Content-Type": "application/sdp"}
+    for path, right in (("/whip/studio", Right.PUBLISH), ("/whep/studio", Right.VIEW)):
+        async with locked.client.post(path, data="v=0", headers=sdp) as response:
+            assert response.status == 401
+        async with locked.client.post(
+            path, data="v=0", headers={**sdp, **bearer(signed(frozenset({right})))}
+        ) as response:
+            assert response.status == 201
+            place, tag = response.headers["Location"], response.headers["ETag"]
+        fragment = {"Content-Type": "application/trickle-ice-sdpfrag", "If-Match": tag}
+        async with locked.client.patch(place, data="a=end-of-candidates", headers=fragment) as response:
+            assert response.status == 204
+        async with locked.client.delete(place) as response:
+            assert response.status == 200
+
+
 async def test_routes_that_are_not_there_ask_for_nothing(locked: Edge) -> None:
     async with locked.client.get("/nothing") as response:
         assert response.status == 404
