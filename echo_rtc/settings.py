@@ -316,6 +316,32 @@ class Settings:
             choices=("default", "reduce-overhead", "max-autotune"),
         ),
     )
+    quantize_fp8: bool = field(
+        default=False,
+        metadata=_about(
+            "model",
+            "Multiply in 8-bit floating point, on GPUs that have it (Ada, Hopper and later). Lossy: faster, and the "
+            "picture changes.",
+        ),
+    )
+    quantize_fp8_mode: Literal["auto", "dynamic", "weight-only"] = field(
+        default="auto",
+        metadata=_about(
+            "model",
+            "Which 8-bit form: auto = our kernels' own on Hopper and later, else dynamic; dynamic = torchao's of "
+            "weights and activations; weight-only = torchao's of weights, which saves memory rather than time.",
+            choices=("auto", "dynamic", "weight-only"),
+        ),
+    )
+    vae: Literal["full", "tiny"] = field(
+        default="full",
+        metadata=_about(
+            "model",
+            "Decoder of the picture: full = the model's own; tiny = a distilled one, at model.tiny_vae. Lossy: tiny is "
+            "faster and softer.",
+            choices=("full", "tiny"),
+        ),
+    )
     compile_cache: Path = field(
         default=Path("~/.cache/echo_rtc"),
         metadata=_about("model", "Directory that keeps compiled kernels from one start to the next."),

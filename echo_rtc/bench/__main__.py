@@ -13,6 +13,7 @@ from echo_rtc.errors import EchoRtcError
 
 BENCHMARKS = {
     "parity": "how far the networks' numbers are from a reference",
+    "combinations": "how far each way to compute the model is from the slowest",
     "render": "frames per second and share of the processor of the clip generator",
     "generation": "frames per second of full-size EchoMimic-V2 with random weights on a GPU",
     "sync": "difference between sound and picture as a client receives them",
@@ -30,7 +31,7 @@ BENCHMARKS = {
 def main(argv: list[str]) -> int:
     """Runs the benchmark that the first argument names; returns the exit code, 2 for an error of the user's."""
     if argv and argv[0] in ("-h", "--help"):
-        lines = (f"  {name:<8} {about}" for name, about in BENCHMARKS.items())
+        lines = (f"  {name:<12} {about}" for name, about in BENCHMARKS.items())
         sys.stdout.write("usage: python -m echo_rtc.bench NAME [arguments]\n\n" + "\n".join(lines) + "\n")
         return 0
     if not argv or argv[0] not in BENCHMARKS:

@@ -9,8 +9,10 @@ told: it is what a user waits for at the start.
 from __future__ import annotations
 
 import argparse
+import gc
 import math
 import statistics
+import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -23,17 +25,27 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from echo_rtc.bench.report import report
+from echo_rtc.bench.report import report, table
 from echo_rtc.clips import ClipFormat
 from echo_rtc.engine.protocol import RenderRequest
 from echo_rtc.errors import SettingsError
 from echo_rtc.model.attention import CHOICES
 from echo_rtc.model.audio import WhisperAudioEncoder, WhisperDims
 from echo_rtc.model.config import PUBLISHED
-from echo_rtc.model.generator import COMPILE_MODES, DTYPES, KERNELS, AudioEncoder, ClipGenerator, GeneratorSettings
+from echo_rtc.model.generator import (
+    COMPILE_MODES,
+    DTYPES,
+    KERNELS,
+    VAES,
+    AudioEncoder,
+    ClipGenerator,
+    GeneratorSettings,
+)
 from echo_rtc.model.kl_autoencoder import KLAutoencoder
 from echo_rtc.model.loading import Networks
 from echo_rtc.model.pose_encoder import PoseEncoder
+from echo_rtc.model.quantised import MODES
+from echo_rtc.model.tiny_decoder import TinyDecoder
 from echo_rtc.model.unet2d import ReferenceUNet
 from echo_rtc.model.unet3d import DenoisingUNet
 
@@ -63,15 +75,16 @@ def random_networks(device: torch.device, dtype: torch.dtype, seed: int = 0) -> 
         denoiser = DenoisingUNet(PUBLISHED["denoising_unet"], PUBLISHED["denoising_unet_additional"])
         pose = PoseEncoder(PUBLISHED["pose_encoder"])
         autoencoder = KLAutoencoder(_VAE)
+        tiny = TinyDecoder({})
         audio = WhisperAudioEncoder(_WHISPER_TINY)
     generator = torch.Generator(device).manual_seed(seed)
-    for network in (reference, denoiser, pose, autoencoder.vae, audio):
+    for network in (reference, denoiser, pose, autoencoder.vae, tiny.vae, audio):
         network.to(dtype).to_empty(device=device).eval().requires_grad_(False)
         _randomise(network, generator)
         for parameter in network.parameters():
             if parameter.ndim == 4:
                 parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
-    return Networks(reference, denoiser, pose, autoencoder), audio
+    return Networks(reference, denoiser, pose, autoencoder, tiny), audio
 
 
 @torch.no_grad()
@@ -131,13 +144,12 @@ def measure(networks: Networks, audio: AudioEncoder, settings: GeneratorSettings
         request = replace(request, init_latent=result.final_latent)
         if index == _WARM_UP_CLIPS - 1:
             figures.start_s = time.perf_counter() - begun
-            if cuda:
-                torch.cuda.reset_peak_memory_stats()
         if index >= _WARM_UP_CLIPS:
             figures.clip_s.append(taken)
             figures.stages_ms.append(result.stages_ms)
     if cuda:
-        figures.memory_gb = torch.cuda.memory_reserved() / 1e9
+        free, total = torch.cuda.mem_get_info(generator.device)
+        figures.memory_gb = (total - free) / 1e9
     return figures
 
 
@@ -207,7 +219,10 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--compile-unet-mode", choices=COMPILE_MODES, default="reduce-overhead", help="as the server's flag"
     )
-    parser.add_argument("--profile", type=int, default=0, metavar="N", help="also list the N costliest kernels [0]")
+    parser.add_argument("--vae", choices=VAES, default="full", help="as the server's flag [full]")
+    parser.add_argument("--sweep", action="store_true", help="also measure other sizes, steps, lengths and flags [no]")
+    parser.add_argument("--quantize-fp8", action="store_true", help="as the server's flag [no]")
+    parser.add_argument("--quantize-fp8-mode", choices=MODES, default="auto", help="as the server's flag [auto]")
     return parser
 
 
@@ -231,29 +246,71 @@ def main(argv: list[str]) -> int:
         cuda_graphs=arguments.cuda_graphs,
         compile_unet=arguments.compile_unet,
         compile_unet_mode=arguments.compile_unet_mode,
+        quantize_fp8=arguments.quantize_fp8,
+        quantize_fp8_mode=arguments.quantize_fp8_mode,
+        vae=arguments.vae,
     )
     networks, audio = random_networks(device, DTYPES[settings.dtype])
     figures = measure(networks, audio, settings, arguments.clips)
     figures.tflop = count_tflop(settings)
     times = figures.stages | {"whole clip": figures.clip_ms}
     rows: list[Sequence[object]] = [(name, ms, ms / arguments.clip_frames) for name, ms in times.items()]
-    report(
-        ("stage", "ms a clip", "ms a frame"),
-        rows,
-        {
-            "fps": round(figures.fps, 2),
-            "clip_ms": round(figures.clip_ms, 1),
-            "p95_ms": round(figures.p95_ms, 1),
-            "stages_ms": {name: round(value, 2) for name, value in figures.stages.items()},
-            "tflops": round(figures.tflop / figures.clip_ms * 1e3, 1),
-            "ceiling_tflops": round(ceiling_tflops(device, DTYPES[settings.dtype]), 1),
-            "memory_gb": round(figures.memory_gb, 2),
-            "start_s": round(figures.start_s, 1),
-            "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
-            "size": f"{arguments.size}x{arguments.size}",
-            "steps": settings.steps,
-            "cfg": settings.cfg,
-            "clip_frames": arguments.clip_frames,
-        },
-    )
+    result: dict[str, object] = {
+        "fps": round(figures.fps, 2),
+        "clip_ms": round(figures.clip_ms, 1),
+        "p95_ms": round(figures.p95_ms, 1),
+        "stages_ms": {name: round(value, 2) for name, value in figures.stages.items()},
+        "tflops": round(figures.tflop / figures.clip_ms * 1e3, 1),
+        "ceiling_tflops": round(ceiling_tflops(device, DTYPES[settings.dtype]), 1),
+        "memory_gb": round(figures.memory_gb, 2),
+        "start_s": round(figures.start_s, 1),
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
+        "size": f"{arguments.size}x{arguments.size}",
+        "steps": settings.steps,
+        "cfg": settings.cfg,
+        "clip_frames": arguments.clip_frames,
+    }
+    if arguments.sweep:
+        others = [(name, _swept(networks, audio, other, arguments.clips)) for name, other in _sweep(settings)]
+        measured = [("as asked", figures), *others]
+        sys.stdout.write(f"{_sweep_table(measured)}\n\n")
+        result["sweep"] = {name: round(each.fps, 2) for name, each in measured}
+    report(("stage", "ms a clip", "ms a frame"), rows, result)
     return 0
+
+
+def _sweep(asked: GeneratorSettings) -> Iterator[tuple[str, GeneratorSettings]]:
+    """What differs from the settings that were asked for, in words, and the settings."""
+    clip = asked.format
+    yield "cfg 1.0", replace(asked, cfg=1.0)
+    yield "fp8", replace(asked, quantize_fp8=True)
+    yield "fp8, cfg 1.0", replace(asked, quantize_fp8=True, cfg=1.0)
+    yield "tiny decoder", replace(asked, vae="tiny")
+    yield "fp8, tiny decoder", replace(asked, quantize_fp8=True, vae="tiny")
+    yield "fp8, tiny decoder, cfg 1.0", replace(asked, quantize_fp8=True, vae="tiny", cfg=1.0)
+    yield "4 steps", replace(asked, steps=4)
+    for frames in (6, 18, 24):
+        yield f"clips of {frames} frames", replace(asked, format=replace(clip, clip_frames=frames))
+    large = replace(clip, width=768, height=768)
+    yield "768 x 768, cfg 1.0", replace(asked, format=large, cfg=1.0)
+    yield "768 x 768, cfg 1.0, fp8", replace(asked, format=large, cfg=1.0, quantize_fp8=True)
+    yield "768 x 768", replace(asked, format=large)
+    yield "no graphs", replace(asked, cuda_graphs=False)
+    yield "PyTorch's kernels", replace(asked, kernels="torch")
+    yield "PyTorch's kernels, no graphs", replace(asked, kernels="torch", cuda_graphs=False, attention="sdpa")
+
+
+def _swept(networks: Networks, audio: WhisperAudioEncoder, settings: GeneratorSettings, clips: int) -> Figures:
+    """Measured like the others, in memory that those before have given back."""
+    gc.collect()
+    if torch.device(settings.device).type == "cuda":
+        torch.cuda.empty_cache()
+    return measure(networks, audio, settings, clips)
+
+
+def _sweep_table(measured: Sequence[tuple[str, Figures]]) -> str:
+    rows = [
+        (name, each.fps, each.clip_ms, each.p95_ms, each.stages["denoise"], each.stages["decode"], each.memory_gb)
+        for name, each in measured
+    ]
+    return table(("changed", "fps", "clip ms", "p95 ms", "denoise ms", "decode ms", "memory GB"), rows)

@@ -247,6 +247,9 @@ class Speedups:
     cuda_graphs: bool = True
     compile_unet: bool = False
     compile_unet_mode: str = "reduce-overhead"
+    quantize_fp8: bool = False
+    quantize_fp8_mode: str = "auto"
+    vae: str = "full"
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,9 +13,8 @@ import torch
 from torch import Tensor
 
 from echo_rtc.model.blocks import ResnetBlock
-from echo_rtc.model.loading import Networks
 from echo_rtc.model.motion import MotionModule
-from echo_rtc.model.unet3d import DenoisingTransformer
+from echo_rtc.model.unet3d import DenoisingTransformer, DenoisingUNet
 
 _MOST_VARIANTS = 64
 """How many sizes of one layer are compiled before PyTorch gives up on it: a UNet has a dozen, a clip of another length
@@ -25,11 +24,13 @@ _MODES = {"default": "default", "reduce-overhead": "default", "max-autotune": "m
 """PyTorch's modes of these names; where they would record each layer by itself, the whole clip is recorded instead."""
 
 
-def compile_networks(networks: Networks, mode: str) -> Callable[[Tensor], Tensor]:
-    """Marks the denoising UNet's layers to be compiled when they are first used, and returns a compiled decoder."""
+def compile_networks(
+    denoiser: DenoisingUNet, decode: Callable[[Tensor], Tensor], mode: str
+) -> Callable[[Tensor], Tensor]:
+    """Marks the denoising UNet's layers to be compiled when they are first used, and returns ``decode`` compiled."""
     torch._dynamo.config.recompile_limit = _MOST_VARIANTS
-    for module in networks.denoiser.modules():
+    for module in denoiser.modules():
         if isinstance(module, ResnetBlock | DenoisingTransformer | MotionModule):
             module.compile(mode=_MODES[mode], dynamic=False)
-    decode: Callable[[Tensor], Tensor] = torch.compile(networks.autoencoder.decode, mode=_MODES[mode], dynamic=False)
-    return decode
+    compiled: Callable[[Tensor], Tensor] = torch.compile(decode, mode=_MODES[mode], dynamic=False)
+    return compiled

@@ -28,6 +28,7 @@ _PUBLISHED_NAMES: dict[str, str | None] = {
     "audio_encoder": "audio_processor/tiny.pt",
     "wav2vec2": "wav2vec2-base-960h",
     "wav2vec2_adapter": None,
+    "tiny_vae": "taesd",
 }
 _OWN_NAMES: dict[str, str | None] = {
     "reference_unet": "reference_unet.safetensors",
@@ -39,6 +40,7 @@ _OWN_NAMES: dict[str, str | None] = {
     "audio_encoder": "audio_encoder.safetensors",
     "wav2vec2": "wav2vec2-base-960h",
     "wav2vec2_adapter": None,
+    "tiny_vae": "taesd",
 }
 _OPTIONAL = frozenset({"motion_module", "base_unet", "wav2vec2_adapter"})
 """Keys that may be null."""
@@ -49,7 +51,8 @@ class ModelDescription:
     """The files of a model, all paths absolute or relative to the working directory.
 
     ``config`` is the content of config.json: the networks' widths. ``motion_module`` and ``base_unet`` are None where
-    ``denoising_unet`` holds everything. ``vae`` is a diffusers folder in the published layout, a file in our own.
+    ``denoising_unet`` holds everything. ``vae`` is a diffusers folder in the published layout, a file in our own;
+    ``tiny_vae`` is a diffusers folder with a distilled decoder.
     """
 
     weights: Path
@@ -63,6 +66,7 @@ class ModelDescription:
     audio_encoder: Path
     wav2vec2: Path
     wav2vec2_adapter: Path | None
+    tiny_vae: Path
 
     @classmethod
     def from_mapping(cls, mapping: Mapping[str, str | None], base: Path) -> ModelDescription:

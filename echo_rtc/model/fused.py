@@ -26,9 +26,12 @@ from echo_rtc.model.blocks import (
     image_of,
     tokens_of,
 )
+from echo_rtc.model.kernels.convolution import EightBitConvolution
+from echo_rtc.model.kernels.eight_bits import FORMAT, LARGEST, Weight, factor_of_norm, product
 from echo_rtc.model.kernels.frame_attention import frame_attention
-from echo_rtc.model.kernels.geglu import geglu, interleaved
+from echo_rtc.model.kernels.geglu import geglu, geglu_eight_bits, interleaved
 from echo_rtc.model.kernels.group_norm import Moments, add_moments, affine, coefficients, interleave_moments
+from echo_rtc.model.kernels.joining import joined
 from echo_rtc.model.kernels.layer_norm import add_layer_norm
 from echo_rtc.model.motion import FrameAttention, MotionBlock, MotionModule
 from echo_rtc.model.unet3d import AUDIO_SCALE, DenoisingTransformer, DenoisingUNet, KeysValues, fold
@@ -50,10 +53,17 @@ def convolve(x: Tensor, height: int, width: int, conv: nn.Conv2d) -> tuple[Tenso
     return tokens_of(y), y.shape[2], y.shape[3]
 
 
-def normalise(parts: Sequence[Picture], norm: nn.GroupNorm, silu: bool, offset: Tensor | None = None) -> Tensor:
-    """Group norm (and SiLU) of a picture, or of two whose channels stand side by side -> (N, L, C)."""
+def normalise(
+    parts: Sequence[Picture],
+    norm: nn.GroupNorm,
+    silu: bool,
+    offset: Tensor | None = None,
+    factor: float | None = None,
+) -> Tensor:
+    """Group norm (and SiLU) of a picture plus ``offset`` (C,), or of two whose channels stand side by side ->
+    (N, L, C); with ``factor`` in eight bits, times that."""
     numbers = coefficients([part.moments for part in parts], norm.weight, norm.bias, norm.num_groups, norm.eps, offset)
-    return affine([part.tokens for part in parts], numbers, silu)
+    return affine([part.tokens for part in parts], numbers, silu, factor)
 
 
 def picture(x: Tensor, height: int, width: int, bias: Tensor | None = None, residual: Tensor | None = None) -> Picture:
@@ -99,11 +109,18 @@ class DoubledConvolution:
 class FusedResnet:
     """A residual block: ours, or the autoencoder's, which has parts of the same names and no timestep."""
 
-    def __init__(self, block: Any) -> None:
+    def __init__(self, block: Any, eight_bits: bool) -> None:
         self._block: Any = block
         self._bias: Tensor = self._block.conv2.bias
         if self._block.conv_shortcut is not None:
             self._bias = self._bias + self._block.conv_shortcut.bias
+        self._small: list[tuple[float, EightBitConvolution] | None] = [None, None]
+        if eight_bits:
+            factors = factor_of_norm(block.norm1), factor_of_norm(block.norm2)
+            self._small = [
+                (factor, EightBitConvolution(conv, factor))
+                for factor, conv in zip(factors, (block.conv1, block.conv2), strict=True)
+            ]
 
     def offset(self, time: Tensor) -> Tensor:
         """What the first convolution's result is shifted by at a timestep: (C',), from its embedding (1, T)."""
@@ -113,12 +130,24 @@ class FusedResnet:
     def __call__(self, parts: Sequence[Picture], offset: Tensor | None = None) -> Picture:
         """One picture, or two whose channels stand side by side. Without ``offset`` there is no timestep."""
         block, (height, width) = self._block, (parts[0].height, parts[0].width)
-        y = normalise(parts, block.norm1, silu=True)
-        y, _, _ = convolve(y, height, width, block.conv1)
+        first, second = (
+            small if small is not None and EightBitConvolution.suits(conv, height, width) else None
+            for small, conv in zip(self._small, (block.conv1, block.conv2), strict=True)
+        )
         offset = block.conv1.bias if offset is None else offset
-        y = normalise([picture(y, height, width)], block.norm2, silu=True, offset=offset)
-        y, _, _ = convolve(y, height, width, block.conv2)
-        return picture(y, height, width, self._bias, self._shortcut(parts))
+        if first is not None:
+            y, moments = first[1](normalise(parts, block.norm1, True, factor=first[0]), height, width, offset)
+            middle, rest = Picture(y, height, width, moments), None
+        else:
+            y, _, _ = convolve(normalise(parts, block.norm1, True), height, width, block.conv1)
+            middle, rest = picture(y, height, width), offset
+        residual = self._shortcut(parts)
+        if second is not None:
+            y = normalise([middle], block.norm2, True, rest, factor=second[0])
+            y, moments = second[1](y, height, width, self._bias, residual)
+            return Picture(y, height, width, moments)
+        y, _, _ = convolve(normalise([middle], block.norm2, True, rest), height, width, block.conv2)
+        return picture(y, height, width, self._bias, residual)
 
     def _shortcut(self, parts: Sequence[Picture]) -> Tensor:
         shortcut = self._block.conv_shortcut
@@ -133,26 +162,67 @@ class FusedResnet:
         return y
 
 
-class FusedFeedForward:
-    """The feed-forward, added to its residual in place."""
+class Product:
+    """A linear layer of what comes out of a norm, in half precision, or in eight bits where ``norm`` is given.
 
-    def __init__(self, layer: FeedForward) -> None:
+    ``factor`` is what its input must come multiplied by, in eight bits; None: as it is.
+    """
+
+    def __init__(self, weight: Tensor, bias: Tensor | None, norm: nn.Module | None) -> None:
+        self._weight, self._bias = weight, bias
+        self.factor = None if norm is None else factor_of_norm(norm)
+        self._small = None if self.factor is None else Weight.of(weight, self.factor)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """(N, L, C) -> (N, L, C')."""
+        if self._small is None:
+            return F.linear(x, self._weight, self._bias)
+        return product(x, self._small, self._bias, self._weight.dtype)
+
+
+_USUAL_BOUND = 10.0
+"""Standard deviations of a gated value, and of its gate, that still fit into eight bits."""
+
+
+class FusedFeedForward:
+    """A feed-forward, its residual, and the linear layer ``exit_weight`` (C', C) that follows, without its bias.
+
+    In eight bits, where ``norm`` (the one before it) is given, the second product and the exit are one, of their joined
+    weights; the residual goes through the exit alone. That takes as many operations and no pass for the sum.
+    """
+
+    def __init__(self, layer: FeedForward, norm: nn.LayerNorm | None, exit_weight: Tensor | None) -> None:
         gate, _, out = layer.net
         assert isinstance(gate, GEGLU)
         assert isinstance(out, nn.Linear)
         self._weight, self._gate_bias = interleaved(gate.proj.weight), interleaved(gate.proj.bias)
-        self._out = out
+        self._out, self._exit = out, exit_weight
+        self.factor: float | None = None
+        if norm is not None and exit_weight is not None:
+            self.factor = factor_of_norm(norm)
+            spread = (gate.proj.weight.float() * norm.weight.float()).norm(dim=1)
+            bound = _USUAL_BOUND * spread + gate.proj.bias.float().abs()
+            values, gates = bound.chunk(2)
+            self._factors = LARGEST / (values * gates).clamp(min=1e-6)
+            self._small = Weight.of(self._weight, self.factor)
+            self._joined = Weight.of(exit_weight.float() @ out.weight.float() / self._factors, 1.0)
 
     @property
     def bias(self) -> Tensor:
         """The bias of what is added, which the residual must already have."""
         return self._out.bias
 
-    def add(self, total: Tensor, x: Tensor) -> Tensor:
-        """total (N, L, C), which has the bias already, plus the feed-forward of x (N, L, C)."""
-        h = geglu(x, self._weight, self._gate_bias)
-        total.flatten(0, 1).addmm_(h.flatten(0, 1), self._out.weight.t())
-        return total
+    def __call__(self, total: Tensor, x: Tensor) -> Tensor:
+        """total (N, L, C), which has the bias already, plus the feed-forward of x (N, L, C), through the exit if there
+        is one."""
+        if self.factor is None:
+            h = geglu(x, self._weight, self._gate_bias)
+            total.flatten(0, 1).addmm_(h.flatten(0, 1), self._out.weight.t())
+            return total if self._exit is None else F.linear(total, self._exit)
+        assert self._exit is not None
+        y = product(geglu_eight_bits(x, self._small, self._gate_bias, self._factors), self._joined, None, total.dtype)
+        y.flatten(0, 1).addmm_(total.flatten(0, 1), self._exit.t())
+        return y
 
 
 def split_heads(x: Tensor, heads: int) -> Tensor:
@@ -186,44 +256,42 @@ class Given:
 class FusedTransformer:
     """A transformer block between two 1x1 convolutions."""
 
-    def __init__(self, module: DenoisingTransformer, attend: AttentionChoice) -> None:
+    def __init__(self, module: DenoisingTransformer, attend: AttentionChoice, eight_bits: bool) -> None:
         self._module, self._attend = module, attend
         self._block = block = module.block
-        self._products = fuse_products(block.attn1)
-        self._feed = FusedFeedForward(block.ff)
+        entry = module.proj_in
+        self._entry = Product(entry.weight.flatten(1), entry.bias, module.norm if eight_bits else None)
+        self._products = Product(fuse_products(block.attn1), None, block.norm1 if eight_bits else None)
+        self._feed = FusedFeedForward(block.ff, block.norm3 if eight_bits else None, module.proj_out.weight.flatten(1))
         self._silence = AUDIO_SCALE * block.attn2.output_bias
 
     def __call__(self, x: Picture, given: Given) -> Picture:
         module, block, heads = self._module, self._block, self._block.attn1.heads
-        t = module.proj_in.over_tokens(normalise([x], module.norm, silu=False))
+        t = self._entry(normalise([x], module.norm, silu=False, factor=self._entry.factor))
         plain = len(t) - given.conditioned
-        _, n = add_layer_norm(t, block.norm1)
-        qkv = F.linear(n, self._products)
-        total, n = torch.empty_like(t), torch.empty_like(t)
+        _, n = add_layer_norm(t, block.norm1, factor=self._products.factor)
+        qkv = self._products(n)
+        factor = self._feed.factor
+        total, n = torch.empty_like(t), torch.empty_like(t, dtype=t.dtype if factor is None else FORMAT)
         if plain:
             q, k, v = (split_heads(part, heads) for part in qkv[:plain].chunk(3, dim=2))
             y = block.attn1.to_out[0](self._attend(q, k, v).flatten(2))
             add_layer_norm(
                 t[:plain], block.norm3, y,
-                constant=self._silence, ahead=self._feed.bias, out=(total[:plain], n[:plain]),
+                constant=self._silence, ahead=self._feed.bias, factor=factor, out=(total[:plain], n[:plain]),
             )  # fmt: skip
         if given.conditioned:
             q, k, v = qkv[plain:].chunk(3, dim=2)
             if given.bank is not None:
-                k, v = (
-                    torch.cat((own, seen.expand(len(own), -1, -1)), dim=1)  # (F, 2 L, C)
-                    for own, seen in zip((k, v), given.bank.blocks[block.name], strict=True)
-                )
+                k, v = joined(qkv[plain:], *given.bank.blocks[block.name])  # (F, 2 L, C)
             q, k, v = (split_heads(part, heads) for part in (q, k, v))
             y = block.attn1.to_out[0](self._attend(q, k, v).flatten(2))
             middle, heard = add_layer_norm(t[plain:], block.norm2, y)
             add_layer_norm(
                 middle, block.norm3, self._listen(heard, given), scale=AUDIO_SCALE,
-                ahead=self._feed.bias, out=(total[plain:], n[plain:]),
+                ahead=self._feed.bias, factor=factor, out=(total[plain:], n[plain:]),
             )  # fmt: skip
-        total = self._feed.add(total, n)
-        y = F.linear(total, module.proj_out.weight.flatten(1))
-        return picture(y, x.height, x.width, module.proj_out.bias, x.tokens)
+        return picture(self._feed(total, n), x.height, x.width, module.proj_out.bias, x.tokens)
 
     def _listen(self, x: Tensor, given: Given) -> Tensor:
         attention = self._block.attn2
@@ -235,51 +303,57 @@ class FusedTransformer:
         return y
 
 
-_Across = tuple[FrameAttention, nn.LayerNorm, Tensor]
-"""An attention over the frames, the norm before it, and its weights joined."""
+_Across = tuple[FrameAttention, nn.LayerNorm, Product]
+"""An attention over the frames, the norm before it, and the products to its queries, keys and values."""
 
 
 class FusedMotion:
     """A motion module."""
 
-    def __init__(self, module: MotionModule) -> None:
-        self._module = module.temporal_transformer
-        self._blocks: list[
-            tuple[list[tuple[FrameAttention, nn.LayerNorm, Tensor]], nn.LayerNorm, FusedFeedForward]
-        ] = []
-        for block in self._module.transformer_blocks:
+    def __init__(self, module: MotionModule, eight_bits: bool) -> None:
+        self._module = transformer = module.temporal_transformer
+        entry, last = transformer.proj_in, len(transformer.transformer_blocks) - 1
+        self._entry = Product(entry.weight, entry.bias, transformer.norm if eight_bits else None)
+        self._blocks: list[tuple[list[_Across], nn.LayerNorm, FusedFeedForward]] = []
+        for index, block in enumerate(transformer.transformer_blocks):
             assert isinstance(block, MotionBlock)
             attentions: list[_Across] = []
             for attention, norm in zip(block.attention_blocks, block.norms, strict=True):
                 assert isinstance(attention, FrameAttention)
                 assert isinstance(norm, nn.LayerNorm)
-                attentions.append((attention, norm, fuse_products(attention)))
-            self._blocks.append((attentions, block.ff_norm, FusedFeedForward(block.ff)))
+                products = Product(fuse_products(attention), None, norm if eight_bits else None)
+                attentions.append((attention, norm, products))
+            exit_weight = transformer.proj_out.weight if index == last else None
+            feed = FusedFeedForward(block.ff, block.ff_norm if eight_bits else None, exit_weight)
+            self._blocks.append((attentions, block.ff_norm, feed))
 
     def __call__(self, x: Picture, given: Given) -> Picture:
         module = self._module
-        t = module.proj_in(normalise([x], module.norm, silu=False))
+        t = self._entry(normalise([x], module.norm, silu=False, factor=self._entry.factor))
         for attentions, norm, feed in self._blocks:
             branch: Tensor | None = None
             for attention, before, products in attentions:
-                t, n = add_layer_norm(t, before, branch, position=given.positions.get(id(attention)))
-                y = frame_attention(F.linear(n, products), given.frames, attention.heads)
-                branch = attention.to_out[0](y)
-            t, n = add_layer_norm(t, norm, branch, ahead=feed.bias)
-            t = feed.add(t, n)
-        return picture(F.linear(t, module.proj_out.weight), x.height, x.width, module.proj_out.bias, x.tokens)
+                position = given.positions.get(id(attention))
+                t, n = add_layer_norm(t, before, branch, position=position, factor=products.factor)
+                branch = attention.to_out[0](frame_attention(products(n), given.frames, attention.heads))
+            t, n = add_layer_norm(t, norm, branch, ahead=feed.bias, factor=feed.factor)
+            t = feed(t, n)
+        return picture(t, x.height, x.width, module.proj_out.bias, x.tokens)
 
 
 class FusedDenoiser:
-    """A :class:`DenoisingUNet` in one pass for both halves of guidance. Its parameters are the network's own."""
+    """A :class:`DenoisingUNet` in one pass for both halves of guidance. Its parameters are the network's own.
 
-    def __init__(self, unet: DenoisingUNet, attend: AttentionChoice) -> None:
+    ``eight_bits``: the products that follow a norm, and the wider convolutions, in eight bits. Lossy.
+    """
+
+    def __init__(self, unet: DenoisingUNet, attend: AttentionChoice, eight_bits: bool = False) -> None:
         self.unet = unet
-        self._resnets = {m: FusedResnet(m) for m in unet.modules() if isinstance(m, ResnetBlock)}
+        self._resnets = {m: FusedResnet(m, eight_bits) for m in unet.modules() if isinstance(m, ResnetBlock)}
         self._transformers = {
-            m: FusedTransformer(m, attend) for m in unet.modules() if isinstance(m, DenoisingTransformer)
+            m: FusedTransformer(m, attend, eight_bits) for m in unet.modules() if isinstance(m, DenoisingTransformer)
         }
-        self._motions = {m: FusedMotion(m) for m in unet.modules() if isinstance(m, MotionModule)}
+        self._motions = {m: FusedMotion(m, eight_bits) for m in unet.modules() if isinstance(m, MotionModule)}
         self._doubled = {m: DoubledConvolution(m.conv) for m in unet.modules() if isinstance(m, Upsample)}
         self._offsets: dict[float, dict[ResnetBlock, Tensor]] = {}
         self._positions: dict[tuple[int, int], dict[int, Tensor]] = {}

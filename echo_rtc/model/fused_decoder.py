@@ -17,17 +17,20 @@ from echo_rtc.model.kl_autoencoder import LATENT_SCALE, KLAutoencoder
 
 
 class FusedDecoder:
-    """Latents to images, with the parameters of a :class:`KLAutoencoder`."""
+    """Latents to images, with the parameters of a :class:`KLAutoencoder`.
 
-    def __init__(self, autoencoder: KLAutoencoder, attend: AttentionChoice) -> None:
+    ``eight_bits``: the convolutions that follow a norm in eight bits. Lossy.
+    """
+
+    def __init__(self, autoencoder: KLAutoencoder, attend: AttentionChoice, eight_bits: bool = False) -> None:
         vae: Any = autoencoder.vae
         decoder = vae.decoder
         self._entry, self._decoder, self._attend = vae.post_quant_conv, decoder, attend
         mid = decoder.mid_block
-        self._mid = [FusedResnet(block) for block in mid.resnets]
+        self._mid = [FusedResnet(block, eight_bits) for block in mid.resnets]
         self._ups = [
             (
-                [FusedResnet(block) for block in up.resnets],
+                [FusedResnet(block, eight_bits) for block in up.resnets],
                 DoubledConvolution(up.upsamplers[0].conv) if up.upsamplers else None,
             )
             for up in decoder.up_blocks

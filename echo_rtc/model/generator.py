@@ -38,6 +38,7 @@ from echo_rtc.model.kernels import launch
 from echo_rtc.model.kl_autoencoder import KLAutoencoder
 from echo_rtc.model.loading import Networks, load_networks
 from echo_rtc.model.pose import Pose, draw_pose, load_pose_sequence
+from echo_rtc.model.quantised import HOPPER, MODES, check_fp8, quantise_linear
 from echo_rtc.model.sampler import ClipConditions, Denoiser, Sampler, draw_noise, initial_latents
 from echo_rtc.model.unet2d import Bank
 from echo_rtc.model.unet3d import KeysValues
@@ -48,6 +49,7 @@ DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.
 
 KERNELS = ("auto", "triton", "torch")
 COMPILE_MODES = ("default", "reduce-overhead", "max-autotune")
+VAES = ("full", "tiny")
 
 _CHUNK = 16
 """Frames that the pose encoder and the autoencoder take at a time: bounds their memory."""
@@ -67,6 +69,10 @@ class GeneratorSettings:
     What makes it quicker without changing the picture: ``kernels`` "auto" (the fused networks on a GPU with Triton),
     "triton" or "torch", ``attention`` "auto" (the fastest measured), "sdpa" or "xformers", ``cuda_graphs`` whether
     clips are recorded and replayed, ``compile_unet`` whether the plain networks are compiled, in ``compile_unet_mode``.
+
+    What changes the picture: ``quantize_fp8``, eight-bit products, in ``quantize_fp8_mode`` "auto" (the fused networks'
+    own where they are used, else as "dynamic"), "dynamic" or "weight-only"; ``vae`` "full" or "tiny", the distilled
+    decoder.
     """
 
     format: ClipFormat
@@ -82,6 +88,9 @@ class GeneratorSettings:
     cuda_graphs: bool = True
     compile_unet: bool = False
     compile_unet_mode: str = "reduce-overhead"
+    quantize_fp8: bool = False
+    quantize_fp8_mode: str = "auto"
+    vae: str = "full"
 
     def __post_init__(self) -> None:
         if self.steps < 1:
@@ -92,7 +101,13 @@ class GeneratorSettings:
             raise SettingsError(f"audio_model_type is {self.audio_model_type!r}; it must be whisper or wav2vec2")
         if self.dtype not in DTYPES:
             raise SettingsError(f"dtype is {self.dtype!r}; it must be one of {', '.join(DTYPES)}")
-        for name, choices in (("kernels", KERNELS), ("attention", CHOICES), ("compile_unet_mode", COMPILE_MODES)):
+        for name, choices in (
+            ("kernels", KERNELS),
+            ("attention", CHOICES),
+            ("compile_unet_mode", COMPILE_MODES),
+            ("quantize_fp8_mode", MODES),
+            ("vae", VAES),
+        ):
             value = getattr(self, name)
             if value not in choices:
                 raise SettingsError(f"{name} is {value!r}; it must be one of {', '.join(choices)}")
@@ -241,7 +256,8 @@ class ClipGenerator:
             encoder = Wav2Vec2AudioEncoder.load(description.wav2vec2, description.wav2vec2_adapter)
         # On the CPU it stays exact: it costs little there.
         encoder.to(device=device, dtype=torch.float32 if device.type == "cpu" else dtype).requires_grad_(False)
-        return cls(load_networks(description, device, dtype, progress), encoder, settings)
+        networks = load_networks(description, device, dtype, progress, tiny=settings.vae == "tiny")
+        return cls(networks, encoder, settings)
 
     def prepare_avatar(self, name: str, reference_image: Path, pose_dir: Path) -> None:
         """Computes what clips of an avatar share. Raises InputError if its image or a pose cannot be read."""
@@ -296,9 +312,9 @@ class ClipGenerator:
     @torch.inference_mode()
     def generate_rgb(self, request: RenderRequest) -> tuple[U8Array, F16Array]:
         """Renders one clip: its frames (F, H, W, 3) uint8 RGB and the final latent (C, h, w) of its last frame."""
-        latents = self._denoise(request, Stopwatch(self.device))
+        latents = self.latents(request)
         last = _last_latent(latents)
-        frames: U8Array = torch.cat([rgb_bytes(part) for part in self._decode(latents)]).cpu().numpy()
+        frames: U8Array = torch.cat([rgb_bytes(part) for part in self.images(latents)]).cpu().numpy()
         return frames, last
 
     def idle_loop(self, name: str, chained: bool = True, seed: int = 0) -> Iterator[Avatar]:
@@ -316,7 +332,7 @@ class ClipGenerator:
         request = RenderRequest(name, silence, count, pose_position=(-count) % length, seed=seed)
         if chained:
             with torch.inference_mode():
-                before = self._denoise(request, Stopwatch(self.device))
+                before = self.latents(request)
             request = replace(request, init_latent=_last_latent(before))
             yield Avatar(name, *self._no_frames())
         for position in range(0, length, count):
@@ -398,6 +414,20 @@ class ClipGenerator:
             values = [value.clone() for value in values]
         return KeysValues(dict(zip(names, zip(values[::2], values[1::2], strict=True), strict=True)))
 
+    def latents(self, request: RenderRequest) -> Tensor:
+        """The final latents of a clip, (1, C, F, h, w) float32; overwritten by the next clip."""
+        return self._denoise(request, Stopwatch(self.device))
+
+    def images(self, latents: Tensor) -> Iterator[Tensor]:
+        """Final latents (1, C, F, h, w) -> images (n, 3, H, W) in about -1..1, in parts of a few frames, each to be
+        used before the next is asked for."""
+
+        def decode(part: Tensor) -> Tensor:
+            return self._decode_images(part.to(self._dtype).contiguous(memory_format=torch.channels_last))
+
+        folded = latents[0].transpose(0, 1).contiguous()
+        return (self._captures.run(("decode",), decode, part) for part in torch.split(folded, _CHUNK))
+
     def sampler(self, steps: int) -> Sampler:
         """The sampler of so many steps, made once."""
         if steps not in self._samplers:
@@ -444,16 +474,6 @@ class ClipGenerator:
         watch.lap("denoise")
         return latents
 
-    def _decode(self, latents: Tensor) -> Iterator[Tensor]:
-        """Final latents (1, C, F, h, w) -> images (n, 3, H, W) in about -1..1, in parts of a few frames, each to be
-        used before the next is asked for."""
-
-        def decode(part: Tensor) -> Tensor:
-            return self._decode_images(part.to(self._dtype).contiguous(memory_format=torch.channels_last))
-
-        folded = latents[0].transpose(0, 1).contiguous()
-        return (self._captures.run(("decode",), decode, part) for part in torch.split(folded, _CHUNK))
-
     @torch.inference_mode()
     def _generate_yuv(
         self, request: RenderRequest, watch: Stopwatch, prepared: PreparedClip | None = None
@@ -462,7 +482,7 @@ class ClipGenerator:
         latents = self._denoise(request, watch, prepared)
         final = _to_host(latents[0].transpose(0, 1).to(torch.float16))
         parts: list[list[Tensor]] = []
-        for images in self._decode(latents):
+        for images in self.images(latents):
             watch.lap("decode")
             parts.append([_to_host(plane) for plane in yuv_planes(images)])
             watch.lap("colour")
@@ -504,13 +524,30 @@ def _quickest(
         raise SettingsError(f"kernels is triton, which needs {missing}; choose auto or torch")
     if on_gpu:
         torch.backends.cudnn.benchmark = True  # shapes never change: the quickest algorithm is worth a search
+    fused = on_gpu and settings.kernels != "torch" and launch.AVAILABLE and not settings.compile_unet
+    eight_bits = False
+    if settings.quantize_fp8:
+        device = torch.device(settings.device)
+        check_fp8(device)
+        eight_bits = (
+            fused and settings.quantize_fp8_mode == "auto" and torch.cuda.get_device_capability(device) >= HOPPER
+        )
+        if not eight_bits:
+            fused = False
+            mode = "dynamic" if settings.quantize_fp8_mode == "auto" else settings.quantize_fp8_mode
+            quantise_linear(networks.denoiser, mode)
+    decode = networks.autoencoder.decode
+    if settings.vae == "tiny":
+        if networks.tiny is None:
+            raise SettingsError("vae is tiny, but this model has no distilled decoder; choose full")
+        decode = networks.tiny.decode
     if settings.compile_unet:
-        return networks.denoiser, compile_networks(networks, settings.compile_unet_mode)
-    if not on_gpu or settings.kernels == "torch" or not launch.AVAILABLE:
-        return networks.denoiser, networks.autoencoder.decode
-    autoencoder = networks.autoencoder
-    decode = FusedDecoder(autoencoder, attend).decode if isinstance(autoencoder, KLAutoencoder) else autoencoder.decode
-    return FusedDenoiser(networks.denoiser, attend), decode
+        return networks.denoiser, compile_networks(networks.denoiser, decode, settings.compile_unet_mode)
+    if not fused:
+        return networks.denoiser, decode
+    if isinstance(networks.autoencoder, KLAutoencoder) and settings.vae == "full":
+        decode = FusedDecoder(networks.autoencoder, attend, eight_bits).decode
+    return FusedDenoiser(networks.denoiser, attend, eight_bits), decode
 
 
 def _to_device(value: Tensor, device: torch.device) -> Tensor:

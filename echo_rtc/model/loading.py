@@ -27,6 +27,7 @@ from echo_rtc.model.autoencoder import AutoencoderConfig, PixelShuffleAutoencode
 from echo_rtc.model.description import WEIGHT_SUFFIXES, ModelDescription
 from echo_rtc.model.kl_autoencoder import Autoencoder, KLAutoencoder, new_names
 from echo_rtc.model.pose_encoder import PoseEncoder
+from echo_rtc.model.tiny_decoder import TinyDecoder, build_tiny_decoder
 from echo_rtc.model.unet2d import ReferenceUNet
 from echo_rtc.model.unet3d import DenoisingUNet
 
@@ -47,18 +48,27 @@ _PICKLE_ERRORS = (
 
 @dataclass(frozen=True, slots=True)
 class Networks:
-    """The networks that make pictures, loaded and on their device. The audio encoder is apart: there are two kinds."""
+    """The networks that make pictures, loaded and on their device. The audio encoder is apart: there are two kinds.
+
+    ``tiny`` decodes in place of the autoencoder, where it is wanted.
+    """
 
     reference: ReferenceUNet
     denoiser: DenoisingUNet
     pose: PoseEncoder
     autoencoder: Autoencoder
+    tiny: TinyDecoder | None = None
 
 
 def load_networks(
-    description: ModelDescription, device: torch.device, dtype: torch.dtype, progress: Callable[[str], None]
+    description: ModelDescription,
+    device: torch.device,
+    dtype: torch.dtype,
+    progress: Callable[[str], None],
+    tiny: bool = False,
 ) -> Networks:
-    """Loads the networks of a model, in evaluation mode, channels_last, without gradients.
+    """Loads the networks of a model, in evaluation mode, channels_last, without gradients; the distilled decoder only
+    if it is wanted (``tiny``).
 
     Raises InputError in one sentence naming the file, and what is missing, unexpected or misshapen in it.
     """
@@ -81,7 +91,12 @@ def load_networks(
     settle(pose, read_state(files.pose_encoder), description.pose_encoder)
     progress(f"reading the autoencoder from {description.vae}")
     autoencoder = _load_autoencoder(description, files.autoencoder, settle)
-    networks = Networks(reference, denoiser, pose, autoencoder)
+    decoder: TinyDecoder | None = None
+    if tiny:
+        progress(f"reading the distilled decoder from {description.tiny_vae}")
+        decoder = build_tiny_decoder(description.tiny_vae, autoencoder)
+        settle(decoder.vae, read_state(_diffusers_file(description.tiny_vae)), description.tiny_vae)
+    networks = Networks(reference, denoiser, pose, autoencoder, decoder)
     _check_together(networks)
     return networks
 

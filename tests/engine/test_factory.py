@@ -35,6 +35,9 @@ def settings(engine: str, tmp_path: Path) -> Settings:
         cuda_graphs=False,
         compile_unet=True,
         compile_unet_mode="max-autotune",
+        quantize_fp8=True,
+        quantize_fp8_mode="weight-only",
+        vae="tiny",
         compile_cache=tmp_path / "cache",
         model={"weights": "weights"},
     )
@@ -70,7 +73,7 @@ def test_the_local_engine_and_everything_its_worker_is_told(tmp_path: Path) -> N
         dtype="bfloat16",
         low_ram=True,
         use_init_latent=False,
-        speedups=Speedups("torch", "sdpa", False, True, "max-autotune"),
+        speedups=Speedups("torch", "sdpa", False, True, "max-autotune", True, "weight-only", "tiny"),
         compile_cache=tmp_path / "cache",
     )
 

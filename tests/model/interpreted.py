@@ -17,6 +17,7 @@ from echo_rtc.model.kernels import launch
 from echo_rtc.model.kernels.frame_attention import frame_attention
 from echo_rtc.model.kernels.geglu import geglu, interleaved
 from echo_rtc.model.kernels.group_norm import add_moments, affine, coefficients, interleave_moments
+from echo_rtc.model.kernels.joining import joined
 from echo_rtc.model.kernels.layer_norm import add_layer_norm
 
 IMAGES, CHANNELS = 2, 48
@@ -84,6 +85,11 @@ def frames() -> Callable[[], list[Tensor]]:
     return lambda: [frame_attention(few, 5, 2), frame_attention(many, 40, 4)]
 
 
+def joining() -> Callable[[], list[Tensor]]:
+    products, keys, values = noise(3, 21, 3 * CHANNELS), noise(1, 50, CHANNELS), noise(1, 50, CHANNELS)
+    return lambda: list(joined(products[1:], keys, values))
+
+
 def gate() -> Callable[[], list[Tensor]]:
     x, weight, bias = noise(1, 150, CHANNELS), noise(2 * 72, CHANNELS) / 10, noise(2 * 72)
     halves = [x.half(), interleaved(weight).half(), interleaved(bias).half()]
@@ -93,7 +99,7 @@ def gate() -> Callable[[], list[Tensor]]:
 def main() -> None:
     errors = {}
     with torch.inference_mode():
-        for case in (group_norm, upsampling, layer_norm, frames, gate):
+        for case in (group_norm, upsampling, layer_norm, frames, joining, gate):
             compute = case()
             ours = compute()
             launch.INTERPRETED = False

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -14,9 +15,11 @@ from diffusers import AutoencoderKL
 from torch import Tensor
 
 from echo_rtc.model.attention import AttentionChoice
-from echo_rtc.model.blocks import tokens_of
+from echo_rtc.model.blocks import image_of, tokens_of
 from echo_rtc.model.fused import DoubledConvolution, FusedDenoiser, picture
 from echo_rtc.model.fused_decoder import FusedDecoder
+from echo_rtc.model.kernels.convolution import EightBitConvolution
+from echo_rtc.model.kernels.eight_bits import factor_of_norm, quantise
 from echo_rtc.model.kl_autoencoder import KLAutoencoder
 from tests.model.small import AUDIO_WIDTH, TOKENS, denoising_unet, motion_config, randomise, reference_unet
 
@@ -106,6 +109,53 @@ def test_the_kernels_compute_what_their_plain_versions_do() -> None:
     )
     assert child.returncode == 0, child.stderr
     errors = json.loads(child.stdout)
-    assert set(errors) == {"group_norm", "upsampling", "layer_norm", "frames", "gate"}
+    assert set(errors) == {"group_norm", "upsampling", "layer_norm", "frames", "joining", "gate"}
     for name, values in errors.items():
         assert max(values) < 2e-3 if name == "gate" else max(values) < 1e-5, (name, values)
+
+
+@torch.inference_mode()
+def test_eight_bits_are_near(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every number is off by up to 1/16; the errors of many average out. Convolutions count as well."""
+    network, reference = denoising_unet(block_out_channels=[128, 32]), reference_unet(block_out_channels=[128, 32])
+    size, generator = (16, 8), torch.Generator().manual_seed(1)
+    latents = torch.randn(1, 4, FRAMES, *size, generator=generator)
+    audio = network.project_audio(torch.randn(1, FRAMES, TOKENS, AUDIO_WIDTH, generator=generator))
+    bank = network.project_bank(reference(torch.randn(1, 4, *size, generator=generator)))
+    expected = network.halves(latents, 321, audio, None, bank, 3, True)
+    convolved: list[int] = []
+    plain = EightBitConvolution._plain
+
+    def count(self: EightBitConvolution, x: Tensor, *rest: Any) -> Any:
+        convolved.append(x.element_size())
+        return plain(self, x, *rest)
+
+    monkeypatch.setattr(EightBitConvolution, "_plain", count)
+    ours = FusedDenoiser(network, AttentionChoice(), eight_bits=True).halves(latents, 321, audio, None, bank, 3, True)
+    assert 1e-3 < relative_error(ours, expected) < 0.1
+    assert convolved
+    assert set(convolved) == {1}
+
+
+@torch.inference_mode()
+def test_an_eight_bit_convolution_is_near_and_has_its_moments() -> None:
+    conv = torch.nn.Conv2d(32, 128, 3, padding=1)
+    x, residual = torch.randn(2, 8 * 16, 32), torch.randn(2, 8 * 16, 128)
+    assert EightBitConvolution.suits(conv, 8, 16)
+    assert not EightBitConvolution.suits(conv, 8, 8), "fewer than 128 pixels"
+    assert not EightBitConvolution.suits(conv, 9, 16), "no rectangle of 128 pixels divides it"
+    assert conv.bias is not None
+    total, moments = EightBitConvolution(conv, 16.0)(quantise(x, 16.0), 8, 16, conv.bias, residual)
+    expected = tokens_of(conv(image_of(x, 8, 16))) + residual
+    assert relative_error(total, expected) < 0.05
+    assert torch.allclose(moments.parts[:, 0, 0], total.mean(1), atol=1e-5)
+
+
+@torch.inference_mode()
+def test_eight_bits_hold_what_is_far_too_large() -> None:
+    stored = quantise(torch.tensor([1e6, -1e6, 3.0]), 2.0)
+    assert stored.float().tolist() == [448.0, -448.0, 6.0]
+    norm = torch.nn.LayerNorm(8)
+    assert factor_of_norm(norm) == 16.0
+    norm.weight.fill_(100.0)
+    assert factor_of_norm(norm) == 0.125

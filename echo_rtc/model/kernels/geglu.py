@@ -11,10 +11,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from echo_rtc.model.kernels.eight_bits import Weight, product, quantise
 from echo_rtc.model.kernels.launch import TensorDescriptor, cdiv, fits, jit, processors, tl
 
-_ROWS, _COLUMNS, _DEPTH = 128, 128, 64
-"""A tile: rows, gated columns, and how much of the width is multiplied at a time. Measured best on an H100."""
+_ROWS = 128
+"""Rows of a tile."""
 
 
 @jit
@@ -30,8 +31,9 @@ def _normal(x):  # type: ignore[no-untyped-def]
 
 @jit
 def _geglu_kernel(  # type: ignore[no-untyped-def]
-    x, weight, bias, out, rows, inner, channels,
-    ROWS: tl.constexpr, COLUMNS: tl.constexpr, DEPTH: tl.constexpr, GROUP: tl.constexpr, PROGRAMS: tl.constexpr,
+    x, weight, bias, factors, out, rows, inner, channels, scale,
+    EIGHT_BITS: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, DEPTH: tl.constexpr, GROUP: tl.constexpr,
+    PROGRAMS: tl.constexpr,
 ):  # fmt: skip
     across, down = tl.cdiv(inner, COLUMNS), tl.cdiv(rows, ROWS)
     in_group = GROUP * across
@@ -46,9 +48,15 @@ def _geglu_kernel(  # type: ignore[no-untyped-def]
             left = x.load([row, step * DEPTH])
             both = tl.dot(left, weight.load([2 * column, step * DEPTH]).T, both)
         places = 2 * column + tl.arange(0, 2 * COLUMNS)
+        if EIGHT_BITS:
+            both *= scale
         both += tl.load(bias + places, mask=places < 2 * inner, other=0.0).to(tl.float32)[None, :]
         value, gate = tl.split(tl.reshape(both, (ROWS, COLUMNS, 2)))
-        out.store([row, column], (value * gate * _normal(gate)).to(out.dtype))
+        y = value * gate * _normal(gate)
+        if EIGHT_BITS:
+            columns = column + tl.arange(0, COLUMNS)
+            y = tl.clamp(y * tl.load(factors + columns, mask=columns < inner, other=0.0)[None, :], -448.0, 448.0)
+        out.store([row, column], y.to(out.dtype))
 
 
 @jit
@@ -68,7 +76,7 @@ def interleaved(values: Tensor) -> Tensor:
 def geglu(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     """x (N, L, C) by an interleaved weight (2 I, C) and bias (2 I,) -> (N, L, I)."""
     images, pixels, channels = x.shape
-    inner, rows = len(weight) // 2, images * pixels
+    inner = len(weight) // 2
     if not fits(x):
         value, gate = F.linear(x, weight, bias).view(images, pixels, inner, 2).unbind(-1)
         gated: Tensor = value * F.gelu(gate)
@@ -81,13 +89,38 @@ def geglu(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         block = 1024
         _gate_kernel[(cdiv(out.numel(), block),)](both, out, out.numel(), BLOCK=block, num_warps=4)
         return out
-    programs = min(processors(x.device), cdiv(rows, _ROWS) * cdiv(inner, _COLUMNS))
-    _geglu_kernel[(programs,)](
-        TensorDescriptor(x, [rows, channels], [channels, 1], [_ROWS, _DEPTH]),
-        TensorDescriptor(weight, [2 * inner, channels], [channels, 1], [2 * _COLUMNS, _DEPTH]),
-        bias,
-        TensorDescriptor(out, [rows, inner], [inner, 1], [_ROWS, _COLUMNS]),
-        rows, inner, channels,
-        ROWS=_ROWS, COLUMNS=_COLUMNS, DEPTH=_DEPTH, GROUP=8, PROGRAMS=programs, num_warps=8, num_stages=3,
-    )  # fmt: skip
+    # Measured on an H100: where rows are short, two small tiles at a time hide each other's ends.
+    small = channels <= 640
+    _launch(x, weight, bias, bias, out, 1.0, columns=64 if small else 128, depth=64, stages=3 if small else 4)
     return out
+
+
+def geglu_eight_bits(x: Tensor, weight: Weight, bias: Tensor, factors: Tensor) -> Tensor:
+    """The same of x (N, L, C) in eight bits -> (N, L, I) in eight bits, each column times its factor (I,) float32."""
+    images, pixels, _ = x.shape
+    inner = len(factors)
+    if not fits(x):
+        both = product(x, weight, bias, torch.float32)
+        value, gate = both.view(images, pixels, inner, 2).unbind(-1)
+        return quantise(value * F.gelu(gate), factors)
+    out = x.new_empty((images, pixels, inner))
+    _launch(x, weight.values, bias, factors, out, weight.number, columns=64, depth=128, stages=3)
+    return out
+
+
+def _launch(
+    x: Tensor, weight: Tensor, bias: Tensor, factors: Tensor, out: Tensor, scale: float,
+    columns: int, depth: int, stages: int,
+) -> None:  # fmt: skip
+    rows, channels, inner = x.shape[0] * x.shape[1], x.shape[2], out.shape[2]
+    together = 2 if columns == 64 else 1
+    programs = min(together * processors(x.device), cdiv(rows, _ROWS) * cdiv(inner, columns))
+    _geglu_kernel[(programs,)](
+        TensorDescriptor(x, [rows, channels], [channels, 1], [_ROWS, depth]),
+        TensorDescriptor(weight, [2 * inner, channels], [channels, 1], [2 * columns, depth]),
+        bias, factors,
+        TensorDescriptor(out, [rows, inner], [inner, 1], [_ROWS, columns]),
+        rows, inner, channels, scale,
+        EIGHT_BITS=x.element_size() == 1, ROWS=_ROWS, COLUMNS=columns, DEPTH=depth, GROUP=8, PROGRAMS=programs,
+        num_warps=4 * columns // 64, num_stages=stages,
+    )  # fmt: skip

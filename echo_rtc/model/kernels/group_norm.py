@@ -18,6 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from echo_rtc.model.kernels.eight_bits import FORMAT, quantise
 from echo_rtc.model.kernels.launch import cdiv, fits, jit, power_of_two, tl
 
 _PIXELS = 128
@@ -237,8 +238,8 @@ def _plain_coefficients(
 
 @jit
 def _affine_kernel(  # type: ignore[no-untyped-def]
-    first, second, numbers, out, pixels, channels, first_channels,
-    SILU: tl.constexpr, PIXELS: tl.constexpr, CHANNELS: tl.constexpr,
+    first, second, numbers, out, pixels, channels, first_channels, factor,
+    SILU: tl.constexpr, EIGHT_BITS: tl.constexpr, PIXELS: tl.constexpr, CHANNELS: tl.constexpr,
 ):  # fmt: skip
     image, part, block = tl.program_id(2), tl.program_id(1), tl.program_id(0)
     pixel = part * PIXELS + tl.arange(0, PIXELS)
@@ -255,23 +256,29 @@ def _affine_kernel(  # type: ignore[no-untyped-def]
     y = value.to(tl.float32) * scale + base
     if SILU:
         y = y / (1.0 + tl.exp(-y))
-    tl.store(out + row * channels + channel[None, :], y, mask=inside)
+    if EIGHT_BITS:
+        y = tl.clamp(y * factor, -448.0, 448.0)
+    tl.store(out + row * channels + channel[None, :], y.to(out.dtype.element_ty), mask=inside)
 
 
-def affine(x: Sequence[Tensor], numbers: Tensor, silu: bool) -> Tensor:
-    """x (N, L, C), or two whose channels stand side by side, times scale plus shift, then SiLU if wanted: (N, L, C)."""
+def affine(x: Sequence[Tensor], numbers: Tensor, silu: bool, factor: float | None = None) -> Tensor:
+    """x (N, L, C), or two whose channels stand side by side, times scale plus shift, then SiLU if wanted: (N, L, C).
+
+    With ``factor`` it is stored in eight bits, times that.
+    """
     first, second = x[0], x[-1]
     images, pixels, first_channels = first.shape
     channels = numbers.shape[2]
     if not fits(first):
         joined = torch.cat(list(x), dim=2) if len(x) > 1 else first
         y = torch.addcmul(numbers[:, None, 1], joined.float(), numbers[:, None, 0])
-        return (F.silu(y) if silu else y).to(first.dtype)
-    out = first.new_empty((images, pixels, channels))
+        y = F.silu(y) if silu else y
+        return y.to(first.dtype) if factor is None else quantise(y, factor)
+    out = first.new_empty((images, pixels, channels), dtype=first.dtype if factor is None else FORMAT)
     block = _channel_block(*(each.shape[2] for each in x))
     size = min(_PIXELS, power_of_two(pixels))
     _affine_kernel[(channels // block, cdiv(pixels, size), images)](
-        first, second, numbers, out, pixels, channels, first_channels,
-        SILU=silu, PIXELS=size, CHANNELS=block, num_warps=4,
+        first, second, numbers, out, pixels, channels, first_channels, factor or 1.0,
+        SILU=silu, EIGHT_BITS=factor is not None, PIXELS=size, CHANNELS=block, num_warps=4,
     )  # fmt: skip
     return out

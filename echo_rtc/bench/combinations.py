@@ -1,0 +1,173 @@
+"""Compares every way to compute the model with the slowest: ``python -m echo_rtc.bench combinations FOLDER``.
+
+FOLDER holds ``pretrained_weights/`` in the published layout, with ``config.json`` beside it: the tests' miniature, or
+the real thing. The slowest way is the plain networks in float32, one kernel at a time. Each other one renders one
+step of a clip from the same request, and decodes the same latents; the relative error is the Euclidean norm of the
+difference over that of the slowest way's result. What is lossless must stay within the tolerance in float32, and in
+half precision within twice what the plain networks lose to half precision; what is lossy is only told.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from importlib.util import find_spec
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from echo_rtc.bench.parity import TOLERANCE, relative_error
+from echo_rtc.bench.report import report
+from echo_rtc.clips import ClipFormat
+from echo_rtc.engine.protocol import RenderRequest
+from echo_rtc.errors import SettingsError
+from echo_rtc.model.description import ModelDescription
+from echo_rtc.model.generator import ClipGenerator, GeneratorSettings
+from echo_rtc.model.kernels import launch
+from echo_rtc.model.quantised import ADA, HOPPER
+
+AVATAR = "bench"
+
+_ASSETS = Path(__file__).resolve().parents[1] / "assets" / "embedded"
+_SLACK = 2.0
+_LEAST = 1e-3
+"""Times, and at least how much, half precision may lose of what the plain networks lose to it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Combination:
+    """One way to compute: its name, the settings, and whether it changes the picture on purpose."""
+
+    name: str
+    settings: GeneratorSettings
+    lossy: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """The relative errors of a combination: of the latents after one step, and of images of the same latents.
+
+    ``allowed`` is the most that either may be; None where nothing is promised.
+    """
+
+    combination: Combination
+    latents: float
+    images: float
+    allowed: float | None
+
+    @property
+    def passed(self) -> bool:
+        worst = max(self.latents, self.images)
+        return bool(np.isfinite(worst)) and (self.allowed is None or worst <= self.allowed)
+
+
+def combinations(slowest: GeneratorSettings, compiled: bool) -> list[Combination]:
+    """All ways that this machine has, those of half precision's plain networks first among theirs."""
+    if torch.device(slowest.device).type != "cuda":
+        found = [Combination("bfloat16", replace(slowest, dtype="bfloat16"))]
+        if compiled:
+            found.append(Combination("float32, compiled", replace(slowest, compile_unet=True)))
+        return found
+    found = []
+    attentions = ["sdpa", "auto", *(["xformers"] if find_spec("xformers") else [])]
+    for dtype in ("float32", "float16"):
+        for kernels in ("torch", "triton") if launch.AVAILABLE else ("torch",):
+            for graphs in (False, True):
+                for attention in attentions:
+                    changes = {"dtype": dtype, "kernels": kernels, "cuda_graphs": graphs, "attention": attention}
+                    name = f"{dtype}, {kernels} kernels, {attention} attention{', graphs' if graphs else ''}"
+                    found.append(Combination(name, replace(slowest, **changes)))  # type: ignore[arg-type]
+        if compiled:
+            changes = {"dtype": dtype, "kernels": "auto", "cuda_graphs": True, "compile_unet": True}
+            found.append(Combination(f"{dtype}, compiled, graphs", replace(slowest, **changes)))  # type: ignore[arg-type]
+    half = replace(slowest, dtype="float16", cuda_graphs=True, attention="auto", kernels="auto", quantize_fp8=True)
+    capability = torch.cuda.get_device_capability(slowest.device)
+    if launch.AVAILABLE and capability >= HOPPER:
+        found.append(Combination("float16, triton kernels, graphs, fp8", half, lossy=True))
+    if find_spec("torchao") and capability >= ADA:
+        for mode in ("dynamic", "weight-only"):
+            settings = replace(half, kernels="torch", quantize_fp8_mode=mode)
+            found.append(Combination(f"float16, torch kernels, graphs, fp8 {mode}", settings, lossy=True))
+    return found
+
+
+def compare(folder: Path, device: str, size: int, compiled: bool) -> Iterator[Outcome]:
+    """Computes every combination and compares it with the slowest. Raises InputError or SettingsError."""
+    description = ModelDescription.from_mapping({"weights": str(folder / "pretrained_weights")}, Path())
+    slowest = GeneratorSettings(
+        ClipFormat(width=size, height=size),
+        steps=1,
+        device=device,
+        kernels="torch",
+        attention="sdpa",
+        cuda_graphs=False,
+    )
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
+    latents, images = _render(description, slowest)
+    plain = 0.0
+    for combination in combinations(slowest, compiled):
+        ours = _render(description, combination.settings, latents)
+        errors = relative_error(ours[0], latents), relative_error(ours[1], images)
+        half = combination.settings.dtype != "float32"
+        if half and not plain:
+            plain = max(errors)
+        allowed = max(_SLACK * plain, _LEAST) if half else TOLERANCE
+        yield Outcome(combination, *errors, None if combination.lossy else allowed)
+
+
+@torch.inference_mode()
+def _render(
+    description: ModelDescription, settings: GeneratorSettings, given: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """The latents after one step, and the images of ``given`` latents or of these: float32 on the CPU."""
+    generator = ClipGenerator.load(description, settings, lambda _: None)
+    generator.prepare_avatar(AVATAR, _ASSETS / "reference.png", _ASSETS / "poses")
+    sound = np.random.default_rng(0).normal(0.0, 0.1, 40_000).astype(np.float32)
+    request = RenderRequest(AVATAR, sound, settings.format.clip_frames, pose_position=1, seed=2)
+    generator.latents(request)  # a recorded clip must come out of a second run, too
+    latents = generator.latents(request).float().cpu()
+    decoded = (latents if given is None else given).to(settings.device)
+    images = torch.cat([part.float().cpu() for part in generator.images(decoded)])
+    return latents, images
+
+
+def main(argv: list[str]) -> int:
+    """Prints the errors of all combinations, and the worst as JSON; 1 if one is beyond what it may be."""
+    parser = argparse.ArgumentParser(
+        prog="python -m echo_rtc.bench combinations", description="Compares every way to compute with the slowest."
+    )
+    parser.add_argument("folder", type=Path, help="folder with pretrained_weights and config.json")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cpu or cuda")
+    parser.add_argument("--size", type=int, default=256, help="width and height [256 pixels]")
+    parser.add_argument("--compiled", action="store_true", help="torch.compile, too, which takes a while [no]")
+    arguments = parser.parse_args(argv)
+    if arguments.device == "cuda" and not torch.cuda.is_available():
+        raise SettingsError("--device is cuda, but PyTorch sees no CUDA device; choose cpu")
+    outcomes = list(compare(arguments.folder, arguments.device, arguments.size, arguments.compiled))
+    rows = [
+        (
+            each.combination.name,
+            f"{each.latents:.1e}",
+            f"{each.images:.1e}",
+            "lossy" if each.allowed is None else f"{each.allowed:.1e}",
+            "" if each.passed else "TOO MUCH",
+        )
+        for each in outcomes
+    ]
+    exact = [max(each.latents, each.images) for each in outcomes if each.combination.settings.dtype == "float32"]
+    half = [
+        max(each.latents, each.images)
+        for each in outcomes
+        if each.combination.settings.dtype != "float32" and not each.combination.lossy
+    ]
+    figures = {
+        "combinations": len(outcomes),
+        "failed": sum(not each.passed for each in outcomes),
+        "worst_float32": max(exact, default=0.0),
+        "worst_half": max(half, default=0.0),
+    }
+    report(("combination", "latents", "images", "allowed", ""), rows, figures)
+    return 1 if figures["failed"] else 0
