@@ -2035,8 +2035,8 @@ video,
 }
 `;
 
-/** How an action of a notice looks, and what the visitor can do besides. Made once for all elements of a page. */
-/** @type {CSSStyleSheet | undefined} */ let sheet;
+/** @type {CSSStyleSheet | undefined} STYLE, made once for all elements of a page. */
+let sheet;
 
 /**
  * Events: "action" (CustomEvent with the ActionName of a notice's button, or "stop" of the call's own), "mute",
@@ -2465,6 +2465,7 @@ export class EchoRtc extends HTMLElement {
     on("silence", () => (this.muted = !this.muted));
     on("unmute", () => (this.muted = false));
     on("volume", () => (this.volume = looks.volume));
+    looks.video.addEventListener("pause", () => this.#onPause());
     this.#enter("new");
   }
 
@@ -2898,6 +2899,13 @@ export class EchoRtc extends HTMLElement {
     this.#link.reset();
     this.#looks.video.srcObject = media;
     this.#play();
+  }
+
+  /** Browsers pause what a script gives its sound back without a tap; phones pause what is put away. */
+  #onPause() {
+    if (this.#states.has("live") && this.media?.active) {
+      this.#play();
+    }
   }
 
   async #play() {

@@ -10,7 +10,7 @@ from aiohttp import web
 from playwright.async_api import Frame, Locator, Route, expect
 
 from tests.browser.conftest import TEST_CARD, PageFactory, RunningServer, Servers
-from tests.browser.visit import LIVE_MS, Visit
+from tests.browser.visit import LIVE_MS, VIDEO, Visit
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
 
@@ -19,22 +19,26 @@ REFUSED = "status of (401|404|409)"
 
 
 class Site:
-    """Somebody else's site, on an origin of its own: each path answers with the HTML that was put there."""
+    """Somebody else's site, on an origin of its own: each path answers with the HTML that was put there, and a policy
+    that lets the page do no more than the README says."""
 
     def __init__(self) -> None:
-        self.pages: dict[str, str] = {}
+        self.pages: dict[str, tuple[str, str]] = {}
         self.origin = ""
 
-    def page(self, body: str, scripts: str) -> str:
-        """The address of a page with this body and the server's module."""
+    def page(self, body: str, server: str) -> str:
+        """The address of a page with this body, and the server's module where the body has the element."""
+        script = f'<script type="module" src="{server}/echo-rtc.js"></script>' if "<echo-rtc" in body else ""
+        styles = "'unsafe-inline'" if "<style" in body else "'none'"
+        sources = f"script-src {server}; connect-src {server}; img-src {server} data:; frame-src {server}"
         path = f"/{len(self.pages)}"
-        self.pages[path] = f'<!doctype html><title>app</title><link rel="icon" href="data:,">{body}'
-        self.pages[path] += f'<script type="module" src="{scripts}/echo-rtc.js"></script>' if scripts else ""
+        html = f'<!doctype html><title>app</title><link rel="icon" href="data:,">{body}{script}'
+        self.pages[path] = html, f"default-src 'none'; style-src {styles}; {sources}"
         return self.origin + path
 
     async def answer(self, request: web.Request) -> web.Response:
-        text = self.pages.get(request.path, "")
-        return web.Response(text=text, content_type="text/html", status=200 if text else 404)
+        html, policy = self.pages[request.path]
+        return web.Response(text=html, content_type="text/html", headers={"Content-Security-Policy": policy})
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="session")
@@ -168,6 +172,8 @@ async def test_a_page_by_its_own_controls(shared: RunningServer, site: Site, pag
     await visit.until(f"{echo}.state === 'speaking'")
     await visit.listen()
     await visit.hears(above=0.02)
+    await visit.page.evaluate(f"{VIDEO}.pause()")
+    await visit.until(f"!{VIDEO}.paused")
     await visit.page.evaluate(f"{echo}.microphoneMuted = true")
     await visit.hears(below=0.001)
     assert await visit.page.evaluate("tone.enabled && tone.readyState") == "live"
@@ -222,17 +228,17 @@ async def test_an_iframe_has_the_element(shared: RunningServer, site: Site, page
     frame = (
         f'<iframe src="{shared.url}/embed?name=framed#token={TOKEN}" allow="{{}}" width="480" height="480"></iframe>'
     )
-    visit = await embedded(page, shared, site.page(frame.format("microphone; autoplay"), ""))
+    visit = await embedded(page, shared, site.page(frame.format("microphone; autoplay"), shared.url))
     caller = await the_frame(visit)
     await caller.get_by_role("button", name="Start the call").click()
     await expect(caller.get_by_role("button", name="End the call")).to_be_visible(timeout=LIVE_MS)
     viewing = f"{shared.url}/embed?mode=view&name=framed&muted&autoplay&controls=off#token={TOKEN}"
-    viewer = await embedded(page, shared, site.page(f'<iframe src="{viewing}" allow="autoplay"></iframe>', ""))
+    viewer = await embedded(page, shared, site.page(f'<iframe src="{viewing}" allow="autoplay"></iframe>', shared.url))
     inside = await the_frame(viewer)
     await expect(inside.get_by_role("button", name="Tap for sound")).to_be_visible(timeout=LIVE_MS)
     await expect(controls(inside)).to_be_hidden()
 
-    without = await embedded(page, shared, site.page(frame.format("autoplay"), ""))
+    without = await embedded(page, shared, site.page(frame.format("autoplay"), shared.url))
     without.expected.append("Permissions policy violation")
     inside = await the_frame(without)
     await inside.get_by_role("button", name="Start the call").click()
@@ -241,7 +247,7 @@ async def test_an_iframe_has_the_element(shared: RunningServer, site: Site, page
 
 
 async def test_others_cannot_frame_it(card: RunningServer, site: Site, page: PageFactory) -> None:
-    visit = await embedded(page, card, site.page(f'<iframe src="{card.url}/embed"></iframe>', ""))
+    visit = await embedded(page, card, site.page(f'<iframe src="{card.url}/embed"></iframe>', card.url))
     visit.expected.append("frame-ancestors|Framing")
     await visit.page.wait_for_load_state()
     [_, frame] = visit.page.frames
