@@ -9,7 +9,8 @@ from __future__ import annotations
 import itertools
 import logging
 import re
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 from aiortc import sdp
 
@@ -51,12 +52,14 @@ class Section:
 @dataclass(frozen=True, slots=True)
 class Offer:
     """A readable offer: the text (mended where aiortc needs it), its sections in order, the mids of those that share
-    one transport, and the ICE username fragment of the first section."""
+    one transport, and the ICE username fragment of the first section. ``rejected``: sections that were there, too, by
+    their place, each as an answer refuses it."""
 
     sdp: str
     sections: tuple[Section, ...]
     bundle: tuple[str, ...]
     ufrag: str
+    rejected: Mapping[int, str] = field(default_factory=dict)
 
     def transport_of(self, mid: str | None, index: int) -> str | None:
         """The mid of the section whose transport serves the section of this mid, or of this index where ``mid`` is
@@ -166,6 +169,58 @@ def _picture(offer: Offer) -> int:
 def _sound(offer: Offer) -> int | None:
     sections = enumerate(offer.sections)
     return next((i for i, s in sections if s.kind == "audio" and s.receives and s.takes(_SOUND_CODECS)), None)
+
+
+def without_unusable(offer: Offer, plan: MediaPlan) -> tuple[Offer, MediaPlan]:
+    """The offer without the sections that nobody needs and aiortc has no codec for, such as the AV1 of a publisher who
+    sends a picture, too; and the plan for what is left. The answer refuses those: see :func:`with_rejected`."""
+    known = {"audio": _SOUND_CODECS, "video": _PICTURE_CODECS}
+    sections = enumerate(offer.sections)
+    unusable = [i for i, s in sections if i not in plan.sections and s.kind in known and not s.takes(known[s.kind])]
+    if not unusable:
+        return offer, plan
+    head, *texts = _parts(offer.sdp)
+    mids = {offer.sections[i].mid for i in unusable}
+    head = re.sub(r"^a=group:[^\r\n]*", lambda group: _without_words(group[0], mids), head, flags=re.MULTILINE)
+    kept = [i for i in range(len(texts)) if i not in unusable]
+    rejected = {i: _refusal(texts[i], offer.sections[i].mid) for i in unusable}
+    places = {before: now for now, before in enumerate(kept)}
+    reduced = Offer(
+        sdp=head + "".join(texts[i] for i in kept),
+        sections=tuple(offer.sections[i] for i in kept),
+        # Candidates may still be said to be those of a section that is gone.
+        bundle=(*(mid for mid in offer.bundle if mid not in mids), *(mid for mid in offer.bundle if mid in mids)),
+        ufrag=offer.ufrag,
+        rejected=rejected,
+    )
+    return reduced, MediaPlan(
+        microphone=None if plan.microphone is None else places[plan.microphone],
+        picture=None if plan.picture is None else places[plan.picture],
+        sound=None if plan.sound is None else places[plan.sound],
+    )
+
+
+def with_rejected(answer: str, rejected: Mapping[int, str]) -> str:
+    """An answer to what :func:`without_unusable` left, as one to the whole offer."""
+    head, *texts = _parts(answer)
+    for place in sorted(rejected):
+        texts.insert(place, rejected[place])
+    return head + "".join(texts)
+
+
+def _parts(text: str) -> list[str]:
+    """What comes before the first section, and the sections."""
+    return re.split(r"^(?=m=)", text, flags=re.MULTILINE)
+
+
+def _without_words(line: str, words: set[str]) -> str:
+    return " ".join(word for word in line.split() if word not in words)
+
+
+def _refusal(section: str, mid: str) -> str:
+    """How an answer refuses a section (RFC 3264, 6): the same kind and formats, on port 0."""
+    kind, _, formats = section.splitlines()[0].split(" ", 2)
+    return f"{kind} 0 {formats.strip()}\r\nc=IN IP4 0.0.0.0\r\na=inactive\r\na=mid:{mid}\r\n"
 
 
 def with_rtcp_mux_only(answer: str) -> str:

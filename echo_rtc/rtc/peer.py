@@ -39,7 +39,7 @@ from echo_rtc.rtc.encoder import VideoCodec, codec_preference
 from echo_rtc.rtc.fragment import Fragment
 from echo_rtc.rtc.guard import Guard
 from echo_rtc.rtc.network import Network
-from echo_rtc.rtc.offer import MAX_CANDIDATES, MediaPlan, Offer, with_rtcp_mux_only
+from echo_rtc.rtc.offer import MAX_CANDIDATES, MediaPlan, Offer, with_rejected, with_rtcp_mux_only, without_unusable
 from echo_rtc.rtc.reports import delivery_of, reception_of
 from echo_rtc.rtc.stream import Event, Stream
 from echo_rtc.rtc.tracks import PacketTrack, Viewer
@@ -74,8 +74,7 @@ class Peer:
         harden_ice()
         shorten_gathering()
         loop = asyncio.get_running_loop()
-        self._offer = offer
-        self._plan = plan
+        self._offer, self._plan = without_unusable(offer, plan)
         self._stream = stream
         self._network = options.network
         self._connection = RTCPeerConnection(options.network.configuration())
@@ -166,8 +165,10 @@ class Peer:
             raise CapacityError(
                 "all UDP ports that this server may use for media are taken; try again later", PORTS_RETRY_S
             )
-        self.answer_sdp = with_rtcp_mux_only(self._network.seen_from_outside(self._connection.localDescription.sdp))
-        self._wire(transceivers)
+        answer = self._connection.localDescription.sdp
+        self._wire(transceivers, answer)
+        answer = with_rtcp_mux_only(self._network.seen_from_outside(answer))
+        self.answer_sdp = with_rejected(answer, self._offer.rejected)
 
     def _add_transceivers(self, format: ClipFormat) -> dict[int, RTCRtpTransceiver]:
         """One per section of sound or picture, in the offer's order, which is how aiortc pairs them."""
@@ -184,12 +185,12 @@ class Peer:
             transceivers[i] = transceiver
         return transceivers
 
-    def _wire(self, transceivers: dict[int, RTCRtpTransceiver]) -> None:
+    def _wire(self, transceivers: dict[int, RTCRtpTransceiver], answer: str) -> None:
         """Ties the tracks to the stream; runs before the connection can be up."""
         plan = self._plan
         answered = None
         if plan.picture is not None:
-            answered = sdp.SessionDescription.parse(self.answer_sdp).media[plan.picture].rtp.codecs[0]
+            answered = sdp.SessionDescription.parse(answer).media[plan.picture].rtp.codecs[0]
         if answered is not None or plan.sound is not None:
             codec = VideoCodec(answered.name) if answered is not None else None
             self._viewer = self._stream.add_viewer(codec, with_sound=plan.sound is not None)

@@ -25,6 +25,7 @@ from tests.clients.firefox import firefox
 pytestmark = pytest.mark.asyncio(loop_scope="session")
 
 FRAMES = 100
+CHROMIUM = ("chromium", "chromium-browser", "google-chrome")
 LOUD = 5_000
 """A peak (int16) that silence and comfort noise never have."""
 
@@ -80,9 +81,7 @@ async def test_eyevinns_player_views_from_another_origin(house: House, npm_modul
     shutil.copy(HERE / "player.html", house.folder)
     flags = BrowserKind("missing", Path(), ()).flags
     async with published(house, "eyevinn") as endpoint, async_playwright() as playwright:
-        browser = await playwright.chromium.launch(
-            executable_path=program("chromium", "chromium-browser", "google-chrome"), args=flags
-        )
+        browser = await playwright.chromium.launch(executable_path=program(*CHROMIUM), args=flags)
         try:
             page = await browser.new_page()
             deleted: list[int] = []
@@ -99,6 +98,52 @@ async def test_eyevinns_player_views_from_another_origin(house: House, npm_modul
             assert "video/H264" in {report["mimeType"] for report in reports if report["type"] == "codec"}
             await page.evaluate("player.unload()")
             assert deleted == [200]
+        finally:
+            await browser.close()
+
+
+PUBLISH_WITH_AV1 = """
+async (endpoint) => {
+  const context = new AudioContext();
+  await context.resume();
+  const tone = new OscillatorNode(context);
+  const voice = new MediaStreamAudioDestinationNode(context);
+  tone.connect(voice);
+  tone.start();
+  const canvas = document.createElement("canvas");
+  canvas.getContext("2d").fillRect(0, 0, 10, 10);
+  const peer = new RTCPeerConnection();
+  const picture = peer.addTransceiver(canvas.captureStream(5).getVideoTracks()[0], { direction: "sendonly" });
+  const known = RTCRtpSender.getCapabilities("video").codecs;
+  picture.setCodecPreferences(known.filter(({ mimeType }) => mimeType === "video/AV1"));
+  peer.addTransceiver(voice.stream.getAudioTracks()[0], { direction: "sendonly" });
+  const connected = new Promise((resolve) => {
+    peer.onconnectionstatechange = () => peer.connectionState === "connected" && resolve();
+  });
+  await peer.setLocalDescription();
+  const headers = { "Content-Type": "application/sdp" };
+  const response = await fetch(endpoint, { method: "POST", headers, body: peer.localDescription.sdp });
+  await peer.setRemoteDescription({ type: "answer", sdp: await response.text() });
+  await connected;
+  const ended = await fetch(new URL(response.headers.get("Location"), endpoint), { method: "DELETE" });
+  peer.close();
+  return [response.status, picture.currentDirection, ended.status];
+}
+"""
+
+
+async def test_chromium_publishes_though_its_picture_cannot_be_used(house: House) -> None:
+    """Its picture is first in the offer, in a codec that the server does not know."""
+    async with async_playwright() as playwright:
+        browser = await playwright.chromium.launch(
+            executable_path=program(*CHROMIUM), args=BrowserKind("missing", Path(), ()).flags
+        )
+        try:
+            page = await browser.new_page()
+            shutil.copy(HERE / "player.html", house.folder)
+            await page.goto(f"{house.pages}/player.html")
+            found = await page.evaluate(PUBLISH_WITH_AV1, f"{house.server.url}/whip/av1")
+            assert found == [201, "stopped", 200]
         finally:
             await browser.close()
 

@@ -16,7 +16,9 @@ from echo_rtc.rtc.offer import (
     plan_publishing,
     plan_viewing,
     read_offer,
+    with_rejected,
     with_rtcp_mux_only,
+    without_unusable,
 )
 
 AUDIO = """m=audio 9 UDP/TLS/RTP/SAVPF 111 0
@@ -124,6 +126,31 @@ def test_answers_say_that_rtcp_has_no_port_of_its_own() -> None:
     answer = with_rtcp_mux_only(offer(audio(), video(), DATA))
     assert answer.count("a=rtcp-mux\r\na=rtcp-mux-only\r\n") == 2
     assert "\r\r" not in answer
+
+
+def test_what_nobody_needs_and_nobody_knows_is_refused() -> None:
+    strange = video("sendonly").replace("VP8", "AV1").replace("H264", "H265")
+    text = offer(strange, audio("sendonly"), strange, DATA)
+    whole = read_offer(text)
+    reduced, plan = without_unusable(whole, plan_publishing(whole))
+    assert plan.microphone == 0
+    assert [section.kind for section in reduced.sections] == ["audio", "application"]
+    assert "a=group:BUNDLE 1 3\r\n" in reduced.sdp
+    assert "AV1" not in reduced.sdp
+    assert read_offer(reduced.sdp).sections == reduced.sections
+    assert {reduced.transport_of(mid, 9) for mid in "0123"} == {"1"}
+    answer = with_rejected(reduced.sdp, reduced.rejected)
+    lines = [line for line in answer.splitlines() if line.startswith(("m=", "a=mid:"))]
+    assert [line.split()[:2] for line in lines[::2]] == [
+        ["m=video", "0"],
+        ["m=audio", "9"],
+        ["m=video", "0"],
+        ["m=application", "9"],
+    ]
+    assert lines[1::2] == ["a=mid:0", "a=mid:1", "a=mid:2", "a=mid:3"]
+    # What could be sent is only not used.
+    usual = read_offer(offer(audio("sendonly"), video("sendonly")))
+    assert without_unusable(usual, plan_publishing(usual))[0] is usual
 
 
 async def test_aiortcs_own_offer_is_planned() -> None:
