@@ -376,10 +376,12 @@ class EncoderBank:
         return _Order(codec, lane.bitrate, key)
 
     def _steer(self, codec: VideoCodec, lane: _Lane, now: float) -> None:
-        """Follows the median of the viewers' estimates, so that one slow viewer of many does not set the picture."""
+        """Follows the median of the viewers' estimates, so that one slow viewer does not set the picture of others. Who
+        has sent none has no complaint."""
         if not lane.estimates:
             return
-        estimate = statistics.median_low(lane.estimates.values())
+        content = [lane.bitrate] * (lane.viewers - len(lane.estimates))
+        estimate = statistics.median_high([*lane.estimates.values(), *content])
         wanted = self._bitrates[codec].clamp(estimate)
         # Receivers estimate little more than what they get, so a low estimate may only say that the picture is easy.
         # The way is too narrow if more is being sent than the estimate.

@@ -181,6 +181,16 @@ async def test_the_bitrate_follows_the_median_viewer_within_bounds(bank: Encoder
     assert bank.bitrates == {VideoCodec.H264: bounds.maximum}
 
 
+async def test_one_slow_viewer_of_two_does_not_lower_the_bitrate(bank: EncoderBank) -> None:
+    start = BITRATES[VideoCodec.H264].start
+    for others, wanted in ((1, start), (0, BITRATES[VideoCodec.H264].minimum)):
+        bank.use([VideoCodec.H264] * (1 + others))
+        for number in range(72):
+            bank.estimate(VideoCodec.H264, 0, 1_000)
+            await encode(bank, number)
+        assert bank.bitrates == {VideoCodec.H264: wanted}
+
+
 @pytest.mark.parametrize("codec", list(VideoCodec))
 async def test_the_bitrate_is_kept(codec: VideoCodec) -> None:
     format = ClipFormat(width=192, height=192)

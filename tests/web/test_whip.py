@@ -6,11 +6,13 @@ import asyncio
 import re
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
+from typing import Any
 
 import aiohttp
 import pytest
 from aiohttp import web
 from aiohttp.test_utils import TestClient
+from aiortc.rtp import RTCP_PSFB_APP, RtcpPsfbPacket, pack_remb_fci
 
 from echo_rtc.bench.calls import Caller, Exchange, Publisher
 from echo_rtc.bench.stream import babble
@@ -418,6 +420,35 @@ async def test_the_last_viewer_of_a_lost_publisher_ends_the_stream(serve: Serve)
     await until(lambda: not (service.manager.statistics(stream_id) or {"published": False})["published"])
     await watcher.caller.close()
     await until(lambda: not service.manager.streams)
+
+
+async def test_a_viewer_in_trouble_slows_nobody(serve: Serve) -> None:
+    """One of three reports a lost picture and a way that is far too narrow, twenty times a second."""
+    service = await serve()
+    await service.publish("studio")
+    well, also_well, ill = [await service.view("studio") for _ in range(3)]
+    for watcher in (well, also_well, ill):
+        await watcher.until(lambda w: len(w.frames) > 12)
+    (stream_id,) = service.manager.streams
+
+    def key_frames() -> int:
+        found: Any = (service.manager.statistics(stream_id) or {})["encoder"]
+        return int(found["key_frames"])
+
+    receiver = ill.caller.picture_receiver
+    source = receiver.getSynchronizationSources()[0].source
+    narrow = RtcpPsfbPacket(fmt=RTCP_PSFB_APP, ssrc=1, media_ssrc=0, fci=pack_remb_fci(20_000, [source]))
+    before, seen = key_frames(), [len(watcher.frames) for watcher in (well, also_well)]
+    for _ in range(60):
+        await receiver._send_rtcp_pli(source)
+        await receiver._send_rtcp(narrow)
+        await asyncio.sleep(0.05)
+    # One at once, and one more for each KEY_FRAME_PATIENCE_S; a change of the bitrate costs one, too.
+    assert key_frames() - before <= 4
+    for watcher, earlier in zip((well, also_well), seen, strict=True):
+        assert len(watcher.frames) - earlier > 48
+        frames = [n for n, idle in zip(watcher.frames, watcher.idle, strict=True) if not idle]
+        assert frames == sorted(frames)
 
 
 def without_candidates(offer: str) -> str:
