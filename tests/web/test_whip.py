@@ -493,3 +493,62 @@ async def test_candidates_that_come_later_are_what_connects(serve: Serve) -> Non
             assert response.status == status, await response.text()
     await connecting
     await watcher.until(lambda w: len(w.frames) > 3)
+
+
+OBS = f"""v=0
+o=rtc 3767197920 0 IN IP4 127.0.0.1
+s=-
+t=0 0
+a=group:BUNDLE 0 1
+a=group:LS 0 1
+a=msid-semantic:WMS *
+a=ice-options:ice2,trickle
+a=fingerprint:sha-256 {":".join(["AB"] * 32)}
+m=audio 9 UDP/TLS/RTP/SAVPF 111
+c=IN IP4 0.0.0.0
+a=mid:0
+a=sendonly
+a=ssrc:2158117081 cname:lWfXfJvTyKLJHOsW
+a=ssrc:2158117081 msid:stream lWfXfJvTyKLJHOsW-audio
+a=msid:stream lWfXfJvTyKLJHOsW-audio
+a=rtcp-mux
+a=rtpmap:111 opus/48000/2
+a=fmtp:111 minptime=10;maxaveragebitrate=96000;stereo=1;sprop-stereo=1;useinbandfec=1
+a=setup:actpass
+a=ice-ufrag:vl3s
+a=ice-pwd:jjyMr8nUSJQ8kCnOTeKQBM
+m=video 9 UDP/TLS/RTP/SAVPF 96
+c=IN IP4 0.0.0.0
+a=mid:1
+a=sendonly
+a=ssrc:2158117082 cname:lWfXfJvTyKLJHOsW
+a=msid:stream lWfXfJvTyKLJHOsW-video
+a=rtcp-mux
+a=rtpmap:96 H264/90000
+a=rtcp-fb:96 nack
+a=rtcp-fb:96 nack pli
+a=rtcp-fb:96 goog-remb
+a=fmtp:96 profile-level-id=42e01f;packetization-mode=1;level-asymmetry-allowed=1
+a=setup:actpass
+a=ice-ufrag:vl3s
+a=ice-pwd:jjyMr8nUSJQ8kCnOTeKQBM
+""".replace("\n", "\r\n")
+"""An offer of the form that OBS Studio makes: sound and picture, and no candidate."""
+
+
+@pytest.mark.parametrize("codec", ["H264", "H265"])
+async def test_an_offer_of_the_form_of_obs_is_answered(serve: Serve, codec: str) -> None:
+    service = await serve()
+    body = OBS.replace("H264", codec)
+    async with service.client.post("/whip/obs", data=body, headers=OFFER) as response:
+        answer = await response.text()
+        assert response.status == 201
+    head, sound, picture = re.split("^(?=m=)", answer, flags=re.MULTILINE)
+    assert "a=recvonly\r\n" in sound
+    assert "a=setup:passive\r\n" in sound
+    assert "a=candidate:" in sound
+    assert "a=inactive\r\n" in picture
+    assert picture.startswith("m=video 0 ") == (codec == "H265")
+    assert f"a=group:BUNDLE {'0' if codec == 'H265' else '0 1'}\r\n" in head
+    async with service.client.delete(response.headers["Location"]) as deleted:
+        assert deleted.status == 200
