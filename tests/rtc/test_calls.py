@@ -144,15 +144,21 @@ async def test_a_call_brings_back_picture_sound_and_events(codec: str | None, ca
     steps = np.diff([card.frame for card in sight.spoken])
     assert steps.min() >= 0
     assert np.median(steps) == 1
-    closing = [record.message for record in caplog.records if "ended: the test has seen enough" in record.message]
-    assert len(closing) == 1
+    [record] = [record for record in caplog.records if "ended: the test has seen enough" in record.message]
+    # Where logs are JSON the figures are fields.
+    fields = vars(record)
+    assert (fields["event"], fields["stream"]) == ("stream_ended", stream_id[:8])
+    assert fields["reason"] == "the test has seen enough"
+    assert fields["rendered"] > 0
+    assert 0 < fields["delay_p50_ms"] <= fields["delay_p95_ms"]
+    assert set(fields["kbit_s"]) == {"Opus", codec or "H264"}
     number = r"\d+(?:\.\d+)?"
     assert re.search(
         rf"\[stream {re.escape(stream_id[:8])}\] ended: the test has seen enough; {number} s, \d+ frames rendered, "
         rf"\d+ idle, \d+ held, \d+ dropped, \d+ clips lost; delay \d+ ms, 95 % within \d+ ms; "
         rf"worst sync (unknown|-?{number} ms); Opus \d+ kbit/s, {codec or 'H264'} \d+ kbit/s$",
-        closing[0],
-    ), closing[0]
+        record.message,
+    ), record.message
     assert stream_id not in caplog.text
 
 
