@@ -118,11 +118,8 @@ class AvatarLibrary:
         self.deleted = 0
 
     async def prepare(self, progress: Progress) -> None:
-        """Prepares all avatars but the default one, which a started engine has already.
-
-        Raises InputError or RenderError for one of the configuration. A kept one that cannot be used is logged and
-        left out.
-        """
+        """Prepares all avatars but the default one, which a started engine has already. Raises InputError for one of
+        the configuration; a kept one that cannot be prepared is logged and left out."""
         async with self._turn:
             for files in self._shelf.configured[1:]:
                 progress(f"preparing avatar {files.name}")
@@ -139,7 +136,7 @@ class AvatarLibrary:
                 try:
                     await self._engine.prepare_avatar(files)
                     self._files[files.name] = files
-                except InputError as error:
+                except EchoRtcError as error:
                     logger.error("avatar %s in %s is left out: %s", files.name, self._shelf.folder, error)
 
     def entries(self) -> list[Entry]:
@@ -169,8 +166,7 @@ class AvatarLibrary:
         """
         if not re.fullmatch(AVATAR_NAME, name):
             raise InputError(f"name is {name[:80]!r}; it must have {AVATAR_NAME_WORDS}")
-        if self._turn.locked():
-            raise CapacityError("another avatar is being prepared; try again when it is there", BUSY_RETRY_S)
+        self._require_turn()
         async with self._turn:
             if name in self._files:
                 raise AvatarConflictError(f"there is an avatar {name} already; choose another name")
@@ -196,8 +192,9 @@ class AvatarLibrary:
             return Entry(name, uploaded=True)
 
     async def delete(self, name: str) -> None:
-        """Deletes an uploaded avatar. Raises UnknownAvatarError, or AvatarConflictError where it is one of the
-        configuration or streams show it."""
+        """Deletes an uploaded avatar. Raises UnknownAvatarError, AvatarConflictError where it is one of the
+        configuration or streams show it, or CapacityError while one is being prepared."""
+        self._require_turn()
         async with self._turn:
             if name not in self._files or name not in self._engine.avatars:
                 raise UnknownAvatarError(f"there is no avatar {name[:80]!r}")
@@ -211,6 +208,10 @@ class AvatarLibrary:
             self._previews.pop(name, None)
             self.deleted += 1
             logger.info("avatar %s was deleted", name)
+
+    def _require_turn(self) -> None:
+        if self._turn.locked():
+            raise CapacityError("another avatar is being prepared; try again when it is there", BUSY_RETRY_S)
 
     def _kept(self) -> list[AvatarFiles]:
         """The avatars in the folder, by name; and none where there is no folder."""

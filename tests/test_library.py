@@ -267,6 +267,8 @@ async def test_one_avatar_is_prepared_at_a_time(tmp_path: Path) -> None:
         await asyncio.sleep(0)
         with pytest.raises(CapacityError, match="another avatar is being prepared") as busy:
             await shelf.add("bert", image())
+        with pytest.raises(CapacityError, match="another avatar is being prepared"):
+            await shelf.delete("default")
         assert busy.value.retry_after_s > 0
         assert [entry.name for entry in shelf.entries()] == ["default"]
         go.set()
@@ -303,6 +305,7 @@ async def test_what_is_broken_in_the_folder_is_left_out_and_said(
 ) -> None:
     async with library(tmp_path) as shelf:
         await shelf.add("anna", image())
+        await shelf.add("bert", image())
     (tmp_path / ".anna-1234").mkdir()
     (tmp_path / "Not A Name").mkdir()
     (tmp_path / "default").mkdir()
@@ -310,11 +313,14 @@ async def test_what_is_broken_in_the_folder_is_left_out_and_said(
 
     class Picky(TestCardEngine):
         async def prepare_avatar(self, files: AvatarFiles) -> Avatar:
+            if files.name == "bert":
+                raise RenderError("the avatar bert could not be prepared: it is too much")
             raise InputError(f"the reference image {files.reference_image} does not exist")
 
     async with library(tmp_path, Picky(FORMAT)) as shelf:
         assert [entry.name for entry in shelf.entries()] == ["default"]
     assert "avatar anna in" in caplog.text
+    assert "avatar bert in" in caplog.text
     assert "avatar default in" in caplog.text
     assert "Not A Name" not in caplog.text
 

@@ -214,6 +214,7 @@ class FleetEngine:
         self._latest: dict[str, _Job] = {}
         self._numbers = itertools.count()
         self._tasks: set[asyncio.Task[None]] = set()
+        self._forgetting: set[asyncio.Task[Any]] = set()
         self._keepers: set[asyncio.Task[None]] = set()
         self._avatars: dict[str, Avatar] = {}
         self._files: dict[str, AvatarFiles] = {}
@@ -365,11 +366,11 @@ class FleetEngine:
                 task = asyncio.create_task(
                     self._on(slot, lambda worker: worker.forget_avatar(name, timeout_s)), name=f"forget avatar {name}"
                 )
-                self._tasks.add(task)
+                self._forgetting.add(task)
                 task.add_done_callback(self._forgot)
 
     def _forgot(self, task: asyncio.Task[Any]) -> None:
-        self._tasks.discard(task)
+        self._forgetting.discard(task)
         if not task.cancelled() and (error := task.exception()) is not None:
             logger.debug("an avatar could not be forgotten: %s", error)
 
@@ -382,6 +383,8 @@ class FleetEngine:
 
     async def _prepare_avatar(self, files: AvatarFiles) -> Avatar:
         async with self._preparing:
+            # One that is to be forgotten must not be forgotten after it was prepared anew.
+            await asyncio.gather(*self._forgetting, return_exceptions=True)
             up = [slot for slot in self._slots.values() if slot.up]
             if not up:
                 raise RenderError("no worker is up to prepare an avatar; one is being started")
@@ -431,10 +434,11 @@ class FleetEngine:
         await asyncio.gather(*self._keepers, return_exceptions=True)
         for name, slot in self._slots.items():
             slot.up = False
+            slot.turned.set()
             self._scheduler.remove_worker(name)
         self._dismiss("the engine is closed")
         await asyncio.gather(*(slot.worker.close() for slot in self._slots.values() if slot.worker is not None))
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await asyncio.gather(*self._tasks, *self._forgetting, return_exceptions=True)
         self._slots.clear()
 
     # Inside: clips
@@ -632,6 +636,7 @@ class FleetEngine:
     def _go_down(self, slot: _Slot, worker: Worker) -> None:
         if slot.worker is worker and slot.up:
             slot.up = False
+            slot.turned.set()
             self._scheduler.remove_worker(slot.spec.name)
             for job in [*self._jobs.values()]:
                 if job.ticket.worker == slot.spec.name and not job.running:

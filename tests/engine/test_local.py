@@ -309,6 +309,24 @@ async def test_a_further_avatar_is_there_for_all_workers_and_their_replacements(
         assert [int(result.frames.y[0, 0, 0]) for result in told] == [1, 1]
 
 
+async def test_an_avatar_may_be_prepared_right_after_one_of_its_name_was_refused_or_removed(tmp_path: Path) -> None:
+    good, bad = (AvatarFiles("anna", tmp_path / name, tmp_path) for name in ("good.png", "bad.png"))
+    teller = replace(request(Deed.TELL_AVATARS), avatar="anna")
+    async with running(workers("one")) as engine:
+        with pytest.raises(InputError):
+            await engine.prepare_avatar(bad)
+        await engine.prepare_avatar(good)
+        assert int((await engine.render(teller)).frames.y[0, 0, 0]) == 2
+        await engine.remove_avatar("anna")
+        await engine.prepare_avatar(good)
+        assert int((await engine.render(teller)).frames.y[0, 0, 0]) == 2
+        # Anew under the same name: a picture that cannot be used changes nothing.
+        with pytest.raises(InputError):
+            await engine.prepare_avatar(bad)
+        assert int((await engine.render(teller)).frames.y[0, 0, 0]) == 2
+        assert "anna" in engine.avatars
+
+
 async def test_an_avatar_that_cannot_be_prepared_is_not_there_and_disturbs_nobody(tmp_path: Path) -> None:
     for name in ("bad.png", "deadly.png"):
         (tmp_path / name).touch()
