@@ -276,11 +276,12 @@ export class Words {
     const words = {
       ended: ["phone-end", "The server ended the call", said, action("start", "Start again")],
       rejected: ["warning", "The server refused the call", said, AGAIN],
-      unauthorized: ["lock", "This call needs permission", said, AGAIN],
+      unauthorized: ["lock", "This call needs permission", "The server opens it to those who have a token.", AGAIN],
       "gave-up": ["unplugged", "The server stays out of reach", gaveUp, AGAIN],
     };
     const [icon, title, text, way] = words[end.why];
-    return { code: end.why, icon, tone: "warning", title, text, actions: [way] };
+    const hint = end.why === "unauthorized" && end.detail !== "" ? { hint: end.detail } : {};
+    return { code: end.why, icon, tone: "warning", title, text, ...hint, actions: [way] };
   }
 
   /**
