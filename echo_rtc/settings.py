@@ -568,8 +568,8 @@ class Settings:
         default=None,
         metadata=_about(
             "network",
-            "UDP ports for sound and picture, such as 40000-40100; a call takes one for each address of the machine, "
-            "and one if there is a TURN server. Without it the system picks any.",
+            "UDP ports for sound and picture, such as 40000-40100; each peer takes one, or two if there is a TURN "
+            "server over UDP. Without it the system picks any.",
             kind=str,
             form=r"[0-9]{1,5}-[0-9]{1,5}",
             words="a range such as 40000-40100",

@@ -48,10 +48,11 @@ async def offer(direction: str = "sendrecv") -> str:
         await peer.close()
 
 
-async def test_a_call_goes_through_a_relay_only(tmp_path: Path) -> None:
+@pytest.mark.parametrize("transport", ["udp", "tcp"])
+async def test_a_call_goes_through_a_relay_only(tmp_path: Path, transport: str) -> None:
     sight = Sight()
     async with coturn(tmp_path) as turn:
-        network = Network.of([turn.url], turn.secret, None, [])
+        network = Network.of([turn.url.replace("=udp", f"={transport}")], turn.secret, None, [])
         async with house(options=reachable(network)) as home:
             [told] = network.ice_servers()
             relay_only = RTCConfiguration(
@@ -118,6 +119,15 @@ async def test_a_call_that_finds_no_port_is_refused_and_leaves_nothing() -> None
                 assert refused.value.retry_after_s > 0
             assert home.manager.streams == {}
             assert network.ports.exhausted > 0
+        await home.manager.open_call(await offer(), AVATAR)
+
+
+async def test_a_range_holds_as_many_peers_as_it_has_ports() -> None:
+    async with house(options=reachable(Network.of([], None, "25350-25352", []))) as home:
+        opened = [await home.manager.open_call(await offer(), AVATAR) for _ in range(3)]
+        with pytest.raises(CapacityError, match="all UDP ports"):
+            await home.manager.open_call(await offer(), AVATAR)
+        await home.manager.close_stream(opened[0].stream, "making room")
         await home.manager.open_call(await offer(), AVATAR)
 
 
