@@ -165,6 +165,7 @@ class Stream:
         if self._begun or self.ended.done():
             return
         self._begun = True
+        self._heard_at = self._clock()
         self._tick()
         self._spawn(self._keep_time(), "keep time")
         self._spawn(self._dispatcher.run(), "dispatch clips")

@@ -6,21 +6,26 @@ from __future__ import annotations
 import asyncio
 import re
 from dataclasses import replace
+from fractions import Fraction
 from pathlib import Path
 
+import av
+import numpy as np
 import pytest
 from aiortc import RTCConfiguration, RTCIceServer, RTCIceTransportPolicy, RTCPeerConnection
+from aiortc.mediastreams import MediaStreamTrack
 
 from echo_rtc.bench.calls import Caller
 from echo_rtc.bench.stream import babble
-from echo_rtc.engine.testcard import AVATAR
+from echo_rtc.engine.testcard import AVATAR, TestCardEngine
 from echo_rtc.errors import CapacityError
 from echo_rtc.rtc.manager import ManagerOptions
 from echo_rtc.rtc.network import Network
 from echo_rtc.rtc.peer import PeerOptions
-from echo_rtc.rtc.stream import StreamOptions
+from echo_rtc.rtc.stream import Stream, StreamOptions
+from tests.rtc import virtual
 from tests.rtc.test_aiortc_seams import taken
-from tests.rtc.test_calls import Sight, house, until
+from tests.rtc.test_calls import FORMAT, Sight, house, until
 from tests.rtc.turn import coturn
 
 PUBLIC = "203.0.113.5"
@@ -155,18 +160,49 @@ async def test_a_stream_has_only_so_many_peers() -> None:
         await home.manager.view("studio", await offer("recvonly"))
 
 
-async def test_a_stream_that_nobody_speaks_to_ends() -> None:
-    options = ManagerOptions(stream=StreamOptions(voice_timeout_s=0.5))
-    async with house(options=options) as home:
+async def test_a_caller_who_sends_nothing_is_told_why_it_ends() -> None:
+    async with house(options=ManagerOptions(stream=StreamOptions(voice_timeout_s=2.5))) as home:
         caller = Caller(None)
         await home.call(caller)
         await until(lambda: not home.manager.streams)
         await until(lambda: caller.events[-1]["type"] == "end")
-        assert caller.events[-1]["reason"] == "the microphone sent nothing for 0.5 s"
-    silent = Sight()
-    async with house(options=options) as home:
-        # A silent microphone is not an absent one.
-        caller = Caller(lambda start, count: babble(start, count) * 0, silent.hear, silent.see)
-        await home.call(caller)
-        await until(lambda: len(silent.cards) > 60)
-        assert home.manager.streams
+        assert caller.events[-1]["reason"] == "the microphone sent nothing for 2.5 s"
+
+
+class Microphone(MediaStreamTrack):
+    """Sends silence for some seconds, and then nothing."""
+
+    kind = "audio"
+
+    def __init__(self, silence_s: float) -> None:
+        super().__init__()
+        self._left = round(silence_s * 50)
+        self._pts = 0
+
+    async def recv(self) -> av.AudioFrame:
+        if not self._left:
+            await asyncio.Event().wait()
+        self._left -= 1
+        await asyncio.sleep(0.02)
+        frame = av.AudioFrame.from_ndarray(np.zeros((1, 1920), np.int16), format="s16", layout="stereo")
+        frame.sample_rate, frame.pts, frame.time_base = 48_000, self._pts, Fraction(1, 48_000)
+        self._pts += 960
+        return frame
+
+
+def test_silence_is_something_and_nothing_ends_a_stream_after_its_time() -> None:
+    async def life(timeout_s: float) -> float:
+        engine = TestCardEngine(FORMAT)
+        await engine.start(lambda _: None)
+        stream = Stream(engine, engine.avatars[AVATAR], StreamOptions(voice_timeout_s=timeout_s))
+        begun = asyncio.get_running_loop().time()
+        stream.listen(Microphone(silence_s=10.0))
+        stream.begin()
+        await asyncio.wait({stream.ended}, timeout=60.0)
+        lasted = asyncio.get_running_loop().time() - begun
+        await stream.close("the test has seen enough")
+        await engine.close()
+        return lasted
+
+    assert 13.0 < virtual.run(life(3.0)) < 14.5
+    assert virtual.run(life(0.0)) == pytest.approx(60.0)
