@@ -228,7 +228,11 @@ def test_the_elements_events_are_those_it_sends() -> None:
         [union] = re.findall(rf"@(?:typedef|property|param) {{((?:[^{{}}]*?\|)+[^{{}}]*?)}}(?:\s|\*)+{name}\b", ELEMENT)
         return set(re.findall(r'"([\w-]+)"', union))
 
-    assert words("CallState") <= set(re.findall(r"`([\w-]+)`", rows["state"]))
+    whys = re.findall(r"@property {([^{}]*)} why\b", ELEMENT)
+    assert len(whys) == 2, "one of a call that waits, one of a call that is over"
+    reasons = set(re.findall(r'"([\w-]+)"', " ".join(whys)))
+    told = {"state", "why", "message", "retryMs"}
+    assert set(re.findall(r"`([\w-]+)`", rows["state"])) == words("CallState") | reasons | told
     codes = {f"microphone-{fault}" for fault in words("MicrophoneFault")}
     codes |= {"sample", "unsupported", "nameless", "address", "ended", "rejected", "unauthorized", "gave-up"}
     assert set(re.findall(r"`([\w-]+)`", rows["error"])) - {"code", "message"} == codes
