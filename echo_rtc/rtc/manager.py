@@ -160,11 +160,9 @@ class StreamManager:
         live = self._find(name)
         with self._build(), self._seat(live):
             peer = await self._answer(offer, plan, live.stream)
-            try:
-                self._find(name)  # it may have ended meanwhile
-            except NotLiveError:
+            if live.stream.ended.done():
                 await peer.close()
-                raise
+                raise self._not_live(name)
             return self._admit(live, peer, Role.VIEW)
 
     def find(self, role: Role, name: str, session_id: str) -> Opened | None:
@@ -239,9 +237,12 @@ class StreamManager:
         """The live stream of that name or id. Raises NotLiveError."""
         live = self._names.get(name) or self._live.get(name)
         if live is None or live.stream.ended.done():
-            self.counters.not_live += 1
-            raise NotLiveError(f"nothing is live under the name {name[:80]!r} now; try again later", NAME_RETRY_S)
+            raise self._not_live(name)
         return live
+
+    def _not_live(self, name: str) -> NotLiveError:
+        self.counters.not_live += 1
+        return NotLiveError(f"nothing is live under the name {name[:80]!r} now; try again later", NAME_RETRY_S)
 
     def _orphan(self, name: str, avatar: str) -> _Live | None:
         """The stream under this name whose publisher was lost, to be taken over; None where the name is free.

@@ -346,6 +346,35 @@ async def test_two_who_want_a_name_at_once_do_not_share_it(serve: Serve) -> None
     assert sorted(answer.status for answer in answers) == [201, 409]
 
 
+async def test_a_viewer_whose_stream_ends_while_it_is_let_in_is_let_into_no_other(
+    serve: Serve, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    service = await serve()
+    await service.publish("studio")
+    answered, go = asyncio.Event(), asyncio.Event()
+    answer = service.manager._answer
+
+    async def slowly(*arguments: Any) -> Any:
+        peer = await answer(*arguments)
+        answered.set()
+        await go.wait()
+        return peer
+
+    with monkeypatch.context() as patch:
+        patch.setattr(service.manager, "_answer", slowly)
+        viewing = asyncio.create_task(service.refused("/whep/studio", Caller(None, speaks=False)))
+        await answered.wait()
+    async with service.client.delete(service.places[0]) as response:
+        assert response.status == 200
+    await service.publish("studio")
+    go.set()
+    assert (await viewing).status == 409
+    (stream_id,) = service.manager.streams
+    statistics = service.manager.statistics(stream_id)
+    assert statistics is not None
+    assert statistics["viewers"] == []
+
+
 async def test_a_call_with_a_name_is_viewed(serve: Serve) -> None:
     service = await serve()
     caller = Caller(babble)
