@@ -81,9 +81,11 @@ class VoiceTrack(MediaStreamTrack):
                 self.over.set()
                 self.stop()
                 raise
+            if not isinstance(frame, av.AudioFrame):  # an encoded packet
+                self.unusable += 1
+                continue
             try:
-                assert isinstance(frame, av.AudioFrame), "an encoded packet"
                 self._ready.extend(self._converter.convert(frame))
-            except (av.FFmpegError, ValueError, AssertionError):
+            except (av.FFmpegError, ValueError):
                 self.unusable += 1
         return self._ready.popleft()
