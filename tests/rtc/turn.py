@@ -11,6 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 START_S = 20.0
+ASK_AGAIN_S = 0.5
+BINDING_REQUEST = bytes.fromhex("0001 0000 2112a442") + bytes(12)
+"""The least that STUN knows (RFC 8489)."""
 RELAY_PORTS = (26_100, 26_199)
 
 
@@ -60,14 +63,20 @@ async def coturn(folder: Path, secret: str = "north-star") -> AsyncIterator[Turn
 
 
 async def _listens(port: int) -> None:
-    """Waits until somebody accepts TCP connections there; coturn opens that after UDP."""
-    async with asyncio.timeout(START_S):
-        while True:
-            try:
-                _, writer = await asyncio.open_connection("127.0.0.1", port)
-            except OSError:
-                await asyncio.sleep(0.02)
-                continue
-            writer.close()
-            await writer.wait_closed()
-            return
+    """Waits until it accepts TCP connections there and answers STUN over UDP, whichever is later."""
+    loop = asyncio.get_running_loop()
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as asker:
+        asker.setblocking(False)
+        asker.connect(("127.0.0.1", port))
+        async with asyncio.timeout(START_S):
+            while True:
+                try:
+                    _, writer = await asyncio.open_connection("127.0.0.1", port)
+                    writer.close()
+                    await writer.wait_closed()
+                    await loop.sock_sendall(asker, BINDING_REQUEST)
+                    async with asyncio.timeout(ASK_AGAIN_S):
+                        await loop.sock_recv(asker, 2_000)
+                    return
+                except OSError:  # nobody there yet, or no answer in time
+                    await asyncio.sleep(0.02)
