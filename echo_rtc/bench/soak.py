@@ -60,7 +60,7 @@ class Soaked:
 
     joined: Counter[Part] = field(default_factory=Counter)
     left: Counter[Leaving] = field(default_factory=Counter)
-    refused: int = 0
+    refused: Counter[str] = field(default_factory=Counter)
     frames: int = 0
     memory: list[tuple[float, float]] = field(default_factory=list)
     leaked: dict[str, int] = field(default_factory=dict)
@@ -85,10 +85,13 @@ def main(argv: list[str]) -> int:
     slope, leaked = soaked.slope_mb_per_10min(), sum(soaked.leaked.values())
     rows: list[list[object]] = [[f"came to {part}", soaked.joined[part]] for part in Part]
     rows += [[f"left by {how}" if how is Leaving.DELETE else how, soaked.left[how]] for how in Leaving]
-    rows += [["refused", soaked.refused], ["frames received", soaked.frames]]
+    rows += [[f"refused: {why}", count] for why, count in soaked.refused.items()]
+    rows += [["frames received", soaked.frames]]
     rows += [[f"left over: {what}", count] for what, count in soaked.leaked.items()]
     rows += [["memory at the end, MB", soaked.memory[-1][1]], ["errors in the log", len(soaked.troubles)]]
     figures = {"joins": soaked.joined.total(), "rss_slope_mb_per_10min": round(slope, 3), "leaked": leaked}
+    for trouble in soaked.troubles[:10]:
+        print(trouble)  # noqa: T201  what went wrong stands above the table
     report(["what", "count"], rows, figures)
     return 0 if slope < MAX_SLOPE_MB and not leaked and not soaked.troubles else 1
 
@@ -139,9 +142,9 @@ async def _come_and_go(
         visitor = Visitor(part, name, None if part is Part.VIEW else babble)
         try:
             await visitor.come(session, url)
-        except (RefusedError, TimeoutError):
+        except (RefusedError, TimeoutError) as error:
             # Its publisher may just have vanished, or its place is not free yet: servers refuse, clients ask again.
-            soaked.refused += 1
+            soaked.refused[str(error.status) if isinstance(error, RefusedError) else "no connection"] += 1
             continue
         soaked.joined[part] += 1
         present.append(visitor)

@@ -1,0 +1,168 @@
+"""A stream's whole way in virtual time, from the microphone's track to a viewer's: a long call drifts nowhere and grows
+nothing. Only codecs are left out; three hours of what lies between are in ``tests/media/test_call.py``."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from fractions import Fraction
+
+import av
+import numpy as np
+import pytest
+from aiortc.mediastreams import MediaStreamError, MediaStreamTrack
+
+from echo_rtc.clips import MEDIA_RATE, ClipFormat
+from echo_rtc.engine.testcard import AVATAR, ScriptedFaults, TestCardEngine
+from echo_rtc.rtc import stream as stream_module
+from echo_rtc.rtc.encoder import PICTURE_RATE, EncodedPortion, EncoderBank, Parcel, Portion, VideoCodec
+from echo_rtc.rtc.stream import Stream, StreamOptions
+from echo_rtc.rtc.tracks import PacketTrack, Viewer
+from tests.rtc.virtual import run
+
+FORMAT = ClipFormat(fps=12, clip_frames=6, width=32, height=32)
+BLOCK = 960
+MINUTES = 6
+MUTED = range(120, 180)
+"""Seconds in which the microphone sends nothing."""
+
+
+class Bank(EncoderBank):
+    """Packets without encoding, at once: under virtual time nothing may take real time."""
+
+    async def encode(self, portion: Portion, now: float) -> EncodedPortion:
+        sounds = tuple(_packet(pts, MEDIA_RATE) for _, pts in portion.sounds)
+        pictures = tuple(_packet(pts, PICTURE_RATE) for _, pts in portion.pictures)
+        return EncodedPortion(sounds, dict.fromkeys(self._lanes, pictures))
+
+    async def close(self) -> None:
+        self._thread.shutdown()
+
+
+def _packet(pts: int, rate: int) -> Parcel:
+    return Parcel((b"x",), pts, Fraction(1, rate), size=1, is_keyframe=True)
+
+
+class Voice(MediaStreamTrack):
+    """A microphone whose clock is off by ``ppm``; it speaks and pauses by turns, and is muted for a minute."""
+
+    kind = "audio"
+
+    def __init__(self, seconds: int, ppm: float) -> None:
+        super().__init__()
+        self._blocks = seconds * MEDIA_RATE // BLOCK
+        self._rate = 1.0 + ppm * 1e-6
+        self._number = 0
+        self._began: float | None = None
+        rng = np.random.default_rng(2)
+        self._speech = rng.integers(-9_000, 9_000, BLOCK).astype(np.int16)
+
+    async def recv(self) -> av.AudioFrame:
+        loop = asyncio.get_running_loop()
+        if self._began is None:
+            self._began = loop.time()
+        while self._number * BLOCK // MEDIA_RATE in MUTED:
+            self._number += 1
+        if self._number >= self._blocks:
+            raise MediaStreamError
+        due = self._began + (self._number + 1) * BLOCK / MEDIA_RATE / self._rate
+        await asyncio.sleep(max(0.0, due - loop.time()))
+        second = self._number * BLOCK // MEDIA_RATE
+        pcm = self._speech if second % 20 < 12 else np.zeros(BLOCK, np.int16)
+        frame = av.AudioFrame.from_ndarray(pcm.reshape(1, -1), format="s16", layout="mono")
+        frame.sample_rate, frame.pts, frame.time_base = MEDIA_RATE, self._number * BLOCK, Fraction(1, MEDIA_RATE)
+        self._number += 1
+        return frame
+
+
+class Reader:
+    """Reads a track as a connection does: when each packet came, and its pts."""
+
+    def __init__(self, track: PacketTrack | None) -> None:
+        assert track is not None
+        self._track = track
+        self.count = 0
+        self.first: tuple[float, int] | None = None
+        self.last = (0.0, 0)
+        self.step: set[int] = set()
+
+    async def run(self) -> None:
+        loop = asyncio.get_running_loop()
+        while True:
+            try:
+                packet = await self._track.recv()
+            except MediaStreamError:
+                return
+            if self.first is None:
+                self.first = (loop.time(), packet.pts)
+            else:
+                self.step.add(packet.pts - self.last[1])
+            self.last = (loop.time(), packet.pts)
+            self.count += 1
+
+    def pace(self, rate: int) -> float:
+        """Seconds of pts for each second of our clock, minus one."""
+        assert self.first is not None
+        return (self.last[1] - self.first[1]) / rate / (self.last[0] - self.first[0]) - 1.0
+
+
+async def talk(seconds: int, ppm: float) -> tuple[Stream, Reader, Reader, list[float], list[dict[str, int]]]:
+    engine = TestCardEngine(FORMAT, ScriptedFaults(delay_s=0.05))
+    await engine.start(lambda _: None)
+    stream = Stream(engine, engine.avatars[AVATAR], StreamOptions())
+    viewer: Viewer = stream.add_viewer(VideoCodec.H264, with_sound=True)
+    sound, picture = Reader(viewer.sound), Reader(viewer.picture)
+    readers = [asyncio.create_task(reader.run()) for reader in (sound, picture)]
+    stream.begin()
+    stream.listen(Voice(seconds, ppm))
+    delays: list[float] = []
+    kept: list[dict[str, int]] = []
+    for _ in range(seconds // 10):
+        await asyncio.sleep(10.0)
+        delays.append(stream.delay_s)
+        kept.append(belongings(stream))
+    await stream.close("the test is over")
+    await asyncio.gather(*readers)
+    await engine.close()
+    return stream, sound, picture, delays, kept
+
+
+def belongings(stream: Stream) -> dict[str, int]:
+    """How much everything holds that could grow."""
+    playout, timeline = stream._playout, stream._timeline
+    sized: dict[str, Callable[[], int]] = {
+        "clips": lambda: len(playout._clips),
+        "shifts": lambda: len(playout._shifts),
+        "needs": lambda: len(playout._needs),
+        "line": lambda: playout._line.capacity,
+        "late": lambda: len(timeline._late),
+        "pieces": lambda: sum(map(len, stream._clipper._pieces)),
+        "resampled": lambda: stream._resampler._waiting,
+        "pending": lambda: stream._dispatcher.pending,
+        "tasks": lambda: len(stream._tasks),
+    }
+    return {name: size() for name, size in sized.items()}
+
+
+@pytest.mark.parametrize("ppm", [-200.0, 200.0])
+def test_a_long_call_drifts_nowhere_and_grows_nothing(ppm: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stream_module, "EncoderBank", Bank)
+    seconds = MINUTES * 60
+    stream, sound, picture, delays, kept = run(talk(seconds, ppm))
+    playout = stream._playout.statistics()
+    # Every packet of sound in its place, all along; and the picture's clock is the sound's.
+    assert sound.step == {BLOCK}
+    assert sound.count * BLOCK / MEDIA_RATE == pytest.approx(seconds, abs=1.0)
+    assert picture.step == {PICTURE_RATE // FORMAT.fps}
+    assert sound.last[1] / MEDIA_RATE == pytest.approx(picture.last[1] / PICTURE_RATE, abs=1 / FORMAT.fps + 0.02)
+    assert abs(sound.pace(MEDIA_RATE) - picture.pace(PICTURE_RATE)) < 1e-4
+    # The delay is what it was after the first minute, whatever the microphone's clock does to it.
+    assert np.ptp(delays[6:12]) < 0.05
+    assert np.ptp(delays[24:]) < 0.05
+    assert playout.underruns == playout.skipped == 0
+    assert playout.rendered > 0.4 * seconds * FORMAT.fps
+    assert stream._pump.counters.skipped_blocks == stream._pump.counters.late_packets == 0
+    # Nothing holds more in the end than after two minutes.
+    for name in kept[0]:
+        assert max(k[name] for k in kept[24:]) <= max(k[name] for k in kept[6:12]) + 4_000 * (name == "pieces"), name
+    assert kept[-1]["tasks"] <= kept[0]["tasks"]
