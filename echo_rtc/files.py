@@ -54,7 +54,7 @@ class SoundFile:
         with contextlib.ExitStack() as opening:
             try:
                 file: BinaryIO = opening.enter_context(path.open("rb"))
-                container = opening.enter_context(av.open(file))
+                container = opening.enter_context(av.open(file, metadata_errors="replace"))
                 assert isinstance(container, InputContainer)
             except av.FFmpegError as error:
                 raise InputError(f"audio is {path}, which is no file of sound or video that can be read") from error
@@ -64,6 +64,10 @@ class SoundFile:
                 raise InputError(f"audio is {path}, which has no audio track")
             self._container = container
             self._track: AudioStream = container.streams.audio[0]
+            # PyAV promises a codec, and has none where FFmpeg does not know what the file names.
+            codec: object = self._track.codec_context
+            if codec is None:
+                raise InputError(f"audio is {path}, whose sound is in a form that is not known")
             self.channels = 1 if self._track.codec_context.layout.nb_channels == 1 else 2
             self._resampler: tuple[object, av.AudioResampler] | None = None
             self._blocks = self._decode()

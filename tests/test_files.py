@@ -4,6 +4,7 @@ nothing."""
 from __future__ import annotations
 
 import os
+import struct
 import wave
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -85,6 +86,16 @@ def test_48_khz_arrives_sample_by_sample(tmp_path: Path) -> None:
     with SoundFile(path) as file:
         assert file.channels == 2
         assert file.duration_s == pytest.approx(50_001 / 48_000)
+
+
+def test_names_in_another_encoding_do_no_harm(tmp_path: Path) -> None:
+    path = write_wav(tmp_path / "a.wav", tone(0.1, 48_000), 48_000)
+    title = (
+        b"LIST" + struct.pack("<I", 18) + b"INFOINAM" + struct.pack("<I", 6) + "Ä\xf6\xfc".encode("latin-1") + bytes(3)
+    )
+    content = path.read_bytes() + title
+    path.write_bytes(content[:4] + struct.pack("<I", len(content) - 8) + content[8:])
+    assert len(read(path)) == 4_800
 
 
 @pytest.mark.parametrize("rate", [8_000, 16_000, 22_050, 44_100, 96_000])

@@ -21,6 +21,7 @@ BENCHMARKS = {
     "viewers": "processor time of the whole server process for each viewer of one stream",
     "engine": "throughput of several workers, and what preparing, handing over and losing one costs",
     "latency": "delay from the microphone to the echo",
+    "capacity": "how many calls one core holds, and what one more does to them",
     "soak": "visitors come and go for a long time, and what is left of them",
     "faults": "a live call while packets are lost, clients vanish and the server stops",
     "hostile": "hostile requests at a real server, and what they leave behind",

@@ -1,8 +1,9 @@
 """``python -m echo_rtc.bench soak``: visitors come and go for a long time, and nothing of them is left.
 
 Callers, WHIP publishers and WHEP viewers come to a real server of test cards at even intervals, at most ten streams at
-a time, and leave by DELETE, by hanging up, or without a word. The server's memory is read all along; its slope is that
-of a line through it after the first quarter of the time (five of twenty minutes). In the end everybody leaves, and what
+a time, and leave by DELETE, by hanging up, or without a word; before that, all places were taken once. The server's
+memory is read all along; its slope is that of a line through it after the first quarter of the time (five of twenty
+minutes). In the end everybody leaves, and what
 the server still has of sockets, descriptors, threads, processes, streams and peers beyond its beginning is counted.
 """
 
@@ -24,6 +25,7 @@ from echo_rtc.bench.report import report
 from echo_rtc.bench.stream import babble
 from echo_rtc.bench.visitors import Leaving, Part, RefusedError, Visitor, gone
 
+WARM_S = 3.0
 WARM_SHARE = 0.25
 SAMPLE_S = 2.0
 GONE_S = 30.0
@@ -105,12 +107,7 @@ async def soak(seconds: float, joins: int, size: int, seed: int) -> Soaked:
             RealServer(*flags, "--max-streams", str(MAX_STREAMS), "--log-dir", logs) as server,
             aiohttp.ClientSession(connector=aiohttp.TCPConnector(force_close=True)) as session,
         ):
-            # The first visitor makes what every later one finds: threads, codecs, tables.
-            first = Visitor(Part.CALL, "first", babble)
-            await first.come(session, server.url)
-            await asyncio.sleep(1.0)
-            await first.leave(session, server.url, Leaving.DELETE)
-            await gone(session, server.url, GONE_S)
+            await _full_house(session, server.url)
             before = Belongings.of(server.process)
             sampling = asyncio.create_task(_sample(server.process, soaked), name="sample memory")
             try:
@@ -122,6 +119,18 @@ async def soak(seconds: float, joins: int, size: int, seed: int) -> Soaked:
             soaked.leaked = Belongings.of(server.process).beyond(before)
         soaked.troubles = server.troubles
     return soaked
+
+
+async def _full_house(session: aiohttp.ClientSession, url: str) -> None:
+    """As many visitors at once as there may be: they make what every later one finds, threads, tables, memory."""
+    speaking = [Visitor(Part.CALL, f"first-{number}", babble) for number in range(MAX_STREAMS)]
+    watching = [Visitor(Part.VIEW, visitor.name) for visitor in speaking[: MAX_VISITORS - MAX_STREAMS]]
+    for visitor in (*speaking, *watching):
+        await visitor.come(session, url)
+    await asyncio.sleep(WARM_S)
+    for visitor in (*watching, *speaking):
+        await visitor.leave(session, url, Leaving.DELETE)
+    await gone(session, url, GONE_S)
 
 
 async def _come_and_go(

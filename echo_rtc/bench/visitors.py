@@ -95,6 +95,11 @@ class Visitor:
             self.vanish()
         await self.connection.close()
 
+    async def statistic(self, url: str, group: str, name: str) -> float:
+        """A counter of a caller's stream."""
+        async with aiohttp.ClientSession() as session, session.get(f"{url}{self._path}") as response:
+            return float((await response.json())[group][name])
+
     def vanish(self) -> None:
         """Nothing leaves any more from the sockets under the connection, as if the browser had been killed."""
         for transceiver in self.connection.getTransceivers():

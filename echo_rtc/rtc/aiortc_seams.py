@@ -10,6 +10,7 @@ streams.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import inspect
 import logging
 import queue
@@ -39,6 +40,7 @@ from aiortc.jitterbuffer import JitterBuffer, JitterFrame
 from aiortc.mediastreams import MediaStreamError
 from aiortc.rtcrtpparameters import RTCRtpCodecParameters
 from aiortc.rtcrtpsender import random_sequence_number
+from aiortc.rtcsctptransport import Chunk
 from aiortc.rtp import (
     RTP_HISTORY_SIZE,
     AnyRtcpPacket,
@@ -609,6 +611,14 @@ def _guard_data(sctp: RTCSctpTransport, gate: Gate) -> None:
             gate.unfinished(window - getattr(sctp, _WINDOW))
 
     sctp._handle_data = on_data  # type: ignore[method-assign]
+    send = _method(sctp, "_send_chunk")
+
+    async def send_unless_over(chunk: Chunk) -> None:
+        # What waits to be sent when a connection ends would fail in a task that nobody awaits.
+        with contextlib.suppress(ConnectionError):
+            await send(chunk)
+
+    sctp._send_chunk = send_unless_over  # type: ignore[method-assign]
 
 
 def _guard_feedback(sender: RTCRtpSender, gate: Gate) -> None:

@@ -154,7 +154,8 @@ class Peer:
                 "a section of the offer has no codec in common with this server; offer Opus, and H264 or VP8"
             ) from error
         except Exception as error:  # a boundary: whatever aiortc trips over in a stranger's offer is the offer's fault
-            self._stream.log.warning("an offer that could be read cannot be answered", exc_info=True)
+            self._stream.log.warning("an offer that could be read cannot be answered (%s)", type(error).__name__)
+            self._stream.log.debug("where it fails", exc_info=True)
             raise OfferError("the session description cannot be answered; send that of an RTCPeerConnection") from error
         guard_connection(self._connection, Guard(self._end, asyncio.get_running_loop().time, self._stream.guarded))
         if self._plan.microphone is not None:

@@ -7,6 +7,7 @@ import asyncio
 import contextlib
 import logging
 import random
+import re
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -27,6 +28,7 @@ from echo_rtc.rtc.offer import plan_call, plan_publishing, plan_viewing, read_of
 from echo_rtc.settings import Settings
 from echo_rtc.web import app as edge
 from echo_rtc.web.app import routes
+from echo_rtc.web.auth import Right, mint
 from tests.test_server import free_port
 
 OFFERS = read_offers(hostile.OFFERS)
@@ -36,11 +38,23 @@ REQUESTS = 1_000
 LIFE_S = 60.0
 
 
+SECRETS = ("a-secret-that-signs-the-tokens-of-32", "a-secret-of-the-turn-server")
+"""Beside the token."""
+
+
 @pytest.fixture
 async def port() -> AsyncIterator[int]:
-    """A server of test cards in this process, with a token; its port."""
+    """A server of test cards in this process, with a token and further secrets; its port."""
     chosen = Settings(
-        engine="testcard", port=free_port(), width=64, height=64, max_streams=16, auth_token=hostile.TOKEN
+        engine="testcard",
+        port=free_port(),
+        width=64,
+        height=64,
+        max_streams=16,
+        auth_token=hostile.TOKEN,
+        token_secret=SECRETS[0],
+        turn_secret=SECRETS[1],
+        ice_server=("turn:192.0.2.9:3478",),
     )
     task = asyncio.create_task(server.serve(chosen, LogFile(None, None)))
     async with asyncio.timeout(LIFE_S):
@@ -75,6 +89,25 @@ async def test_hostile_requests_get_their_answers_and_leave_nothing(
     alarms = [record for record in caplog.records if record.levelno >= logging.ERROR or record.exc_info]
     assert alarms == []
     assert hostile.TOKEN not in caplog.text
+
+
+async def test_nothing_secret_is_told(port: int, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.DEBUG)
+    wrong = "a-token-that-somebody-guessed"
+    signed = mint(SECRETS[0], frozenset({Right.VIEW}), "studio", 60.0)
+    told: list[bytes] = []
+    for route in ROUTES:
+        path = re.sub(r"\{[^}]+\}", "studio", route.path)
+        for token in (None, wrong, signed, hostile.TOKEN):
+            head = f"{route.method} {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Length: 2\r\n"
+            head += f"Authorization: Bearer {token}\r\n" if token else ""
+            answer = await send(port, f"{head}Content-Type: application/json\r\n\r\n{{}}".encode())
+            assert answer.status is not None
+            assert answer.status < 500 or answer.status == 503
+            told += [answer.body, repr(answer.headers).encode()]
+    everything = b"\n".join(told) + caplog.text.encode()
+    for secret in (*SECRETS, hostile.TOKEN, wrong, signed):
+        assert secret.encode() not in everything, secret
 
 
 async def test_who_never_finishes_a_request_is_hung_up_on(monkeypatch: pytest.MonkeyPatch) -> None:
