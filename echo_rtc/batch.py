@@ -9,6 +9,7 @@ import asyncio
 import hashlib
 import json
 import logging
+import math
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -16,7 +17,7 @@ from pathlib import Path
 from echo_rtc.engine.protocol import Engine
 from echo_rtc.errors import EchoRtcError, InputError
 from echo_rtc.files import CONTAINERS, MovieFile, SoundFile
-from echo_rtc.offline import OfflineOptions, Tick, render_voice
+from echo_rtc.offline import PART_CLIPS, OfflineOptions, Tick, even_parts, render_voice
 from echo_rtc.settings import Settings
 
 logger = logging.getLogger(__name__)
@@ -137,7 +138,11 @@ async def render_all(
             under_way += 1
             try:
                 with SoundFile(job.audio) as source, MovieFile(job.output, engine.format, source.channels) as movie:
-                    frames = await render_voice(engine, source, movie, options, tick, parts)
+                    size = PART_CLIPS
+                    if source.duration_s is not None:
+                        clips = math.ceil(source.duration_s / float(engine.format.clip_duration))
+                        size = even_parts(clips, workers)
+                    frames = await render_voice(engine, source, movie, options, tick, parts, size)
                 finished(job, frames)
             except EchoRtcError as error:
                 failed.append((job, error))

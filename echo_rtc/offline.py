@@ -33,8 +33,8 @@ ATTEMPTS = 3
 """How often a clip is tried before the rendering is given up."""
 
 PART_CLIPS = 16
-"""Clips of long speech that are rendered one after another; the first of a further part is the last of the one before
-once more."""
+"""Most clips of long speech that are rendered one after another; the first of a further part is the last of the one
+before once more."""
 
 AHEAD_CLIPS = 7
 """Clips on order beyond the one that is finished next, where there is one part at a time."""
@@ -67,15 +67,17 @@ async def render_voice(
     options: OfflineOptions,
     tick: Tick,
     parts: Callable[[], int] = lambda: 1,
+    part_clips: int = PART_CLIPS,
 ) -> int:
     """Renders all sound of a file into a movie with a started engine; returns the number of frames.
 
     Frame n shows the sound from n / fps on. The last clip is filled up with silence for the engine, and the movie ends
     with the frame in which the sound does. ``parts()`` is how many parts may be rendered side by side, asked anew as
-    the work goes on. Raises RenderError if a clip fails again and again, InputError as the files do.
+    the work goes on; ``part_clips`` how many clips each has at most. Raises RenderError if a clip fails again and
+    again, InputError as the files do.
     """
     sound = _Sound(source, engine.format)
-    orders = _Orders(engine, options, parts)
+    orders = _Orders(engine, options, parts, part_clips)
     loop = asyncio.get_running_loop()
     ahead: deque[_Ordered] = deque()
 
@@ -97,13 +99,20 @@ async def render_voice(
             done = 0
             for clip in sound.clips():
                 ahead.append(orders.add(clip))
-                while len(ahead) > AHEAD_CLIPS + (parts() - 1) * PART_CLIPS:
+                while len(ahead) > AHEAD_CLIPS + (parts() - 1) * part_clips:
                     done += await finish_oldest()
             while ahead:
                 done += await finish_oldest()
             return done
         finally:
             await orders.close()
+
+
+def even_parts(clips: int, workers: int) -> int:
+    """How many clips each part of a voice of ``clips`` clips should have so that ``workers`` workers are done with them
+    at the same time; at most PART_CLIPS, and 2 at least, as one of them is the lead."""
+    count = workers * -(-clips // (workers * (PART_CLIPS - 1)))
+    return max(2, -(-clips // max(1, count)) + 1)
 
 
 class _Sound:
@@ -209,10 +218,11 @@ class _Part:
 class _Orders:
     """Clips on order: through the gate, then from the engine or out of the idle loop."""
 
-    def __init__(self, engine: Engine, options: OfflineOptions, parts: Callable[[], int]) -> None:
+    def __init__(self, engine: Engine, options: OfflineOptions, parts: Callable[[], int], part_clips: int) -> None:
         self._engine = engine
         self._options = options
         self._parts = parts
+        self._part_clips = part_clips
         self._avatar: Avatar = engine.avatars[options.avatar]
         self._gate = SpeechGate(options.vad_threshold, engine.format.sample_rate)
         self._part: _Part | None = None
@@ -235,7 +245,7 @@ class _Orders:
         lead: asyncio.Task[YuvFrames] | None = None
         if self._part is None:
             self._part = self._new_part()
-        elif self._part.clips >= PART_CLIPS and self._parts() > 1 and before is not None:
+        elif self._part.clips >= self._part_clips and self._parts() > 1 and before is not None:
             self._part = self._new_part()
             lead = self._order(self._part, before)
         task = self._order(self._part, clip)

@@ -21,7 +21,7 @@ from echo_rtc.engine.protocol import Avatar, AvatarFiles, Continuity, Progress, 
 from echo_rtc.engine.testcard import CardFacts, ScriptedFaults, TestCardEngine, read_card
 from echo_rtc.errors import RenderError
 from echo_rtc.files import MovieFile, SoundFile
-from echo_rtc.offline import ATTEMPTS, PART_CLIPS, OfflineOptions, render_voice
+from echo_rtc.offline import ATTEMPTS, PART_CLIPS, OfflineOptions, even_parts, render_voice
 from tests.test_files import read, tone, write_wav
 
 FORMAT = ClipFormat(width=64, height=64)
@@ -195,6 +195,17 @@ async def test_long_speech_is_cut_into_parts_that_begin_a_clip_early(tmp_path: P
     for lead in leads:
         latents = [latent for position, latent in engine.noted if position == lead]
         assert -float((lead - 1) % 10) in latents, "the part begins from the idle loop"
+
+
+@pytest.mark.parametrize("workers", [1, 2, 3, 8])
+@pytest.mark.parametrize("clips", [1, 2, 15, 48, 500, 7000])
+def test_parts_are_even_and_there_are_as_many_for_each_worker(clips: int, workers: int) -> None:
+    size = even_parts(clips, workers)
+    assert 2 <= size <= PART_CLIPS
+    if clips > workers * PART_CLIPS:
+        count = -(-clips // (size - 1))
+        assert count % workers == 0 or clips / count < size - 1
+        assert count <= -(-clips // (PART_CLIPS - 1)) + workers
 
 
 async def test_parts_on_several_workers_leave_every_frame_readable_and_in_its_place(tmp_path: Path) -> None:
