@@ -308,7 +308,8 @@ class FleetEngine:
                     pieces.append(piece)
                 self._avatars[name] = Avatar.joined(pieces)
             for slot in self._slots.values():
-                if slot.alive and not slot.up:  # else it died meanwhile, and is being replaced or already was
+                # One that died meanwhile is being replaced, or already was.
+                if slot.alive and not slot.up and slot.retry_at_s is None:
                     self._come_up(slot)
         except BaseException:
             await self.close()
@@ -681,6 +682,9 @@ class FleetEngine:
                 return
             except EchoRtcError as error:
                 logger.error("the replacement of worker %s did not come up: %s", slot.spec.name, error)
+                worker.kill()
+            except Exception:  # a boundary: whatever it is, a place that nobody looks after any more is lost for good
+                logger.exception("the replacement of worker %s did not come up", slot.spec.name)
                 worker.kill()
 
     async def _as_the_others(self, worker: Worker) -> Speed:

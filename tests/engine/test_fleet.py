@@ -77,14 +77,20 @@ class Scripted:
 class House:
     """A fleet of scripted workers."""
 
-    def __init__(self, workers: int, seconds: Callable[[int], float], options: FleetOptions | None = None) -> None:
+    def __init__(
+        self,
+        workers: int,
+        seconds: Callable[[int], float],
+        options: FleetOptions | None = None,
+        kind: type[Scripted] = Scripted,
+    ) -> None:
         self.opened: list[Scripted] = []
 
         async def specs() -> list[WorkerSpec]:
             return [WorkerSpec(f"w{number}", CardLoader(FORMAT)) for number in range(workers)]
 
         def open_worker(spec: WorkerSpec, progress: Progress, on_gone: Callable[[], None]) -> Scripted:
-            self.opened.append(Scripted(spec, seconds, on_gone))
+            self.opened.append(kind(spec, seconds, on_gone))
             return self.opened[-1]
 
         self.engine = FleetEngine(FORMAT, specs, open_worker, options)
@@ -178,6 +184,59 @@ def test_a_worker_that_keeps_dying_is_started_ever_later_and_it_is_told() -> Non
             return gaps
 
     assert run(work()) == pytest.approx([0, 1, 2, 4, 8, 0], abs=0.05)
+
+
+def test_a_worker_lost_while_the_engine_starts_is_up_again_only_when_its_replacement_is() -> None:
+    replacement_s = 5.0
+
+    class Loading(Scripted):
+        """Loads for some time, but for the very first; the first worker's idle loop takes a second."""
+
+        async def start(self, timeout_s: float) -> WorkerReport:
+            if asyncio.get_running_loop().time() > began:
+                await asyncio.sleep(replacement_s)
+            return await super().start(timeout_s)
+
+        async def idle_piece(self, avatar: str, first: bool, timeout_s: float) -> Avatar | None:
+            await asyncio.sleep(0.5)
+            return await super().idle_piece(avatar, first, timeout_s)
+
+    began = 0.0
+
+    async def work() -> None:
+        nonlocal began
+        loop = asyncio.get_running_loop()
+        began = loop.time()
+        house = House(2, lambda position: 0.1, FleetOptions(), Loading)
+        loop.call_later(0.2, lambda: house.opened[1].kill())
+        async with house:
+            assert [worker.up for worker in house.engine.workers] == [True, False]
+            await asyncio.sleep(replacement_s)
+            assert [worker.up for worker in house.engine.workers] == [True, True]
+            await house.engine.render(clip(0))
+
+    run(work())
+
+
+def test_a_replacement_that_breaks_in_whatever_way_is_replaced_too(caplog: pytest.LogCaptureFixture) -> None:
+    class Breaking(Scripted):
+        started = 0
+
+        async def start(self, timeout_s: float) -> WorkerReport:
+            Breaking.started += 1
+            if Breaking.started == 2:
+                raise ZeroDivisionError("a fault of our own")
+            return await super().start(timeout_s)
+
+    async def work() -> None:
+        async with House(1, lambda position: 0.1, FleetOptions(), Breaking) as house:
+            house.opened[0].kill()
+            await asyncio.sleep(2)
+            assert house.engine.ready
+            assert house.engine.workers[0].restarts == 2
+
+    run(work())
+    assert "a fault of our own" in caplog.text
 
 
 def test_capacity_is_what_the_workers_that_are_up_hold_at_their_latest_speed() -> None:
