@@ -116,7 +116,7 @@ class ClipWorker:
         try:
             self._renderer = self._spec.loader(progress)
             progress("warming up")
-            speed = self.measure(self._format.clip_frames)
+            speed = self._measured(self._format.clip_frames)
         except EchoRtcError:
             raise
         except Exception as error:  # whatever the model raises reaches the server as a sentence
@@ -126,7 +126,16 @@ class ClipWorker:
         return WorkerReport(tuple(self._renderer.avatars), speed)
 
     def measure(self, frames: int) -> Speed:
-        """The speed of clips of ``frames`` frames, which the renderer is warm for afterwards."""
+        """The speed of clips of ``frames`` frames, which the renderer is warm for afterwards. Raises RenderError."""
+        try:
+            return self._measured(frames)
+        except EchoRtcError:
+            raise
+        except Exception as error:  # of the model's own kinds, which the server does not know
+            logger.exception("worker %s could not warm up", self._spec.name)
+            raise RenderError(f"worker {self._spec.name} could not warm up: {_sentence(error)}") from None
+
+    def _measured(self, frames: int) -> Speed:
         return measure(self._loaded, self._format, frames, self._spec.other_steps)
 
     def prepare(self, number: int, request: RenderRequest) -> None:

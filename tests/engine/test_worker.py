@@ -11,9 +11,9 @@ import pytest
 from PIL import Image
 
 from echo_rtc.clips import ClipFormat, YuvFrames
-from echo_rtc.engine.protocol import Avatar, AvatarFiles, RenderRequest, RenderResult
-from echo_rtc.engine.worker import MEASURED_CLIPS, ModelLoader, measure
-from echo_rtc.errors import InputError, SettingsError
+from echo_rtc.engine.protocol import Avatar, AvatarFiles, Progress, RenderRequest, RenderResult
+from echo_rtc.engine.worker import MEASURED_CLIPS, ClipWorker, ModelLoader, Renderer, WorkerSpec, measure
+from echo_rtc.errors import InputError, RenderError, SettingsError
 
 FORMAT = ClipFormat(width=64, height=64, fps=25, clip_frames=10)
 
@@ -110,3 +110,24 @@ def test_it_is_warm_for_other_steps_too() -> None:
 def test_a_slow_renderer_is_not_measured_for_long() -> None:
     renderer = TimedRenderer([60.0, 30.0])
     assert measure(renderer, FORMAT, 10, clock=renderer.clock).clip_s == (30.0,)
+
+
+def test_what_the_model_raises_while_it_warms_up_reaches_the_server_as_a_sentence(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Its own classes may not even be known there."""
+
+    class Overfull(TimedRenderer):
+        def render(self, request: RenderRequest, prepared: None) -> RenderResult:
+            if request.frames > 10:
+                raise MemoryError("out of memory\nand a dump")
+            return super().render(request, prepared)
+
+    def load(progress: Progress) -> Renderer:
+        return Overfull([0.1] * (1 + MEASURED_CLIPS))
+
+    worker = ClipWorker(WorkerSpec("w0", load), FORMAT)
+    worker.load(lambda line: None)
+    with pytest.raises(RenderError, match=r"^worker w0 could not warm up: MemoryError: out of memory$"):
+        worker.measure(16)
+    assert "w0 could not warm up" in caplog.text
