@@ -11,10 +11,12 @@ import asyncio
 import hashlib
 import io
 import logging
+import lzma
 import re
 import secrets
 import shutil
 import zipfile
+import zlib
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -178,11 +180,16 @@ class AvatarLibrary:
             draft = self._shelf.folder / f".{name}-{secrets.token_hex(4)}"
             try:
                 await asyncio.to_thread(_write, draft, picture, source, self._engine.format)
+            except BaseException:
+                # Not in a thread: it is quick, and has to be done even where this is being cancelled. What lies at the
+                # place is not touched: it may be an avatar that was left out at the start.
+                shutil.rmtree(draft, ignore_errors=True)
+                raise
+            try:
                 await asyncio.to_thread(_move, draft, place)
                 files = AvatarFiles(name, place / _PICTURE, place / _POSES)
                 await self._engine.prepare_avatar(files)
             except BaseException:
-                # Not in a thread: it is quick, and has to be done even where this is being cancelled.
                 shutil.rmtree(draft, ignore_errors=True)
                 shutil.rmtree(place, ignore_errors=True)
                 raise
@@ -281,7 +288,7 @@ def _unpack(content: bytes, folder: Path) -> None:
                 if path.exists():
                     raise InputError(f"poses has {path.name} twice")
                 # A size that is not the one that was claimed is an error of the archive, and told as one.
-                path.write_bytes(archive.read(member))
+                path.write_bytes(_content(archive, member))
     except (zipfile.BadZipFile, zipfile.LargeZipFile, NotImplementedError, RuntimeError, EOFError, ValueError) as error:
         raise InputError(f"poses is no ZIP file that can be read: {error}") from error
     try:
@@ -291,6 +298,14 @@ def _unpack(content: bytes, folder: Path) -> None:
     for number, pose in enumerate(poses):
         (folder / f"{number}.npy").unlink(missing_ok=True)
         save_pose(folder / f"{number}.npy", pose)
+
+
+def _content(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> bytes:
+    """A file of an archive. Raises BadZipFile also for what the decompressors say in words of their own."""
+    try:
+        return archive.read(member)
+    except (OSError, zlib.error, lzma.LZMAError) as error:
+        raise zipfile.BadZipFile(f"{PurePosixPath(member.filename).name} is damaged: {error}") from error
 
 
 def _is_pose(member: zipfile.ZipInfo) -> bool:

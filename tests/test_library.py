@@ -46,12 +46,20 @@ def image(width: int = 200, height: int = 200, kind: str = "PNG", **options: obj
     return buffer.getvalue()
 
 
-def archive(files: dict[str, bytes]) -> bytes:
+def archive(files: dict[str, bytes], compression: int = zipfile.ZIP_DEFLATED) -> bytes:
     buffer = io.BytesIO()
-    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as made:
+    with zipfile.ZipFile(buffer, "w", compression) as made:
         for name, content in files.items():
             made.writestr(name, content)
     return buffer.getvalue()
+
+
+def spoilt(compression: int) -> bytes:
+    """An archive that is whole but for what its one file was compressed to."""
+    content = bytearray(archive({"0.npy": (POSES / "0.npy").read_bytes()}, compression))
+    start = 30 + len("0.npy")
+    content[start + 10 : start + 60] = b"\xff" * 50
+    return bytes(content)
 
 
 def pose_files(count: int = 3, folder: str = "") -> dict[str, bytes]:
@@ -180,6 +188,9 @@ async def test_a_picture_of_a_hundred_megapixels_is_refused_by_its_header(tmp_pa
         (b"PK nonsense", "no ZIP file"),
         (archive({}), "holds no poses"),
         (archive(pose_files())[:-30], "no ZIP file"),
+        (spoilt(zipfile.ZIP_DEFLATED), "no ZIP file that can be read: 0.npy is damaged"),
+        (spoilt(zipfile.ZIP_BZIP2), "no ZIP file that can be read: 0.npy is damaged"),
+        (spoilt(zipfile.ZIP_LZMA), "no ZIP file that can be read: 0.npy is damaged"),
         (archive({"1.npy": (POSES / "1.npy").read_bytes()}), "lacks 0.npy"),
         (archive({"a/0.npy": b"", "b/0.npy": b""}), "0.npy twice"),
         (archive({"first.npy": b""}), "first.npy is not named by its frame number"),
@@ -243,6 +254,22 @@ async def test_names_and_places_are_limited(tmp_path: Path) -> None:
         await shelf.add("carl", image())
     async with library(tmp_path, most=2) as shelf:
         assert [entry.name for entry in shelf.entries()] == ["default", "bert"]
+
+
+async def test_a_bad_upload_takes_no_kept_avatar_of_its_name_away(tmp_path: Path) -> None:
+    async with library(tmp_path) as shelf:
+        await shelf.add("anna", image())
+
+    class Picky(TestCardEngine):
+        async def prepare_avatar(self, files: AvatarFiles) -> Avatar:
+            raise RenderError("no worker is up")
+
+    async with library(tmp_path, Picky(FORMAT)) as shelf:
+        assert [entry.name for entry in shelf.entries()] == ["default"]
+        with pytest.raises(InputError):
+            await shelf.add("anna", b"no picture")
+    async with library(tmp_path) as shelf:
+        assert [entry.name for entry in shelf.entries()] == ["default", "anna"]
 
 
 class SlowEngine(TestCardEngine):
