@@ -63,14 +63,19 @@ class Clients:
     def on_this_machine(self, request: web.Request) -> bool:
         """Whether the request was made by a program of this machine for itself, as far as can be known.
 
-        A proxy on it that is not trusted may speak for anybody. So may a browser on it whose page comes from elsewhere,
-        under a name that was made to lead here (DNS rebinding): that name is what it then says in ``Host``.
+        A proxy on it that is not trusted may speak for anybody. So may a browser on it whose page comes from elsewhere:
+        it says in ``Origin`` from where, and under a name that was made to lead here (DNS rebinding), that name in
+        ``Host``.
         """
         nearest = _address(request.remote or "")
         if not self._trusted(nearest):
             if any(name in request.headers for name in FORWARDED):
                 return False
-            if not _leads_here_only(request.headers.get("Host", "")):
+            host = request.headers.get("Host", "")
+            if not _leads_here_only(host):
+                return False
+            origin = request.headers.get("Origin")
+            if origin is not None and origin.lower().partition("://")[2] != host.lower():
                 return False
         return self.address(request).is_loopback
 

@@ -68,6 +68,11 @@ def test_only_this_machine_is_this_machine() -> None:
         assert alone.on_this_machine(request("127.0.0.1", Host=host)) is here
     for host in ("127.0.0.1:8080", "[::1]:8080", "LOCALHOST", "my.localhost:1"):
         assert alone.on_this_machine(request("::1", Host=host))
+    # Or it asks for what is here under its own name: forms may be sent anywhere.
+    for origin in ("https://evil.example", "http://localhost:3000", "http://127.0.0.1:8080", "null", ""):
+        assert not alone.on_this_machine(request("127.0.0.1", Origin=origin))
+    for scheme in ("http", "https"):
+        assert alone.on_this_machine(request("127.0.0.1", Origin=f"{scheme}://localhost:8080"))
     assert BEHIND.on_this_machine(request("127.0.0.1", "127.0.0.1"))
     assert not BEHIND.on_this_machine(request("127.0.0.1", "192.0.2.1"))
 
