@@ -160,7 +160,7 @@ class StreamManager:
         live = self._find(name)
         with self._build(), self._seat(live):
             peer = await self._answer(offer, plan, live.stream)
-            if live.stream.ended.done():
+            if live.stream.ended.done():  # meanwhile; another one may have its name already
                 await peer.close()
                 raise self._not_live(name)
             return self._admit(live, peer, Role.VIEW)

@@ -263,6 +263,8 @@ class Peer:
                 await self._connection.close()
         except TimeoutError:
             self._stream.log.error("a connection did not close within %g s", CLOSE_TIMEOUT_S)
+        except Exception:  # a boundary: whatever aiortc trips over, the peer is gone, and its place has to be free
+            self._stream.log.exception("a connection did not close as it should")
 
     async def _say_goodbye(self) -> None:
         """Lets events that were sent just now leave; aiortc's channels buffer and its close does not wait for them."""

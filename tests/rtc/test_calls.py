@@ -17,6 +17,7 @@ from typing import Any
 import av
 import numpy as np
 import pytest
+from aiortc import RTCPeerConnection
 
 from echo_rtc.bench.calls import Caller, Heard, ScriptedMicrophone, Seen, Voice
 from echo_rtc.bench.stream import babble
@@ -25,9 +26,9 @@ from echo_rtc.clips import ClipFormat, S16Array
 from echo_rtc.engine.card import CardFacts, level_of, read_card
 from echo_rtc.engine.protocol import Engine, RenderRequest, RenderResult
 from echo_rtc.engine.testcard import AVATAR, ScriptedFaults, TestCardEngine
-from echo_rtc.errors import CapacityError, EchoRtcError, OfferError, UnsupportedMediaError
+from echo_rtc.errors import CapacityError, EchoRtcError, NotLiveError, OfferError, UnsupportedMediaError
 from echo_rtc.rtc.manager import ManagerOptions, StreamManager
-from echo_rtc.rtc.peer import MAX_EVENT_CHANNELS, PeerOptions
+from echo_rtc.rtc.peer import MAX_EVENT_CHANNELS, Peer, PeerOptions
 
 FORMAT = ClipFormat(fps=24, clip_frames=6, width=160, height=160)
 """Clips of a quarter of a second: everything begins sooner."""
@@ -304,9 +305,9 @@ async def test_the_operator_may_set_the_number_of_streams() -> None:
         assert home.manager.capacity == 4
 
 
-async def _offer(change: Callable[[str], str] = lambda text: text) -> str:
-    """The offer of a caller who then hangs up."""
-    caller = Caller(silence)
+async def _offer(change: Callable[[str], str] = lambda text: text, speaks: bool = True) -> str:
+    """The offer of a caller, or of a viewer, who then hangs up."""
+    caller = Caller(silence if speaks else None, speaks=speaks)
     await caller.connection.setLocalDescription(await caller.connection.createOffer())
     text = caller.connection.localDescription.sdp
     await caller.close()
@@ -436,6 +437,49 @@ async def test_an_offer_that_is_withdrawn_while_it_is_answered_leaves_nothing() 
             await asyncio.gather(opening, return_exceptions=True)
         await home.manager.close()
         assert home.manager.streams == {}
+
+
+async def test_a_viewer_of_a_stream_that_ended_meanwhile_is_not_put_into_the_next_one_of_its_name(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    answer, begun, go = Peer.answer, asyncio.Event(), asyncio.Event()
+
+    async def late(*arguments: Any) -> Peer:
+        peer = await answer(*arguments)
+        begun.set()
+        await go.wait()
+        return peer
+
+    async with house() as home:
+        first = await home.manager.open_call(await _offer(), AVATAR, "studio")
+        with monkeypatch.context() as patched:
+            patched.setattr(Peer, "answer", late)
+            viewing = asyncio.create_task(home.manager.view("studio", await _offer(speaks=False)))
+            await begun.wait()
+        await home.manager.close_stream(first.stream, "it is over")
+        second = await home.manager.open_call(await _offer(), AVATAR, "studio")
+        go.set()
+        with pytest.raises(NotLiveError):
+            await viewing
+        assert list(home.manager.streams) == [second.stream]
+
+
+async def test_a_connection_that_breaks_while_it_closes_keeps_no_place(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    close = RTCPeerConnection.close
+
+    async def breaking(connection: RTCPeerConnection) -> None:
+        await close(connection)
+        raise ZeroDivisionError("a fault of aiortc's")
+
+    async with house(options=ManagerOptions(peer=PeerOptions(connect_timeout_s=0.2))) as home:
+        offer = await _offer()
+        monkeypatch.setattr(RTCPeerConnection, "close", breaking)
+        await home.manager.open_call(offer, AVATAR)
+        await until(lambda: not home.manager.streams)
+        monkeypatch.undo()
+    assert "a fault of aiortc's" in caplog.text
 
 
 async def test_a_fault_of_our_own_ends_its_stream_only(caplog: pytest.LogCaptureFixture) -> None:
