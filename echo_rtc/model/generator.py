@@ -414,6 +414,7 @@ class ClipGenerator:
             values = [value.clone() for value in values]
         return KeysValues(dict(zip(names, zip(values[::2], values[1::2], strict=True), strict=True)))
 
+    @torch.inference_mode()
     def latents(self, request: RenderRequest) -> Tensor:
         """The final latents of a clip, (1, C, F, h, w) float32; overwritten by the next clip."""
         return self._denoise(request, Stopwatch(self.device))
