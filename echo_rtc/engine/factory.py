@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import fields, replace
+from dataclasses import fields
+from functools import partial
 
 from echo_rtc.engine.devices import resolve_devices
 from echo_rtc.engine.fleet import FleetOptions
@@ -35,15 +36,17 @@ def fleet_options(settings: Settings) -> FleetOptions:
 
 def worker_specs(settings: Settings) -> list[WorkerSpec]:
     """One worker per device. Blocks while it looks for devices; raises SettingsError if one is not there."""
-    return [
-        WorkerSpec(
-            device,
-            _loader(settings, device),
-            niceness=CPU_NICENESS if device == "cpu" else 0,
-            other_steps=tuple(range(min(settings.min_steps, settings.steps), settings.steps)),
-        )
-        for device in resolve_devices(settings.devices)
-    ]
+    return [worker_spec(settings, device, device) for device in resolve_devices(settings.devices)]
+
+
+def worker_spec(settings: Settings, name: str, device: str, cores: float | None = None) -> WorkerSpec:
+    """The worker of this name on a device, which may use so many ``cores`` (None: all)."""
+    return WorkerSpec(
+        name,
+        _loader(settings, device, cores),
+        niceness=CPU_NICENESS if device == "cpu" else 0,
+        other_steps=tuple(range(min(settings.min_steps, settings.steps), settings.steps)),
+    )
 
 
 def _ray_engine(settings: Settings) -> Engine:
@@ -56,15 +59,11 @@ def _ray_engine(settings: Settings) -> Engine:
             "choose --engine local"
         ) from error
 
-    def spec(name: str, device: str, cores: float | None) -> WorkerSpec:
-        loader = replace(_loader(settings, device), cores=cores)
-        return WorkerSpec(name, loader, CPU_NICENESS if device == "cpu" else 0)
-
     options = RayOptions(settings.ray_address or "", settings.devices, settings.ray_workers)
-    return RayEngine(settings.clip_format, spec, options, fleet_options(settings))
+    return RayEngine(settings.clip_format, partial(worker_spec, settings), options, fleet_options(settings))
 
 
-def _loader(settings: Settings, device: str) -> ModelLoader:
+def _loader(settings: Settings, device: str, cores: float | None) -> ModelLoader:
     return ModelLoader(
         model=dict(settings.model),
         model_base=settings.model_base,
@@ -81,4 +80,5 @@ def _loader(settings: Settings, device: str) -> ModelLoader:
         use_init_latent=settings.use_init_latent,
         speedups=Speedups(**{item.name: getattr(settings, item.name) for item in fields(Speedups)}),
         compile_cache=settings.compile_cache,
+        cores=cores,
     )

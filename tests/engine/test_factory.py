@@ -7,7 +7,7 @@ import pickle
 from dataclasses import replace
 from pathlib import Path
 
-from echo_rtc.engine.factory import create_engine, worker_specs
+from echo_rtc.engine.factory import create_engine, worker_spec, worker_specs
 from echo_rtc.engine.local import LocalEngine
 from echo_rtc.engine.testcard import TestCardEngine
 from echo_rtc.engine.worker import CPU_NICENESS, ModelLoader, Speedups
@@ -58,6 +58,7 @@ def test_the_local_engine_and_everything_its_worker_is_told(tmp_path: Path) -> N
     assert (spec.name, spec.niceness) == ("cpu", CPU_NICENESS)
     assert spec.other_steps == (), "three steps are fewer than --min-steps"
     assert worker_specs(replace(chosen, steps=6, min_steps=4))[0].other_steps == (4, 5)
+    assert worker_spec(replace(chosen, steps=6, min_steps=4), "ray-0", "cuda:0").other_steps == (4, 5)
     loader = pickle.loads(pickle.dumps(spec.loader))  # as it travels to the worker
     assert loader == ModelLoader(
         model={"weights": "weights"},
