@@ -56,7 +56,10 @@ def jobs_of(audio: Sequence[Path], output: Path) -> list[Job]:
         if not path.is_dir():
             voices.append(path)
             continue
-        found = sorted(file for file in path.iterdir() if file.suffix.lower() in VOICES and file.is_file())
+        try:
+            found = sorted(file for file in path.iterdir() if file.suffix.lower() in VOICES and file.is_file())
+        except OSError as error:
+            raise InputError(f"audio is {path}, a folder that cannot be read: {error.strerror}") from error
         if not found:
             raise InputError(f"audio is {path}, a folder without any file of sound or video")
         voices += found
@@ -90,7 +93,8 @@ class Journal:
             logger.warning("%s cannot be read (%s); all files are rendered again", self._path, error)
 
     def has(self, job: Job) -> bool:
-        return job.output.is_file() and self._entries.get(job.output.name) == self._entry(job)
+        entry = self._entry(job)
+        return entry is not None and job.output.is_file() and self._entries.get(job.output.name) == entry
 
     def note(self, job: Job) -> None:
         """The movie is finished. Raises InputError if that cannot be written down."""
@@ -102,8 +106,12 @@ class Journal:
         except OSError as error:
             raise InputError(f"output is {self._path.parent}, which cannot be written: {error.strerror}") from error
 
-    def _entry(self, job: Job) -> dict[str, object]:
-        status = job.audio.stat()
+    def _entry(self, job: Job) -> dict[str, object] | None:
+        """None where the voice cannot be looked at, which whoever opens it tells."""
+        try:
+            status = job.audio.stat()
+        except OSError:
+            return None
         return {
             "audio": str(job.audio.resolve()),
             "bytes": status.st_size,

@@ -69,6 +69,18 @@ def test_what_is_finished_is_not_rendered_again(
     assert "finished before" not in capsys.readouterr().out
 
 
+def test_a_voice_that_is_gone_is_told_in_words_though_its_movie_was_finished(
+    voices: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    movies = tmp_path / "movies"
+    words = [word for number in range(2) for word in ("--audio", str(voices / f"voice{number}.wav"))]
+    assert render(*words, "--output", str(movies)) == 0
+    (voices / "voice0.wav").unlink()
+    assert render(*words, "--output", str(movies)) == 1
+    assert "voice0.wav, which cannot be read: No such file or directory" in capsys.readouterr().err
+    assert (movies / "voice0.mp4").is_file()
+
+
 def test_after_a_crash_only_what_was_not_finished_is_rendered(voices: Path, tmp_path: Path) -> None:
     write_wav(voices / "long.wav", np.tile(tone(1.0, 16_000), (600, 1)), 16_000)
     movies = tmp_path / "movies"
