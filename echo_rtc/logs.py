@@ -121,9 +121,10 @@ class RunFileHandler(RotatingFileHandler):
         if not self._failing:
             self._failing = True
             reason = error.strerror or error
-            sys.stderr.write(
-                f"warning: the log file {self.baseFilename} cannot be written ({reason}); going on without\n"
-            )
+            with suppress(OSError, ValueError):  # the console may be gone, too, and the thread that writes must go on
+                sys.stderr.write(
+                    f"warning: the log file {self.baseFilename} cannot be written ({reason}); going on without\n"
+                )
 
 
 class LogWriter(QueueHandler):

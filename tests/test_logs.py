@@ -107,6 +107,24 @@ def test_a_disk_that_fills_up_costs_lines_and_is_told_once(tmp_path: Path, capsy
     assert path.read_text() == "after\n2 lines so far could not be written to this file\nlater, of \\udcff\n"
 
 
+def test_neither_disk_nor_console_being_there_ends_the_writing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Hung:
+        def write(self, text: str) -> None:
+            raise BrokenPipeError("nobody reads any more")
+
+    monkeypatch.setattr(sys, "stderr", Hung())
+    folder = tmp_path / "logs"
+    folder.mkdir()
+    handler = RunFileHandler(folder / "run.log", 1_000_000, 3)
+    folder.rmdir()
+    handler.handle(record("lost"))
+    assert handler.failing
+    folder.mkdir()
+    handler.handle(record("after"))
+    handler.close()
+    assert (folder / "run.log").read_text().startswith("after\n")
+
+
 def test_the_file_is_bounded(tmp_path: Path) -> None:
     handler = RunFileHandler(tmp_path / "run.log", file_bytes=1000, old_files=2)
     for number in range(300):
