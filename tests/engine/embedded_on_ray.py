@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import sys
+from dataclasses import replace
 
 import numpy as np
 import psutil
@@ -15,7 +16,8 @@ from echo_rtc.settings import load_settings
 
 
 async def main() -> None:
-    settings = load_settings(["--engine", "ray", "--devices", "cpu"], {})
+    flags = ["--engine", "ray", "--devices", "cpu", "--pose-dir", "tests/data/poses"]
+    settings = replace(load_settings(flags, {}), avatars=())  # with few poses the idle loop is short
     engine = create_engine(settings)
     await engine.start(lambda line: None)
     try:
