@@ -67,17 +67,15 @@ class Clients:
         it says in ``Origin`` from where, and under a name that was made to lead here (DNS rebinding), that name in
         ``Host``.
         """
-        nearest = _address(request.remote or "")
-        if not self._trusted(nearest):
-            if any(name in request.headers for name in FORWARDED):
+        if not self.address(request).is_loopback:
+            return False
+        host, origin = request.headers.get("Host", ""), request.headers.get("Origin")
+        if any(name in request.headers for name in FORWARDED):
+            if not self._trusted(_address(request.remote or "")):
                 return False
-            host = request.headers.get("Host", "")
-            if not _leads_here_only(host):
-                return False
-            origin = request.headers.get("Origin")
-            if origin is not None and origin.lower().partition("://")[2] != host.lower():
-                return False
-        return self.address(request).is_loopback
+        elif not _leads_here_only(host):
+            return False
+        return origin is None or origin.lower().partition("://")[2] == host.lower()
 
     def _trusted(self, address: Address) -> bool:
         return any(address.version == network.version and address in network for network in self.proxies)

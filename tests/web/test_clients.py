@@ -74,6 +74,10 @@ def test_only_this_machine_is_this_machine() -> None:
     for scheme in ("http", "https"):
         assert alone.on_this_machine(request("127.0.0.1", Origin=f"{scheme}://localhost:8080"))
     assert BEHIND.on_this_machine(request("127.0.0.1", "127.0.0.1"))
+    assert BEHIND.on_this_machine(request("127.0.0.1", "127.0.0.1", Host="avatars.example"))
+    # That a proxy of this machine is trusted says nothing of what did not come through it.
+    assert not BEHIND.on_this_machine(request("127.0.0.1", Host="evil.example:8080"))
+    assert not BEHIND.on_this_machine(request("127.0.0.1", Origin="https://evil.example"))
     assert not BEHIND.on_this_machine(request("127.0.0.1", "192.0.2.1"))
 
 
