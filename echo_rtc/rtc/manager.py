@@ -224,7 +224,7 @@ class StreamManager:
 
     async def _publish(self, offer: Offer, plan: MediaPlan, role: Role, avatar: str, name: str | None) -> Opened:
         if avatar not in self._engine.avatars:
-            raise OfferError(f"there is no avatar {avatar!r}; choose one of {', '.join(self._engine.avatars)}")
+            raise self._no_avatar(avatar)
         orphan = self._orphan(name, avatar) if name is not None else None
         if orphan is not None:
             with self._build():
@@ -263,6 +263,9 @@ class StreamManager:
             f"somebody publishes under the name {name!r}; take another, or wait until they leave", NAME_RETRY_S
         )
 
+    def _no_avatar(self, avatar: str) -> OfferError:
+        return OfferError(f"there is no avatar {avatar!r}; choose one of {', '.join(self._engine.avatars)}")
+
     def _require_room(self) -> None:
         if self._closed:
             raise _stopping()
@@ -282,6 +285,9 @@ class StreamManager:
             stream = Stream(self._engine, self._engine.avatars[avatar], self._options.stream)
             try:
                 peer = await self._answer(offer, plan, stream)
+                if avatar not in self._engine.avatars:  # it was deleted meanwhile, while nobody showed it
+                    await peer.close()
+                    raise self._no_avatar(avatar)
             except BaseException as error:
                 await stream.close(f"the offer could not be answered ({type(error).__name__})")
                 raise

@@ -464,6 +464,26 @@ async def test_a_viewer_of_a_stream_that_ended_meanwhile_is_not_put_into_the_nex
         assert list(home.manager.streams) == [second.stream]
 
 
+async def test_an_avatar_that_is_deleted_while_an_offer_is_answered_is_shown_by_nobody(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    answer = Peer.answer
+
+    async with house() as home:
+
+        async def late(*arguments: Any) -> Peer:
+            peer = await answer(*arguments)
+            await home.engine.remove_avatar(AVATAR)
+            return peer
+
+        offer = await _offer()
+        monkeypatch.setattr(Peer, "answer", late)
+        with pytest.raises(OfferError, match="there is no avatar"):
+            await home.manager.open_call(offer, AVATAR, "studio")
+        assert home.manager.streams == {}
+        assert home.manager.free == home.manager.capacity
+
+
 async def test_a_connection_that_breaks_while_it_closes_keeps_no_place(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
