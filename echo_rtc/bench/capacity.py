@@ -2,8 +2,8 @@
 
 A real server of test cards, all of it on one processor core, gets one call after the other, each with somebody who
 talks all the time. After each, every caller's frames are counted for a while: the core holds the calls as long as every
-caller gets every frame. Then a server that is told
-this number as ``--max-streams`` gets as many calls and one more, which must be refused while the others miss nothing.
+caller gets every frame. Then a server that is told this number as ``--max-streams`` gets as many calls and one more,
+which must be refused while the others miss nothing.
 """
 
 from __future__ import annotations
