@@ -34,8 +34,6 @@ SETTLE_S = 20.0
 """Time that what was opened may take to be gone."""
 MAX_GROWTH_MB = 20.0
 TOKEN = "a-token-of-this-measurement-only"
-UNLIMITED: tuple[str, ...] = ()
-"""Flags with which one address may ask as often as it likes."""
 OFFERS = ROOT / "tests" / "data" / "offers"
 
 
@@ -82,16 +80,14 @@ def main(argv: list[str]) -> int:
 async def measure(requests: int, seed: int, offers: list[RealOffer]) -> tuple[Tally, dict[str, float]]:
     """Runs the attacks on a server of its own; what was seen, and the figures."""
     with tempfile.TemporaryDirectory() as logs:
-        flags: tuple[str, ...] = (
-            "--config",
-            str(ROOT / "configs" / "testcard.yaml"),
-            "--width",
-            "128",
-            "--height",
-            "128",
-        )
-        flags += ("--max-streams", "16", "--auth-token", TOKEN, "--log-dir", logs)
-        async with RealServer(*flags, *UNLIMITED) as server:
+        card = ("--config", str(ROOT / "configs" / "testcard.yaml"), "--width", "128", "--height", "128")
+        access = (
+            "--max-streams",
+            "16",
+            "--auth-token",
+            TOKEN,
+        )  # programs of this machine may ask as often as they like
+        async with RealServer(*card, *access, "--log-dir", logs) as server:
             attacker = Attacker(offers, [Route(row.method, row.path) for row in routes()], seed, TOKEN)
             process = server.process
             sockets = udp_sockets(process)
