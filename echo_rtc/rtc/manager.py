@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from echo_rtc.engine.protocol import Engine
 from echo_rtc.errors import CapacityError, NameTakenError, NotLiveError, OfferError
 from echo_rtc.rtc.fragment import read_fragment
+from echo_rtc.rtc.memory import give_back
 from echo_rtc.rtc.offer import MediaPlan, Offer, plan_call, plan_publishing, plan_viewing, read_offer
 from echo_rtc.rtc.peer import Peer, PeerOptions
 from echo_rtc.rtc.session import Opened, Role, checked_name
@@ -414,6 +415,7 @@ class StreamManager:
                 self.ledger.close(live.stream, reason)
                 if live.name is not None:
                     del self._names[live.name]
+        await asyncio.to_thread(give_back)
 
 
 def _stopping() -> CapacityError:
