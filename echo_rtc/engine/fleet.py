@@ -671,7 +671,9 @@ class FleetEngine:
             try:
                 slot.at_start = await self._as_the_others(worker)
                 async with self._preparing:
-                    for files in self._files.values():
+                    for files in tuple(self._files.values()):
+                        if self._files.get(files.name) is not files:  # its idle loop could not be rendered meanwhile
+                            continue
                         first = True
                         while await worker.prepare_avatar(files, first, self._options.start_timeout_s):
                             first = False

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -237,6 +238,38 @@ def test_a_replacement_that_breaks_in_whatever_way_is_replaced_too(caplog: pytes
 
     run(work())
     assert "a fault of our own" in caplog.text
+
+
+def test_an_avatar_that_fails_while_a_replacement_prepares_avatars_costs_it_nothing() -> None:
+    class Busy(Scripted):
+        prepared: list[str] = []  # noqa: RUF012 (of all of them)
+        slow = False
+
+        async def prepare_avatar(self, files: AvatarFiles, first: bool, timeout_s: float) -> bool:
+            Busy.prepared.append(files.name)
+            await asyncio.sleep(5.0 if Busy.slow else 0.0)
+            return False
+
+        async def idle_piece(self, avatar: str, first: bool, timeout_s: float) -> Avatar | None:
+            if avatar == "anna":
+                Busy.slow = True
+                house.opened[1].kill()
+                await asyncio.sleep(1.0)
+                raise RenderError("it cannot be rendered")
+            return await super().idle_piece(avatar, first, timeout_s)
+
+    house = House(2, lambda position: 0.1, FleetOptions(), Busy)
+
+    async def work() -> None:
+        async with house:
+            await house.engine.prepare_avatar(AvatarFiles("bert", Path("b.png"), Path("poses")))
+            with pytest.raises(RenderError, match="cannot be rendered"):
+                await house.engine.prepare_avatar(AvatarFiles("anna", Path("a.png"), Path("poses")))
+            await asyncio.sleep(10)
+            assert [(worker.up, worker.restarts) for worker in house.engine.workers] == [(True, 0), (True, 1)]
+
+    run(work())
+    assert Busy.prepared == ["bert", "bert", "anna", "anna", "bert"]
 
 
 def test_capacity_is_what_the_workers_that_are_up_hold_at_their_latest_speed() -> None:
