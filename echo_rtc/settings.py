@@ -297,7 +297,7 @@ class Settings:
     )
     cuda_graphs: bool = field(
         default=True,
-        metadata=_about("model", "Record a clip's work on a GPU once and replay it; needs more memory of the GPU."),
+        metadata=_about("model", "Record a clip's work on a GPU once and replay it, so that its thousands of launches cost nothing."),
     )
     compile_unet: bool = field(
         default=False,
