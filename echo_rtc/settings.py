@@ -297,7 +297,9 @@ class Settings:
     )
     cuda_graphs: bool = field(
         default=True,
-        metadata=_about("model", "Record a clip's work on a GPU once and replay it, so that its thousands of launches cost nothing."),
+        metadata=_about(
+            "model", "Record a clip's work on a GPU once and replay it, so that its thousands of launches cost nothing."
+        ),
     )
     compile_unet: bool = field(
         default=False,
