@@ -42,6 +42,10 @@ MAX_RENDER_TIMEOUT_S = 300.0
 """A clip may take this many times its own length, or what rendering took at the start, before its worker is replaced;
 never longer than the bound (s)."""
 
+PIECE_TIMEOUTS = 20
+"""A piece of work between clips (of preparing or forgetting an avatar, of an idle loop) may take as long as this many
+clips at their timeout, within the same bound."""
+
 RECENT_CLIPS, ENOUGH_CLIPS = 48, 12
 """A worker's speed is that of its latest clips, once it has rendered enough of them."""
 
@@ -361,7 +365,7 @@ class FleetEngine:
 
     def _forget(self, name: str) -> None:
         """Has all workers that are up let go of an avatar. One that dies of it, or before it, has let go too."""
-        timeout_s = self._options.start_timeout_s
+        timeout_s = self._piece_timeout_s
         for slot in self._slots.values():
             if slot.up:
                 task = asyncio.create_task(
@@ -377,7 +381,7 @@ class FleetEngine:
 
     async def _prepare_on(self, slot: _Slot, files: AvatarFiles) -> None:
         """Prepares an avatar on one worker, between clips."""
-        timeout_s = self._options.start_timeout_s
+        timeout_s = self._piece_timeout_s
         first = True
         while await self._on(slot, lambda worker: worker.prepare_avatar(files, first, timeout_s)):  # noqa: B023
             first = False
@@ -411,7 +415,7 @@ class FleetEngine:
 
     async def _idle_loop(self, name: str, able: Sequence[_Slot]) -> Avatar:
         """Renders an avatar's idle loop on one worker, between clips; on the next if that one dies."""
-        timeout_s = self._options.start_timeout_s
+        timeout_s = self._piece_timeout_s
         gone: WorkerGoneError | None = None
         for slot in able:
             pieces: list[Avatar] = []
@@ -452,6 +456,11 @@ class FleetEngine:
     @property
     def _timeout_s(self) -> float:
         return self._options.timeout_s(float(self._format.clip_duration), self.expected_render_s)
+
+    @property
+    def _piece_timeout_s(self) -> float:
+        """For work between clips; a worker that hangs in it must not be kept for as long as loading may take."""
+        return min(PIECE_TIMEOUTS * self._timeout_s, MAX_RENDER_TIMEOUT_S)
 
     def _cost(self, request: RenderRequest) -> float:
         """What a clip takes against an ordinary one."""

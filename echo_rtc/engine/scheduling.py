@@ -10,7 +10,8 @@ The rules, in the order of their weight:
    the earliest deadline.
 4. A clip that cannot be done by its deadline any more is not started, as long as its stream has a newer one waiting.
    The newest is rendered in any case: only so does its stream learn how slow the workers have become.
-5. A worker that takes much longer than expected may be stuck: what it has prepared goes back to the others.
+5. A worker that takes much longer than expected may be stuck: what it has prepared goes back to the others, and they
+   take the clips of the streams at home there.
 
 Knows no processes, no asyncio and no clock: time is an argument, in seconds of any monotonic clock.
 """
@@ -106,6 +107,10 @@ class _Worker:
     def overdue(self, now: float) -> bool:
         """Whether it should have been done long ago."""
         return self.running is not None and now - self.began_s > OVERDUE * (self.free_s - self.began_s)
+
+    def stuck(self, now: float) -> bool:
+        """Whether it has been at anything, clip or errand, for so long that its streams should not wait for it."""
+        return self.running is not None and now - self.began_s > OVERDUE * max(self.free_s - self.began_s, self.clip_s)
 
 
 @dataclass(slots=True)
@@ -214,7 +219,7 @@ class Scheduler:
             if (best := self._best(name, now)) is not None:
                 self._take(best)
                 actions.append(self._start(name, best, now))
-            elif (holder := self._prepared_elsewhere(name)) is not None:
+            elif (holder := self._prepared_elsewhere(name, now)) is not None:
                 other = self._workers[holder]
                 assert other.prepared is not None
                 ticket, other.prepared = other.prepared, None
@@ -279,13 +284,16 @@ class Scheduler:
         worker.free_s = now + worker.clip_s * ticket.cost
         return Start(name, ticket, taken_from)
 
-    def _may(self, name: str, ticket: Ticket, running: int | None) -> bool:
+    def _may(self, name: str, ticket: Ticket, now: float, running: int | None = None) -> bool:
         """Whether a worker may take a clip: to run, or to prepare while it is at clip number ``running``."""
         if ticket.worker is not None:
             return ticket.worker == name and running is None
         if ticket.after in self._unfinished:
             return ticket.after == running
-        if ticket.spread or ticket.stream == NOBODY or self._streams[ticket.stream].home == name:
+        home = self._streams[ticket.stream].home
+        if ticket.spread or ticket.stream == NOBODY or home == name:
+            return True
+        if home is not None and home in self._workers and self._workers[home].stuck(now):
             return True
         return sum(stream != NOBODY for stream in self._streams) > len(self._workers)
 
@@ -296,13 +304,13 @@ class Scheduler:
             missed = self._streams[ticket.stream].missed
             return (-missed, self._hopeless(ticket, now), ticket.deadline_s, ticket.number)
 
-        candidates = (ticket for ticket in self._waiting.values() if self._may(name, ticket, running))
+        candidates = (ticket for ticket in self._waiting.values() if self._may(name, ticket, now, running))
         return min(candidates, key=place, default=None)
 
-    def _prepared_elsewhere(self, name: str) -> str | None:
+    def _prepared_elsewhere(self, name: str, now: float) -> str | None:
         """The busy worker that holds a clip prepared which ``name`` could begin at once."""
         for other, worker in self._workers.items():
-            if worker.running is not None and worker.prepared is not None and self._may(name, worker.prepared, None):
+            if worker.running is not None and worker.prepared is not None and self._may(name, worker.prepared, now):
                 return other
         return None
 

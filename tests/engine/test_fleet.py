@@ -272,6 +272,43 @@ def test_an_avatar_that_fails_while_a_replacement_prepares_avatars_costs_it_noth
     assert Busy.prepared == ["bert", "bert", "anna", "anna", "bert"]
 
 
+def test_a_worker_that_hangs_between_clips_is_noticed_long_before_loading_would_be() -> None:
+    class Hanging(Scripted):
+        async def _hang(self, timeout_s: float) -> None:
+            await asyncio.sleep(timeout_s)
+            self.kill()
+            raise WorkerGoneError("it hung")
+
+        async def prepare_avatar(self, files: AvatarFiles, first: bool, timeout_s: float) -> bool:
+            if files.name == "stuck":
+                await self._hang(timeout_s)
+            return False
+
+        async def idle_piece(self, avatar: str, first: bool, timeout_s: float) -> Avatar | None:
+            if avatar == "idle":
+                await self._hang(timeout_s)
+            return await super().idle_piece(avatar, first, timeout_s)
+
+        async def forget_avatar(self, name: str, timeout_s: float) -> None:
+            if name == "default":
+                await self._hang(timeout_s)
+
+    async def work() -> None:
+        async with House(1, lambda position: 0.1, FleetOptions(), Hanging) as house:
+            clock = asyncio.get_running_loop().time
+            for name in ("stuck", "idle"):
+                begun = clock()
+                with pytest.raises(WorkerGoneError):
+                    await house.engine.prepare_avatar(AvatarFiles(name, Path("a.png"), Path("poses")))
+                assert clock() - begun < 310
+                await asyncio.sleep(10)
+            await house.engine.remove_avatar("default")
+            await asyncio.sleep(310)
+            assert house.engine.workers[0].restarts == 3
+
+    run(work())
+
+
 def test_capacity_is_what_the_workers_that_are_up_hold_at_their_latest_speed() -> None:
     """Measured at 30 frames/s each, less the margin: 25.5, which is one stream of 24 each."""
 

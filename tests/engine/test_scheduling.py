@@ -273,6 +273,23 @@ def test_what_a_stuck_worker_has_prepared_goes_to_the_others() -> None:
     assert sorted(fleet.done) == list(range(1, 12))
 
 
+def test_streams_at_home_on_a_stuck_worker_are_served_by_the_others() -> None:
+    fleet = Fleet(lambda worker, ticket: 60.0 if ticket.number == 1 else 0.1)
+    fleet.up("a", "b")
+    fleet.submit(Ticket(0, "x"))
+    fleet.run(0.2)
+    (home,) = fleet.workers_of([0])
+    fleet.submit(Ticket(1, NOBODY, cost=0.0, worker=home, droppable=False))
+    fleet.submit(Ticket(2, "x"))
+    fleet.run(0.3)
+    assert 2 not in fleet.done, "a piece of ordinary length is waited for"
+    fleet.run(1.0)
+    fleet.submit(Ticket(3, "x"))
+    fleet.run(2.0)
+    assert {2, 3} <= set(fleet.done)
+    assert home not in fleet.workers_of([2, 3])
+
+
 def test_what_a_dead_worker_had_prepared_is_not_lost() -> None:
     fleet = Fleet(steady(1.0))
     fleet.up("a", "b")
