@@ -25,7 +25,7 @@ from echo_rtc.engine.protocol import Avatar, AvatarFiles, Continuity, Progress, 
 from echo_rtc.engine.scheduling import NOBODY, Drop, Prepare, Recall, Scheduler, Start, Ticket
 from echo_rtc.engine.speed import Speed
 from echo_rtc.engine.worker import WorkerReport, WorkerSpec
-from echo_rtc.errors import EchoRtcError, LateError, RenderError
+from echo_rtc.errors import EchoRtcError, InputError, LateError, RenderError
 
 logger = logging.getLogger(__name__)
 
@@ -163,6 +163,7 @@ class _Slot:
         self.at_start: Speed | None = None
         self.recent_s: deque[float] = deque(maxlen=RECENT_CLIPS)  # what ordinary clips took, or would have
         self.gaps = Gaps()
+        self.lacking: set[str] = set()  # avatars that this worker could not prepare although others have them
         self.turned = asyncio.Event()  # set whenever a job has ended on it
 
     def speed(self, frames: int) -> Speed:
@@ -328,6 +329,8 @@ class FleetEngine:
         if not self.ready:
             # A clip that waits for a replacement would be late by the time it came.
             raise RenderError("the engine is closed" if self._closed else "no worker is up; one is being started")
+        if not self._had(request.avatar):
+            raise RenderError(f"no worker that is up has avatar {request.avatar!r}")
         before = self._latest.get(request.stream) if request.chained and request.stream else None
         ticket = Ticket(
             next(self._numbers),
@@ -336,6 +339,7 @@ class FleetEngine:
             cost=self._cost(request),
             after=None if before is None else before.ticket.number,
             spread=self._spread,
+            unable=frozenset(name for name, slot in self._slots.items() if request.avatar in slot.lacking),
         )
         job = _Job(ticket, asyncio.get_running_loop().create_future(), request)
         if before is not None:
@@ -361,6 +365,8 @@ class FleetEngine:
         async with self._preparing:
             self._avatars.pop(name, None)
             self._files.pop(name, None)
+            for slot in self._slots.values():
+                slot.lacking.discard(name)
             self._forget(name)
 
     def _forget(self, name: str) -> None:
@@ -401,12 +407,14 @@ class FleetEngine:
                     raise error
             before = self._files.get(files.name)
             self._files[files.name] = files
-        able = [slot for slot, outcome in zip(up, outcomes, strict=True) if not isinstance(outcome, BaseException)]
+            able = [slot for slot, outcome in zip(up, outcomes, strict=True) if not isinstance(outcome, BaseException)]
+            for slot in able:
+                slot.lacking.discard(files.name)
         try:
             avatar = await self._idle_loop(files.name, able)
         except BaseException:
             if before is None:
-                del self._files[files.name]
+                self._files.pop(files.name, None)
             else:
                 self._files[files.name] = before
             raise
@@ -654,6 +662,14 @@ class FleetEngine:
                     self._end(job).fail(WorkerGoneError(f"worker {slot.spec.name} is gone"))
             if not self.ready:
                 self._dismiss("the last worker is gone; another is being started")
+            for job in [*self._jobs.values()]:
+                if job.request is not None and not job.running and not self._had(job.request.avatar):
+                    self._discard(self._scheduler.withdraw(job.ticket.number), job.ticket)
+                    self._end(job).fail(RenderError(f"the last worker with avatar {job.request.avatar!r} is gone"))
+
+    def _had(self, avatar: str) -> bool:
+        """Whether a worker that is up has an avatar of the offer."""
+        return any(slot.up and avatar not in slot.lacking for slot in self._slots.values())
 
     def _lost(self, slot: _Slot) -> None:
         """A slot's worker is dead. One that has never been up is the business of whoever starts it."""
@@ -680,12 +696,11 @@ class FleetEngine:
             try:
                 slot.at_start = await self._as_the_others(worker)
                 async with self._preparing:
+                    slot.lacking.clear()
                     for files in tuple(self._files.values()):
                         if self._files.get(files.name) is not files:  # its idle loop could not be rendered meanwhile
                             continue
-                        first = True
-                        while await worker.prepare_avatar(files, first, self._options.start_timeout_s):
-                            first = False
+                        await self._prepare_again(slot, worker, files)
                     if not slot.alive:
                         raise WorkerGoneError(f"worker {slot.spec.name} died before its first clip")
                     self._come_up(slot)
@@ -697,6 +712,22 @@ class FleetEngine:
             except Exception:  # a boundary: whatever it is, a place that nobody looks after any more is lost for good
                 logger.exception("the replacement of worker %s did not come up", slot.spec.name)
                 worker.kill()
+
+    async def _prepare_again(self, slot: _Slot, worker: Worker, files: AvatarFiles) -> None:
+        """Prepares an avatar of the offer on a replacement. One whose files have gone bad meanwhile is left out there,
+        and is not offered any more once no worker has it."""
+        try:
+            first = True
+            while await worker.prepare_avatar(files, first, self._piece_timeout_s):
+                first = False
+        except InputError as error:
+            logger.error("worker %s goes without avatar %s: %s", slot.spec.name, files.name, error)
+            await worker.forget_avatar(files.name, self._piece_timeout_s)
+            slot.lacking.add(files.name)
+            if all(files.name in each.lacking for each in self._slots.values()):
+                logger.error("no worker has avatar %s any more; it is not offered", files.name)
+                self._avatars.pop(files.name, None)
+                self._files.pop(files.name, None)
 
     async def _as_the_others(self, worker: Worker) -> Speed:
         """Starts a replacement, and warms it up for the clips that are asked for here."""

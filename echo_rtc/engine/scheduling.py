@@ -43,7 +43,7 @@ class Ticket:
     ``number`` is its own alone. ``cost``: what it takes against an ordinary clip (more frames, fewer steps).
     ``deadline_s``: when it must be done to be of use, infinity if it may take its time. ``after``: the number of the
     clip that it continues. ``spread``: any worker may take it although its stream might have a home. ``worker``: the
-    only one that can do it. ``droppable``: whether it may be given up when it is late.
+    only one that can do it. ``unable``: those that cannot. ``droppable``: whether it may be given up when it is late.
     """
 
     number: int
@@ -53,6 +53,7 @@ class Ticket:
     after: int | None = None
     spread: bool = False
     worker: str | None = None
+    unable: frozenset[str] = frozenset()
     droppable: bool = True
 
 
@@ -288,12 +289,14 @@ class Scheduler:
         """Whether a worker may take a clip: to run, or to prepare while it is at clip number ``running``."""
         if ticket.worker is not None:
             return ticket.worker == name and running is None
+        if name in ticket.unable:
+            return False
         if ticket.after in self._unfinished:
             return ticket.after == running
         home = self._streams[ticket.stream].home
         if ticket.spread or ticket.stream == NOBODY or home == name:
             return True
-        if home is not None and home in self._workers and self._workers[home].stuck(now):
+        if home is not None and (home in ticket.unable or (home in self._workers and self._workers[home].stuck(now))):
             return True
         return sum(stream != NOBODY for stream in self._streams) > len(self._workers)
 

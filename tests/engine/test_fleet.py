@@ -16,7 +16,7 @@ from echo_rtc.engine.protocol import Avatar, AvatarFiles, Continuity, Progress, 
 from echo_rtc.engine.speed import Speed
 from echo_rtc.engine.testcard import CardLoader
 from echo_rtc.engine.worker import WorkerReport, WorkerSpec
-from echo_rtc.errors import LateError, RenderError
+from echo_rtc.errors import InputError, LateError, RenderError
 from tests.rtc.virtual import run
 
 FORMAT = ClipFormat(fps=24, clip_frames=12, width=16, height=16)
@@ -307,6 +307,50 @@ def test_a_worker_that_hangs_between_clips_is_noticed_long_before_loading_would_
             assert house.engine.workers[0].restarts == 3
 
     run(work())
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_replacement_comes_up_without_an_avatar_whose_files_are_gone(
+    workers: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    class Bare(Scripted):
+        deleted = False
+        has_it = False
+
+        async def prepare_avatar(self, files: AvatarFiles, first: bool, timeout_s: float) -> bool:
+            if Bare.deleted:
+                raise InputError("a.png cannot be read")
+            self.has_it = True
+            return False
+
+        async def render(self, number: int, request: RenderRequest, timeout_s: float) -> tuple[RenderResult, float]:
+            if request.avatar == "anna" and not self.has_it:
+                raise RenderError("no such avatar")
+            return await super().render(number, request, timeout_s)
+
+    async def work() -> None:
+        async with House(workers, lambda position: 0.1, FleetOptions(), Bare) as house:
+            await house.engine.prepare_avatar(AvatarFiles("anna", Path("a.png"), Path("poses")))
+            Bare.deleted = True
+            house.opened[0].kill()
+            await asyncio.sleep(2)
+            assert [worker.up for worker in house.engine.workers] == [True] * workers
+            assert house.engine.workers[0].restarts == 1
+            assert ("anna" in house.engine.avatars) == (workers == 2)
+            if workers == 2:
+                voices = [replace(clip(0, stream), avatar="anna") for stream in ("a", "b", "c")]
+                await asyncio.gather(*(house.engine.render(voice) for voice in voices))
+                house.opened[1].kill()
+                await asyncio.sleep(0)
+                await asyncio.sleep(0)
+                with pytest.raises(RenderError, match="anna"):
+                    await house.engine.render(voices[0])
+                await asyncio.sleep(2)
+                assert "anna" not in house.engine.avatars
+            await house.engine.render(clip(0))
+
+    run(work())
+    assert "goes without avatar anna: a.png cannot be read" in caplog.text
 
 
 def test_capacity_is_what_the_workers_that_are_up_hold_at_their_latest_speed() -> None:
