@@ -55,7 +55,9 @@ LOOPBACK = ("127.0.0.1", "::1", "localhost")
 """Hosts on which nobody but this machine's own programs can reach the server."""
 CLOSE_STREAMS_S = 2.5
 CLOSE_ENGINE_S = 5.0
-"""Together with the second that requests may still take, these keep the whole end below 10 s."""
+CANCEL_START_S = 3.5
+"""Together with the second that requests may still take, these keep the whole end below 10 s; while the engine
+starts there are no streams to close, but its start to cancel."""
 
 logger = logging.getLogger("echo_rtc.server")
 
@@ -227,7 +229,7 @@ async def _started(engine: Engine, library: AvatarLibrary, lifecycle: Lifecycle,
     finally:
         for task in (start, stopped):
             task.cancel()
-        await asyncio.wait({start, stopped}, timeout=CLOSE_ENGINE_S)
+        await asyncio.wait({start, stopped}, timeout=CANCEL_START_S)
 
 
 @asynccontextmanager

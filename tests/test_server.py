@@ -146,6 +146,27 @@ async def test_it_can_be_stopped_while_the_engine_starts(begin: Begin) -> None:
         await fetch(f"{life.url}/healthz")
 
 
+async def test_a_stop_during_the_start_waits_for_start_and_close_within_the_promised_time(
+    begin: Begin, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert server.CANCEL_START_S + server.CLOSE_ENGINE_S + 1.0 <= STOP_S, "with 1 s for connections"
+    monkeypatch.setattr(server, "CANCEL_START_S", 0.05)
+
+    class Deaf(ScriptedEngine):
+        async def start(self, progress: Progress) -> None:
+            self.begun.set()
+            while not self.go.is_set():
+                with suppress(asyncio.CancelledError):
+                    await self.go.wait()
+
+    life = await begin(Deaf())
+    os.kill(os.getpid(), signal.SIGTERM)
+    await asyncio.wait_for(life.task, STOP_S)
+    assert life.engine.closed == 1
+    life.engine.go.set()
+    await asyncio.gather(*(task for task in asyncio.all_tasks() if task.get_name() == "engine start"))
+
+
 async def test_an_engine_that_does_not_start_ends_the_server(begin: Begin) -> None:
     life = await begin(ScriptedEngine(failure=InputError("the weights are missing")))
     life.engine.go.set()
