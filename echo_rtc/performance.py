@@ -125,7 +125,7 @@ def _of_worker(earlier: WorkerStatus, worker: WorkerStatus, past: Use, use: Use,
     )
     if use.gpu is not None:
         fields |= {
-            "gpu_percent": round(100 * use.gpu.utilisation),
+            "gpu_percent": None if use.gpu.utilisation is None else round(100 * use.gpu.utilisation),
             "gpu_memory_mb": _megabytes(use.gpu.memory_bytes),
             "gpu_memory_total_mb": _megabytes(use.gpu.memory_total_bytes),
         }

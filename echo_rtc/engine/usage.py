@@ -20,11 +20,11 @@ logger = logging.getLogger(__name__)
 @dataclass(frozen=True, slots=True)
 class GpuUse:
     """One GPU, whoever uses it: bytes in use and in all, and the share (0..1) of NVML's last sampling period in which
-    it was at work."""
+    it was at work; None where NVML does not tell that."""
 
     memory_bytes: int
     memory_total_bytes: int
-    utilisation: float
+    utilisation: float | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,11 +87,14 @@ class NvmlGpus:
             return None
         try:
             handle = self._handle(nvml, int(found[1] or 0))
-            memory, rates = nvml.nvmlDeviceGetMemoryInfo(handle), nvml.nvmlDeviceGetUtilizationRates(handle)
+            memory = nvml.nvmlDeviceGetMemoryInfo(handle)
         except nvml.NVMLError as error:
             logger.debug("NVML does not tell of %s: %s", device, error)
             return None
-        return GpuUse(int(memory.used), int(memory.total), rates.gpu / 100)
+        utilisation: float | None = None
+        with contextlib.suppress(nvml.NVMLError):  # not told of a part of a GPU (MIG), nor by some drivers
+            utilisation = nvml.nvmlDeviceGetUtilizationRates(handle).gpu / 100
+        return GpuUse(int(memory.used), int(memory.total), utilisation)
 
     def _library(self) -> Any:
         if not self._tried:

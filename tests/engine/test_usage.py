@@ -86,6 +86,14 @@ def test_what_cuda_sees_is_what_is_measured(nvml: MadeUpNvml, visible: str, monk
     assert gpus.use("cuda:1") == GpuUse(100, 1000, 0.25)
 
 
+def test_memory_is_told_where_utilisation_is_not(nvml: MadeUpNvml, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(handle: int) -> Any:
+        raise nvml.NVMLError("not supported")
+
+    monkeypatch.setattr(nvml, "nvmlDeviceGetUtilizationRates", refused)
+    assert NvmlGpus().use("cuda:1") == GpuUse(200, 1000, None)
+
+
 def test_without_a_driver_or_the_package_nothing_is_measured(nvml: MadeUpNvml, monkeypatch: pytest.MonkeyPatch) -> None:
     nvml.broken = True
     gpus = NvmlGpus()
