@@ -95,7 +95,10 @@ class RayEngine(FleetEngine):
         """Ends every actor and leaves the cluster, or ends the one that was started here, in bounded time."""
         await super().close()
         for actor in self._actors.values():
-            actor.end()
+            try:
+                actor.end()
+            except Exception:  # a boundary: whatever it is, the cluster has to be left all the same
+                logger.exception("actor %s could not be ended", actor.name)
         self._actors.clear()
         if self._thread is not None:
             thread, self._thread = self._thread, None

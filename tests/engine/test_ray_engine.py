@@ -12,6 +12,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -190,6 +191,25 @@ def test_a_model_on_a_cluster_of_its_own() -> None:
     assert frames == "12"
     assert 20 < float(mean) < 235
     assert (torch_here, children) == ("False", "0")
+
+
+async def test_an_actor_that_cannot_be_ended_does_not_keep_the_engine_in_the_cluster(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    class Unreachable:
+        name = "ray-0"
+
+        def end(self) -> None:
+            raise ConnectionError("the head is gone")
+
+    left: list[bool] = []
+    engine = create_engine(Settings(engine="ray", model={"weights": "weights"}))
+    monkeypatch.setattr(engine, "_actors", {"ray-0": Unreachable()})
+    monkeypatch.setattr(engine, "_thread", ThreadPoolExecutor(1))
+    monkeypatch.setattr("ray.shutdown", lambda: left.append(True))
+    await engine.close()
+    assert left == [True]
+    assert "ray-0 could not be ended" in caplog.text
 
 
 def test_settings_make_a_ray_engine() -> None:
