@@ -126,7 +126,8 @@ async def test_killed_while_rendering_loses_one_clip_and_is_replaced() -> None:
         at = next(i for i, name in enumerate(names) if engine._scheduler.queue_of(name))
         victim, other = engine.worker_pids[at], engine.worker_pids[1 - at]
         os.kill(victim, signal.SIGKILL)
-        with pytest.raises(RenderError, match=f"worker {names[at]} died while rendering a clip"):
+        # It may die before the clip has reached it.
+        with pytest.raises(RenderError, match=f"worker {names[at]} (died while rendering a clip|is gone)"):
             await hanging
         assert engine.worker_pids == [other]
         assert (await engine.render(request(position=7))).frames.y[0, 0, 0] == 7

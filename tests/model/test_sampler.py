@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from echo_rtc.model.sampler import ClipConditions, Sampler, draw_noise, initial_latents, make_scheduler
-from echo_rtc.model.unet3d import KeysValues
+from echo_rtc.model.unet3d import DenoisingUNet, KeysValues
 from tests.model.small import denoising_unet, motion_config, reference_unet
 from tests.model.test_networks import inputs
 
@@ -40,6 +40,8 @@ def test_a_seed_is_a_noise() -> None:
 class _Halves(torch.nn.Module):
     """Stands in for the UNet: says which half it is asked for and with which shift."""
 
+    halves = DenoisingUNet.halves
+
     def __init__(self) -> None:
         super().__init__()
         self.conv_in = torch.nn.Conv2d(1, 1, 1)
@@ -59,7 +61,7 @@ def conditions() -> ClipConditions:
 @pytest.mark.parametrize(("cfg", "expected"), [(2.5, 1 + 2.5 * 2), (1.5, 4.0), (1.0, 3.0), (0.0, 3.0)])
 def test_guidance_joins_the_halves(cfg: float, expected: float) -> None:
     unet = _Halves()
-    sampler = Sampler(unet, 3, cfg)  # type: ignore[arg-type]
+    sampler = Sampler(unet, 3, cfg)
     steps = list(sampler.steps(torch.zeros(1, 1, 4, 2, 2), conditions()))
     assert [float(step.guided_prediction.mean()) for step in steps] == [expected] * 3
     halves = ["conditional", "unconditional"] if cfg > 1 else ["conditional"]
