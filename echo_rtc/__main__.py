@@ -136,9 +136,18 @@ async def _render_files(work: RenderWork) -> int:
         jobs = [job for job in jobs if work.again or not journal.has(job)]
         if len(jobs) < len(work.jobs):
             sys.stdout.write(f"{len(work.jobs) - len(jobs)} of {len(work.jobs)} movies were finished before\n")
-    durations = [_check(job) for job in jobs]
+    failed: list[tuple[Job, EchoRtcError]] = []
+    durations: list[float | None] = []
+    for job in jobs:
+        try:
+            durations.append(_check(job))
+        except InputError as error:
+            if len(work.jobs) == 1:
+                raise
+            failed.append((job, error))  # it costs itself only, as one that fails later does
+    jobs = [job for job in jobs if job not in [bad for bad, _ in failed]]
     if not jobs:
-        return 0
+        return _tell(failed, work)
     began = time.monotonic()
 
     def finished(job: Job, frames: int) -> None:
@@ -160,9 +169,14 @@ async def _render_files(work: RenderWork) -> int:
                 chained=settings.use_init_latent,
                 fade_frames=min(settings.overlap_frames, settings.clip_frames),
             )
-            failed = await render_all(engine, jobs, options, bar.update, finished)
+            failed += await render_all(engine, jobs, options, bar.update, finished)
         finally:
             await engine.close()
+    return _tell(failed, work)
+
+
+def _tell(failed: Sequence[tuple[Job, EchoRtcError]], work: RenderWork) -> int:
+    """Says what failed; returns the exit code."""
     for job, error in failed:
         sys.stderr.write(
             f"echo_rtc render: {job.audio}: {error}\n" if len(work.jobs) > 1 else f"echo_rtc render: {error}\n"

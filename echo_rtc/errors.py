@@ -35,6 +35,14 @@ class CapacityError(EchoRtcError):
         self.retry_after_s = retry_after_s
 
 
+class StoppingError(CapacityError):
+    """The server is stopping and takes nothing new."""
+
+
+class BusyError(CapacityError):
+    """One thing of the kind is done at a time, and one is being done now."""
+
+
 class NameTakenError(EchoRtcError):
     """Somebody publishes under this name; it may be free after ``retry_after_s`` seconds."""
 

@@ -28,7 +28,7 @@ from echo_rtc.clips import ClipFormat
 from echo_rtc.engine.protocol import Avatar, AvatarFiles, Progress
 from echo_rtc.errors import (
     AvatarConflictError,
-    CapacityError,
+    BusyError,
     EchoRtcError,
     InputError,
     StorageError,
@@ -218,7 +218,7 @@ class AvatarLibrary:
 
     def _require_turn(self) -> None:
         if self._turn.locked():
-            raise CapacityError("another avatar is being prepared; try again when it is there", BUSY_RETRY_S)
+            raise BusyError("another avatar is being prepared; try again when it is there", BUSY_RETRY_S)
 
     def _kept(self) -> list[AvatarFiles]:
         """The avatars in the folder, by name; and none where there is no folder."""

@@ -756,14 +756,13 @@ def named_settings(given: Mapping[str, object]) -> Settings:
     for name in given:
         if name not in _options():
             raise SettingsError(f"{_bare(name)} is not a setting; {_suggestion(name, _options(), 'see --help')}")
-    words = {
-        name: (
-            name,
-            raw if isinstance(raw, bool) else [str(word) for word in raw] if isinstance(raw, list) else str(raw),
-        )
-        for name, raw in given.items()
-    }
-    return _settings([words])
+
+    def words(raw: object) -> bool | str | list[str]:
+        if isinstance(raw, list | tuple):
+            return [str(word) for word in raw]
+        return raw if isinstance(raw, bool) else str(raw)
+
+    return _settings([{name: (name, words(raw)) for name, raw in given.items()}])
 
 
 def _settings(sources: Sequence[Mapping[str, tuple[str, Any]]]) -> Settings:

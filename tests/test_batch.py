@@ -119,6 +119,18 @@ def test_one_file_that_fails_leaves_the_others(
     assert not list(movies.glob("*.part"))
 
 
+def test_one_file_that_cannot_be_read_costs_itself_only(
+    voices: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (voices / "voice1.wav").write_bytes(b"RIFF and no more")
+    movies = tmp_path / "movies"
+    assert render("--audio", str(voices), "--output", str(movies)) == 1
+    assert "voice1.wav" in capsys.readouterr().err
+    assert sorted(file.name for file in movies.glob("*.mp4")) == ["voice0.mp4", "voice2.mp4"]
+    assert render("--audio", str(voices), "--output", str(movies)) == 1  # nothing but the bad one is left
+    assert "voice1.wav" in capsys.readouterr().err
+
+
 def test_one_voice_into_one_movie_needs_no_folder(voices: Path, tmp_path: Path) -> None:
     voice = voices / "voice0.wav"
     assert jobs_of([voice], tmp_path / "face.mkv") == [Job(voice, tmp_path / "face.mkv")]

@@ -25,6 +25,7 @@ from echo_rtc.settings import (
     SettingsParser,
     flag_table,
     load_settings,
+    named_settings,
     read_config,
     settings_from,
 )
@@ -443,3 +444,9 @@ def test_a_command_adds_its_own_arguments_and_leaves_out_others(card: Path) -> N
         parser.arguments(["--audio", "a.wav", "--port", "1"])
     with pytest.raises(SettingsError, match="--audio"):
         parser.arguments([])
+
+
+def test_lists_that_a_program_names_are_lists_or_tuples() -> None:
+    given = ["https://a.example", "https://b.example"]
+    assert named_settings({"allow_origin": given}).allow_origin == tuple(given)
+    assert named_settings({"allow_origin": tuple(given)}).allow_origin == tuple(given)

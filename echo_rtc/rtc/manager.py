@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from echo_rtc.engine.protocol import Engine
-from echo_rtc.errors import CapacityError, NameTakenError, NotLiveError, OfferError
+from echo_rtc.errors import CapacityError, NameTakenError, NotLiveError, OfferError, StoppingError
 from echo_rtc.rtc.fragment import read_fragment
 from echo_rtc.rtc.memory import give_back
 from echo_rtc.rtc.offer import MediaPlan, Offer, plan_call, plan_publishing, plan_viewing, read_offer
@@ -418,5 +418,5 @@ class StreamManager:
         await asyncio.to_thread(give_back)
 
 
-def _stopping() -> CapacityError:
-    return CapacityError("the server is stopping and takes no new streams", RETRY_AFTER_S)
+def _stopping() -> StoppingError:
+    return StoppingError("the server is stopping and takes no new streams", RETRY_AFTER_S)

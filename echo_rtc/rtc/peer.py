@@ -80,7 +80,7 @@ class Peer:
         self._connection = RTCPeerConnection(options.network.configuration())
         self._viewer: Viewer | None = None
         self._channels: dict[RTCDataChannel, Callable[[], None]] = {}
-        self._connect_timer = loop.call_later(options.connect_timeout_s, self._end, "the connection never came up")
+        self._connect_timer: asyncio.TimerHandle | None = None
         self._closing: asyncio.Task[None] | None = None
         self.answer_sdp = ""
         self._candidates = offer.sdp.count("a=candidate:")
@@ -110,6 +110,10 @@ class Peer:
             await asyncio.gather(answering, return_exceptions=True)
             await peer.close()
             raise
+        if not peer.ended.done():
+            # From the answer on: finding the server's own candidates takes time of its own.
+            loop = asyncio.get_running_loop()
+            peer._connect_timer = loop.call_later(options.connect_timeout_s, peer._end, "the connection never came up")
         return peer
 
     @property
@@ -228,7 +232,7 @@ class Peer:
     def _on_state(self) -> None:
         state = self._connection.connectionState
         if state == "connected":
-            self._connect_timer.cancel()
+            self._stop_timer()
             self._stream.begin()
         elif state == "failed":
             self._end("the connection failed")
@@ -247,8 +251,12 @@ class Peer:
         if unsubscribe is not None:
             unsubscribe()
 
+    def _stop_timer(self) -> None:
+        if self._connect_timer is not None:
+            self._connect_timer.cancel()
+
     def _end(self, reason: str) -> None:
-        self._connect_timer.cancel()
+        self._stop_timer()
         if not self.ended.done():
             self.ended.set_result(reason)
 

@@ -16,12 +16,14 @@ from aiohttp.typedefs import Middleware
 from echo_rtc.counting import Names
 from echo_rtc.errors import (
     AvatarConflictError,
+    BusyError,
     CapacityError,
     EchoRtcError,
     IceRestartError,
     NameTakenError,
     NotLiveError,
     OfferError,
+    StoppingError,
     UnknownAvatarError,
     UnsupportedMediaError,
 )
@@ -151,7 +153,8 @@ def _from_error(error: EchoRtcError) -> Problem:
     text = str(error)
     detail = f"{text[:1].upper()}{text[1:].rstrip('.')}."
     if isinstance(error, CapacityError):
-        return Problem(503, detail, ProblemType.FULL, {"Retry-After": str(error.retry_after_s)})
+        kind = {StoppingError: ProblemType.STOPPING, BusyError: ProblemType.GENERIC}.get(type(error), ProblemType.FULL)
+        return Problem(503, detail, kind, {"Retry-After": str(error.retry_after_s)})
     if isinstance(error, NameTakenError):
         return Problem(409, detail, ProblemType.NAME_TAKEN, {"Retry-After": str(error.retry_after_s)})
     if isinstance(error, NotLiveError):

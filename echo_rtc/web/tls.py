@@ -49,8 +49,8 @@ class Certificate:
     _seen: tuple[float, float] = (0.0, 0.0)
 
     def renew(self) -> bool:
-        """Takes the files' new contents for connections from now on, if they have changed; whether it did. Raises
-        InputError, once for each change, if they cannot be used; the old certificate stays then."""
+        """Takes the files' new contents for connections from now on, if they have changed; whether the certificate is
+        another one. Raises InputError, once for each change, if they cannot be used; the old one stays then."""
         try:
             changed = (self.cert.stat().st_mtime, self.key.stat().st_mtime)
         except OSError:  # one of them is just being replaced
@@ -58,12 +58,15 @@ class Certificate:
         if changed == self._seen:
             return False
         self._seen = changed
-        fresh = from_files(self.cert, self.key)
-        if fresh.fingerprint == self.fingerprint:
-            return False
-        self.context.load_cert_chain(self.cert, self.key)
+        try:
+            fresh = from_files(self.cert, self.key)
+            self.context.load_cert_chain(self.cert, self.key)  # also if only its issuers have changed
+        except (OSError, ssl.SSLError) as error:  # one of them was replaced between two looks at it
+            self._seen = (0.0, 0.0)
+            raise InputError(f"tls_cert {self.cert} and tls_key {self.key} changed while they were read") from error
+        renewed = fresh.fingerprint != self.fingerprint
         self.fingerprint = fresh.fingerprint
-        return True
+        return renewed
 
 
 async def keep_renewed(certificate: Certificate) -> None:

@@ -12,7 +12,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from echo_rtc.errors import CapacityError, EchoRtcError, OfferError, RenderError, UnsupportedMediaError
+from echo_rtc.errors import (
+    BusyError,
+    CapacityError,
+    EchoRtcError,
+    OfferError,
+    RenderError,
+    StoppingError,
+    UnsupportedMediaError,
+)
 from echo_rtc.web import signalling
 from echo_rtc.web.health import Phase
 from echo_rtc.web.problems import Problem
@@ -180,6 +188,8 @@ async def test_badly_encoded_bodies_are_400(edge: Edge) -> None:
         (OfferError("the session description cannot be read"), 400, "urn:echo-rtc:problem:bad-offer"),
         (UnsupportedMediaError("the offer sends no audio"), 422, "urn:echo-rtc:problem:unsupported-media"),
         (CapacityError("all 2 streams are taken", 17), 503, "urn:echo-rtc:problem:full"),
+        (StoppingError("the server is stopping", 17), 503, "urn:echo-rtc:problem:stopping"),
+        (BusyError("another one is being prepared", 17), 503, "about:blank"),
         (RenderError("worker is gone"), 500, "about:blank"),
     ],
 )

@@ -95,6 +95,25 @@ def test_a_renewed_certificate_is_taken_and_a_broken_one_is_not(tmp_path: Path) 
     assert used.fingerprint == second
 
 
+def test_a_certificate_that_changes_under_the_look_is_looked_at_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    used = self_signed(LOCAL, tmp_path)
+    self_signed(LOCAL, tmp_path / "other")
+    for name in ("self-signed.pem", "self-signed.key"):
+        (tmp_path / name).write_bytes((tmp_path / "other" / name).read_bytes())
+        os.utime(tmp_path / name, (1, 1))
+
+    def vanished(cert: Path, key: Path) -> Certificate:
+        raise FileNotFoundError(cert)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("echo_rtc.web.tls.from_files", vanished)
+        with pytest.raises(InputError, match="changed while they were read"):
+            used.renew()
+    assert used.renew()
+
+
 def test_it_says_what_browsers_want(tmp_path: Path) -> None:
     self_signed(own_names(), tmp_path)
     certificate = kept(tmp_path)
