@@ -43,6 +43,11 @@ class Failure:
 
 
 @dataclass(frozen=True, slots=True)
+class OtherLife:
+    """The answer to a call that was meant for an earlier life of the actor, and found that it had been started anew."""
+
+
+@dataclass(frozen=True, slots=True)
 class Whereabouts:
     """Where an actor lives. ``life`` is another one each time that Ray has started it anew."""
 
@@ -83,7 +88,11 @@ def _in(group: str, **options: str) -> Callable[[F], F]:
 
 
 class RayClipWorker:
-    """The actor. Its methods are those of ClipWorker; what they raise comes back as a Failure."""
+    """The actor. Its methods are those of ClipWorker; what they raise comes back as a Failure.
+
+    Ray starts it anew when it dies, and passes on to the new life what was sent to the old one, whose death nobody has
+    heard of yet. So each call says which life it is meant for.
+    """
 
     def __init__(self, spec: WorkerSpec, format: ClipFormat, log_level: int) -> None:
         self._messages: queue.SimpleQueue[Message] = queue.SimpleQueue()
@@ -100,38 +109,44 @@ class RayClipWorker:
         return Whereabouts(ray.util.get_node_ip_address(), os.getpid(), self._life)
 
     @_in("messages", num_returns="streaming")
-    def messages(self) -> Iterator[Message]:
-        """Everything that is said, for as long as the actor lives."""
-        while True:
+    def messages(self, life: str) -> Iterator[Message]:
+        """Everything that is said, for as long as this life lasts."""
+        while life == self._life:
             yield self._messages.get()
 
     @_in("render")
-    def load(self) -> WorkerReport | Failure:
-        return _told(lambda: self._worker.load(self._messages.put))
+    def load(self, life: str) -> WorkerReport | Failure | OtherLife:
+        return self._told(life, lambda: self._worker.load(self._messages.put))
 
     @_in("render")
-    def measure(self, frames: int) -> Speed | Failure:
-        return _told(lambda: self._worker.measure(frames))
+    def measure(self, life: str, frames: int) -> Speed | Failure | OtherLife:
+        return self._told(life, lambda: self._worker.measure(frames))
 
     @_in("prepare")
-    def prepare(self, number: int, request: RenderRequest) -> None:
-        self._worker.prepare(number, request)
+    def prepare(self, life: str, number: int, request: RenderRequest) -> None:
+        if life == self._life:
+            self._worker.prepare(number, request)
 
     @_in("prepare")
-    def discard(self, number: int) -> None:
-        self._worker.discard(number)
+    def discard(self, life: str, number: int) -> None:
+        if life == self._life:
+            self._worker.discard(number)
 
     @_in("render")
-    def render(self, number: int, init_latent: F16Array | None) -> tuple[RenderResult, float] | Failure:
-        return _told(lambda: self._worker.render(number, init_latent))
+    def render(
+        self, life: str, number: int, init_latent: F16Array | None
+    ) -> tuple[RenderResult, float] | Failure | OtherLife:
+        return self._told(life, lambda: self._worker.render(number, init_latent))
 
     @_in("render")
-    def idle_piece(self, avatar: str, first: bool) -> Avatar | Failure | None:
-        return _told(lambda: self._worker.idle_piece(avatar, first))
+    def idle_piece(self, life: str, avatar: str, first: bool) -> Avatar | Failure | OtherLife | None:
+        return self._told(life, lambda: self._worker.idle_piece(avatar, first))
 
     @_in("render")
-    def prepare_avatar(self, name: str, bundle: AvatarBundle | None) -> bool | Failure:
+    def prepare_avatar(self, life: str, name: str, bundle: AvatarBundle | None) -> bool | Failure | OtherLife:
         """The first piece of an avatar if its ``bundle`` comes along, else one more."""
+        if life != self._life:
+            return OtherLife()
         if bundle is not None:
             self._drop_files()
             folder = tempfile.TemporaryDirectory(prefix="echo-avatar-")
@@ -139,25 +154,26 @@ class RayClipWorker:
         if self._avatar is None or self._avatar[0].name != name:
             return False  # it was forgotten meanwhile
         files, _ = self._avatar
-        more = _told(lambda: self._worker.prepare_avatar(files, bundle is not None))
+        more = self._told(life, lambda: self._worker.prepare_avatar(files, bundle is not None))
         if more is not True:
             self._drop_files()
         return more
 
     @_in("render")
-    def forget_avatar(self, name: str) -> None:
+    def forget_avatar(self, life: str, name: str) -> Failure | OtherLife | None:
         if self._avatar is not None and self._avatar[0].name == name:
             self._drop_files()
-        self._worker.forget_avatar(name)
+        return self._told(life, lambda: self._worker.forget_avatar(name))
 
     def _drop_files(self) -> None:
         if self._avatar is not None:
             self._avatar[1].cleanup()
             self._avatar = None
 
-
-def _told(call: Callable[[], T]) -> T | Failure:
-    try:
-        return call()
-    except EchoRtcError as error:
-        return Failure(error)
+    def _told(self, life: str, call: Callable[[], T]) -> T | Failure | OtherLife:
+        if life != self._life:
+            return OtherLife()
+        try:
+            return call()
+        except EchoRtcError as error:
+            return Failure(error)

@@ -29,7 +29,7 @@ from ray.exceptions import RayActorError, RayError
 from echo_rtc.clips import ClipFormat, YuvFrames
 from echo_rtc.engine.fleet import FleetEngine, FleetOptions, WorkerGoneError
 from echo_rtc.engine.protocol import Avatar, AvatarFiles, Progress, RenderRequest, RenderResult
-from echo_rtc.engine.ray_actor import CONCURRENCY_GROUPS, AvatarBundle, Failure, RayClipWorker, Whereabouts
+from echo_rtc.engine.ray_actor import CONCURRENCY_GROUPS, AvatarBundle, Failure, OtherLife, RayClipWorker, Whereabouts
 from echo_rtc.engine.speed import Speed
 from echo_rtc.engine.worker import WorkerReport, WorkerSpec
 from echo_rtc.errors import InputError, RenderError, SettingsError
@@ -121,10 +121,7 @@ class RayEngine(FleetEngine):
                 f"{_cluster(self._ray_options.address)} did not answer within {CONNECT_S:g} s; start it with "
                 "ray start --head, or correct ray_address"
             )
-        joining.result()
-        nodes = [node for node in ray.nodes() if node["Alive"]]
-        resources = ray.cluster_resources()
-        return self._specs_for(int(resources.get("GPU", 0)), float(resources.get("CPU", 1)), len(nodes))
+        return self._specs_for(*joining.result())
 
     def _specs_for(self, gpus: int, cpus: float, nodes: int) -> list[WorkerSpec]:
         """One worker per GPU, or per node. Raises SettingsError if the cluster has not what is asked for."""
@@ -154,8 +151,9 @@ def _cluster(address: str) -> str:
     return f"the Ray cluster at {address}" if address else "a Ray cluster on this machine"
 
 
-def _join(address: str) -> None:
-    """Blocks. Raises SettingsError if the cluster cannot be joined."""
+def _join(address: str) -> tuple[int, float, int]:
+    """Joins a cluster, and says how many GPUs, CPUs and nodes it has. Blocks. Raises SettingsError if it cannot be
+    joined."""
     # It warns at every start of what is as it should be here: signals are handled by the server.
     logging.getLogger("ray").setLevel(logging.ERROR)
     try:
@@ -170,7 +168,10 @@ def _join(address: str) -> None:
             configure_logging=False,
             namespace="echo_rtc",
         )
-    except (ConnectionError, RuntimeError, ValueError, OSError) as error:
+        resources = ray.cluster_resources()
+        nodes = sum(node["Alive"] for node in ray.nodes())
+        return int(resources.get("GPU", 0)), float(resources.get("CPU", 1)), nodes
+    except (ConnectionError, RuntimeError, ValueError, OSError, RayError) as error:
         first_line, _, _ = str(error).partition("\n")
         raise SettingsError(
             f"{_cluster(address)} cannot be joined ({first_line}); start it with ray start --head, or correct "
@@ -221,6 +222,11 @@ class RayWorker:
         here = self._where is not None and self._where.node == ray.util.get_node_ip_address()
         return self._where.pid if here and self._where is not None else None
 
+    @property
+    def _life(self) -> str:
+        """Which of the actor's lives this is; none before it was found."""
+        return self._where.life if self._where is not None else ""
+
     async def start(self, timeout_s: float) -> WorkerReport:
         """Waits until Ray has found a place, and loads. Raises SettingsError if there is none, and what the loader
         raises."""
@@ -252,7 +258,7 @@ class RayWorker:
         if number in self._handed:
             self._handed.discard(number)
             with contextlib.suppress(RayError):  # it is dead, and so is the clip
-                self._actor.handle.discard.remote(number)
+                self._actor.handle.discard.remote(self._life, number)
 
     async def render(self, number: int, request: RenderRequest, timeout_s: float) -> tuple[RenderResult, float]:
         clock = asyncio.get_running_loop().time
@@ -318,7 +324,7 @@ class RayWorker:
         """Sends a request to be prepared. Raises RenderError."""
         try:
             # The latent may still change, and goes with the order to render.
-            self._actor.handle.prepare.remote(number, replace(request, init_latent=None))
+            self._actor.handle.prepare.remote(self._life, number, replace(request, init_latent=None))
         except (RayError, pickle.PicklingError) as error:
             raise RenderError(f"the clip cannot be handed to worker {self.name}: {error}") from error
         self._handed.add(number)
@@ -327,7 +333,7 @@ class RayWorker:
         """Calls a method of the actor. Raises its failures, WorkerGoneError if it dies or exceeds ``timeout_s``."""
         if self._over.done():
             raise WorkerGoneError(f"worker {self.name} is gone")
-        answer: asyncio.Future[Any] = asyncio.wrap_future(method.remote(*arguments).future())
+        answer: asyncio.Future[Any] = asyncio.wrap_future(method.remote(self._life, *arguments).future())
         answer.add_done_callback(lambda late: late.cancelled() or late.exception())
         await asyncio.wait({answer, self._over}, timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)
         if not answer.done():
@@ -343,6 +349,9 @@ class RayWorker:
         except RayError as error:
             first_line, _, _ = str(error).partition("\n")
             raise RenderError(f"worker {self.name} failed while {doing}: {first_line}") from error
+        if isinstance(outcome, OtherLife):
+            self._end()
+            raise WorkerGoneError(f"worker {self.name} died while {doing}")
         if isinstance(outcome, Failure):
             raise outcome.error
         return outcome
@@ -350,7 +359,7 @@ class RayWorker:
     async def _follow(self) -> None:
         """Passes on what the actor says, until its death."""
         try:
-            async for reference in self._actor.handle.messages.remote():
+            async for reference in self._actor.handle.messages.remote(self._life):
                 message = await reference
                 if isinstance(message, str):
                     self._progress(f"worker {self.name}: {message}")

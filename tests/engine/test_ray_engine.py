@@ -13,6 +13,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -20,7 +21,7 @@ import pytest
 from echo_rtc.clips import ClipFormat
 from echo_rtc.engine.factory import create_engine
 from echo_rtc.engine.fleet import FleetOptions
-from echo_rtc.engine.ray_engine import RayEngine, RayOptions
+from echo_rtc.engine.ray_engine import RayEngine, RayOptions, RayWorker
 from echo_rtc.engine.worker import WorkerSpec
 from echo_rtc.errors import RenderError, SettingsError
 from echo_rtc.settings import Settings
@@ -140,6 +141,19 @@ async def test_an_actor_killed_while_rendering_costs_one_clip_and_lives_again() 
         assert victim not in engine.worker_pids
         assert [worker.restarts for worker in engine.workers] == [1 - at, at]
         assert engine.workers[at].lost == 1
+
+
+async def test_a_clip_for_an_earlier_life_of_an_actor_is_the_loss_of_that_life() -> None:
+    """Ray passes on to the new life what was sent before anybody heard of the death."""
+    async with running(workers("one")) as engine:
+        worker = engine._slots["one"].worker
+        assert isinstance(worker, RayWorker)
+        assert worker._where is not None
+        worker._where = replace(worker._where, life="an earlier one")
+        assert await lost(engine, Deed.PLAIN) == "worker one died while rendering a clip"
+        await test_local.until(lambda: engine.ready)
+        await engine.render(request())
+        assert (engine.workers[0].restarts, engine.workers[0].lost) == (1, 1)
 
 
 async def test_errors_are_logged_here_and_a_row_of_them_costs_the_worker(caplog: pytest.LogCaptureFixture) -> None:
