@@ -564,14 +564,14 @@ class FleetEngine:
         except RenderError as error:
             job.fail(error)
             if job.request is not None:
-                slot.meter.failed(self._now - begun)
-                slot.failures += 1
-                if slot.failures >= FAILURES_TO_REPLACE:
-                    logger.error("worker %s lost %d clips in a row and is replaced", slot.spec.name, slot.failures)
-                    worker.kill()
-                    self._go_down(slot, worker)
-        except Exception as error:  # a fault of this program: whoever asked for the job has to see it
-            job.fail(error)
+                self._clip_lost(slot, worker, begun)
+        except Exception as error:  # a fault of this program
+            if job.request is None:
+                job.fail(error)
+            else:  # it costs the clip and no stream
+                logger.exception("worker %s lost a clip to a fault of the engine", slot.spec.name)
+                job.fail(RenderError(f"worker {slot.spec.name} lost the clip to a fault of the engine"))
+                self._clip_lost(slot, worker, begun)
         finally:
             job.fail(RenderError("the engine is closed"))  # where all this was cancelled
             self._end(job)
@@ -579,6 +579,15 @@ class FleetEngine:
             slot.gaps.ended(self._now)
             slot.turned.set()
         self._act()
+
+    def _clip_lost(self, slot: _Slot, worker: Worker, begun_s: float) -> None:
+        """A worker that lives has lost a clip. One that loses several in a row is replaced."""
+        slot.meter.failed(self._now - begun_s)
+        slot.failures += 1
+        if slot.failures >= FAILURES_TO_REPLACE:
+            logger.error("worker %s lost %d clips in a row and is replaced", slot.spec.name, slot.failures)
+            worker.kill()
+            self._go_down(slot, worker)
 
     def _end(self, job: _Job) -> _Job:
         """Forgets a job."""

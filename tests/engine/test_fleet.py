@@ -240,6 +240,23 @@ def test_a_replacement_that_breaks_in_whatever_way_is_replaced_too(caplog: pytes
     assert "a fault of our own" in caplog.text
 
 
+def test_a_fault_of_the_engine_costs_the_clip_and_is_logged_whole(caplog: pytest.LogCaptureFixture) -> None:
+    def seconds(position: int) -> float:
+        if position == 0:
+            raise ZeroDivisionError("a fault of our own")
+        return 0.1
+
+    async def work() -> None:
+        async with House(1, seconds) as house:
+            with pytest.raises(RenderError, match=r"^worker w0 lost the clip to a fault of the engine$"):
+                await house.engine.render(clip(0))
+            await house.engine.render(clip(1))
+            assert (house.engine.workers[0].lost, house.engine.workers[0].restarts) == (1, 0)
+
+    run(work())
+    assert "a fault of our own" in caplog.text
+
+
 def test_an_avatar_that_fails_while_a_replacement_prepares_avatars_costs_it_nothing() -> None:
     class Busy(Scripted):
         prepared: list[str] = []  # noqa: RUF012 (of all of them)
