@@ -589,6 +589,7 @@ export function secondsOf(header, nowMs) {
  * @property {number} held
  * @property {number} dropped
  * @property {number} idle
+ * @property {number} steps Denoising steps of a clip at the moment; fewer while rendering is late.
  */
 
 /**

@@ -128,6 +128,7 @@ export class UserInterface extends EventTarget {
   showStream(statistics) {
     figure("delay", statistics && `${(statistics.delay_ms / 1000).toFixed(2)} s`);
     figure("held", statistics && statistics.held.toLocaleString("en"));
+    figure("steps", statistics && String(statistics.steps));
   }
 
   /** @param {LinkFigures | null} figures */

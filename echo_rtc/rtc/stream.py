@@ -410,7 +410,7 @@ class Stream:
             self._set_state(self._judge())
             if looks % REPORTS_PER_STATISTICS == 0:
                 await self._look()
-                self._emit({"type": "stats", **self._picture_statistics()})
+                self._emit({"type": "stats", **self._picture_statistics(), "steps": self._dispatcher.steps})
             looks += 1
             await asyncio.sleep(REPORT_S)
 

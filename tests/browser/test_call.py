@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from playwright.async_api import expect
 
+from echo_rtc.settings import Settings
 from tests.browser.conftest import PageFactory, RunningServer
 from tests.browser.visit import NOTHING, TIMES, VIDEO
 
@@ -73,6 +74,7 @@ async def test_the_statistics_are_the_calls_own(card: RunningServer, page: PageF
     assert unit in {"kbit/s", "Mbit/s"}
     assert float(rate) > 0
     assert (await visit.figure("held")).isdigit()
+    assert await visit.figure("steps") == str(Settings().steps)
     await expect(visit.part("clock")).to_contain_text("0:03")
     await visit.end()
     await expect(visit.page.locator("[data-figure=delay]")).to_have_text(NOTHING)
