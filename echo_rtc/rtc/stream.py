@@ -330,7 +330,6 @@ class Stream:
             "clips": {
                 **asdict(self._dispatcher.counters),
                 "waiting": self._dispatcher.pending,
-                "steps": self._dispatcher.steps,
                 "expected_ms": round(self._dispatcher.expected_s * 1000, 1),
             },
             "encoder": {**asdict(self._bank.counters), "bitrates": dict(self._bank.bitrates)},
@@ -366,6 +365,7 @@ class Stream:
             "held": playout.held,
             "dropped": playout.dropped,
             "idle": playout.idle,
+            "steps": self._dispatcher.steps,
         }
 
     def _hear(self, pts: int, pcm: S16Array) -> None:
@@ -410,7 +410,7 @@ class Stream:
             self._set_state(self._judge())
             if looks % REPORTS_PER_STATISTICS == 0:
                 await self._look()
-                self._emit({"type": "stats", **self._picture_statistics(), "steps": self._dispatcher.steps})
+                self._emit({"type": "stats", **self._picture_statistics()})
             looks += 1
             await asyncio.sleep(REPORT_S)
 
