@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import av
@@ -295,6 +296,15 @@ def test_a_worker_that_does_not_come_up_exits_with_1_and_its_own_sentence(
     assert set(tmp_path.iterdir()) == {voice, config}
 
 
+@pytest.fixture
+def interruptible() -> Iterator[None]:
+    """Shells start what runs in the background with SIGINT ignored, and children inherit that."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("interruptible")
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_stopped_halfway_leaves_nothing(number: signal.Signals, code: int, tmp_path: Path) -> None:
     audio = write_wav(tmp_path / "voice.wav", np.tile(tone(1.0, 16_000), (600, 1)), 16_000)

@@ -43,8 +43,8 @@ SECRETS = ("a-secret-that-signs-the-tokens-of-32", "a-secret-of-the-turn-server"
 
 
 @pytest.fixture
-async def port() -> AsyncIterator[int]:
-    """A server of test cards in this process, with a token and further secrets; its port."""
+async def port(request: pytest.FixtureRequest) -> AsyncIterator[int]:
+    """A server of test cards in this process, with a token and another secret, and settings of the test; its port."""
     chosen = Settings(
         engine="testcard",
         port=free_port(),
@@ -53,8 +53,7 @@ async def port() -> AsyncIterator[int]:
         max_streams=16,
         auth_token=hostile.TOKEN,
         token_secret=SECRETS[0],
-        turn_secret=SECRETS[1],
-        ice_server=("turn:192.0.2.9:3478",),
+        **getattr(request, "param", {}),
     )
     task = asyncio.create_task(server.serve(chosen, LogFile(None, None)))
     async with asyncio.timeout(LIFE_S):
@@ -91,6 +90,9 @@ async def test_hostile_requests_get_their_answers_and_leave_nothing(
     assert hostile.TOKEN not in caplog.text
 
 
+@pytest.mark.parametrize(
+    "port", [{"turn_secret": SECRETS[1], "ice_server": ("turn:192.0.2.9:3478",)}], indirect=True, ids=["with TURN"]
+)
 async def test_nothing_secret_is_told(port: int, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.DEBUG)
     wrong = "a-token-that-somebody-guessed"
