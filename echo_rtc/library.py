@@ -11,7 +11,6 @@ import asyncio
 import hashlib
 import io
 import logging
-import lzma
 import re
 import secrets
 import shutil
@@ -34,8 +33,8 @@ from echo_rtc.errors import (
     StorageError,
     UnknownAvatarError,
 )
-from echo_rtc.model.image import read_picture, resize_lanczos
-from echo_rtc.model.pose import load_pose_sequence, save_pose
+from echo_rtc.model.image import STRANGERS_FORMATS, read_picture, resize_lanczos
+from echo_rtc.model.pose import POSE_FILE_NAME, load_pose_sequence, save_pose
 from echo_rtc.rtc.encoder import video_frame
 from echo_rtc.settings import AVATAR_NAME, AVATAR_NAME_WORDS, DEFAULT_AVATAR, Settings
 
@@ -43,12 +42,16 @@ logger = logging.getLogger(__name__)
 
 MAX_PICTURE_BYTES = 10 * 1024 * 1024
 MAX_PICTURE_PIXELS = 32_000_000
+MAX_SCANS = 64
+"""Of a JPEG; a progressive one has about ten. Each is decoded over the whole picture, and 50 bytes can be one."""
 MIN_PICTURE_SIDE = 64
 MAX_KEPT_SIDE = 1536
 """An uploaded picture is kept at this size (pixels) at most; models read 256 to 768."""
 MAX_POSES_BYTES = 16 * 1024 * 1024
 """Of the ZIP file."""
 MAX_POSES = 2_000
+MAX_MEMBERS = 3 * MAX_POSES
+"""Of the ZIP file, with folders and what some systems add to each file."""
 MAX_UNPACKED_BYTES = 64 * 1024 * 1024
 FACE_HEIGHT = 0.4
 """Where a picture is cut to the stream's shape, this share of what goes is at the top: faces are above the middle."""
@@ -57,6 +60,7 @@ BUSY_RETRY_S = 10
 """When to try again while another avatar is being prepared."""
 
 _PICTURE, _POSES = "reference.png", "poses"
+_ZIP_ENTRY, _JPEG, _JPEG_SCAN = b"PK\x01\x02", b"\xff\xd8", b"\xff\xda"
 
 
 class Preparing(Protocol):
@@ -247,7 +251,11 @@ def _write(place: Path, picture: bytes, poses: bytes | Path, format: ClipFormat)
     cannot be used, StorageError."""
     if len(picture) > MAX_PICTURE_BYTES:
         raise InputError(f"image is larger than {MAX_PICTURE_BYTES // 2**20} MiB; make it smaller")
-    image = read_picture(io.BytesIO(picture), "image", MAX_PICTURE_PIXELS, MIN_PICTURE_SIDE, still=True)
+    if picture.startswith(_JPEG) and picture.count(_JPEG_SCAN) > MAX_SCANS:
+        raise InputError(f"image is a JPEG of more than {MAX_SCANS} scans; save it anew")
+    image = read_picture(
+        io.BytesIO(picture), "image", MAX_PICTURE_PIXELS, MIN_PICTURE_SIDE, still=True, formats=STRANGERS_FORMATS
+    )
     try:
         (place / _POSES).mkdir(parents=True)
         _fitting(image, format).save(place / _PICTURE)
@@ -276,6 +284,9 @@ def _unpack(content: bytes, folder: Path) -> None:
     """Writes the poses of a ZIP file: 0.npy, 1.npy and so on, in one of its folders or in none. Raises InputError."""
     if len(content) > MAX_POSES_BYTES:
         raise InputError(f"poses is larger than {MAX_POSES_BYTES // 2**20} MiB; send fewer")
+    # Before it is opened: each entry of a list of hundreds of thousands becomes an object.
+    if content.count(_ZIP_ENTRY) > MAX_MEMBERS:
+        raise InputError(f"poses has more than {MAX_MEMBERS} files and folders; at most {MAX_POSES} poses are taken")
     try:
         with zipfile.ZipFile(io.BytesIO(content)) as archive:
             members = [member for member in archive.infolist() if _is_pose(member)]
@@ -284,7 +295,7 @@ def _unpack(content: bytes, folder: Path) -> None:
             if sum(member.file_size for member in members) > MAX_UNPACKED_BYTES:
                 raise InputError(f"poses unpacks to more than {MAX_UNPACKED_BYTES // 2**20} MiB; no poses are so large")
             for member in members:
-                path = folder / PurePosixPath(member.filename).name
+                path = folder / _pose_name(member)
                 if path.exists():
                     raise InputError(f"poses has {path.name} twice")
                 # A size that is not the one that was claimed is an error of the archive, and told as one.
@@ -301,11 +312,25 @@ def _unpack(content: bytes, folder: Path) -> None:
 
 
 def _content(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> bytes:
-    """A file of an archive. Raises BadZipFile also for what the decompressors say in words of their own."""
+    """A file of an archive, of which no more is unpacked than it claims to be. Raises InputError, and BadZipFile also
+    for what the decompressor says in words of its own."""
+    name = PurePosixPath(member.filename).name
+    if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+        # Python unpacks the others whole, whatever they become: 350 bytes can be 300 MB.
+        raise InputError(f"{name} in poses is compressed in an unusual way; make an ordinary ZIP file")
     try:
-        return archive.read(member)
-    except (OSError, zlib.error, lzma.LZMAError) as error:
-        raise zipfile.BadZipFile(f"{PurePosixPath(member.filename).name} is damaged: {error}") from error
+        with archive.open(member) as file:
+            return file.read(member.file_size + 1)
+    except (OSError, zlib.error) as error:
+        raise zipfile.BadZipFile(f"{name} is damaged: {error}") from error
+
+
+def _pose_name(member: zipfile.ZipInfo) -> str:
+    """Raises InputError for a name that no pose has, which the file system may not even be able to write."""
+    name = PurePosixPath(member.filename).name
+    if not re.fullmatch(POSE_FILE_NAME, name):
+        raise InputError(f"{name[:80]!r} in poses is not named by its frame number; poses are 0.npy, 1.npy, ...")
+    return name
 
 
 def _is_pose(member: zipfile.ZipInfo) -> bool:

@@ -5,7 +5,10 @@ from __future__ import annotations
 import asyncio
 import io
 import os
+import struct
+import tracemalloc
 import zipfile
+import zlib
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -25,7 +28,16 @@ from echo_rtc.errors import (
     StorageError,
     UnknownAvatarError,
 )
-from echo_rtc.library import MAX_KEPT_SIDE, MAX_PICTURE_BYTES, MAX_POSES, AvatarLibrary, Entry, Shelf
+from echo_rtc.library import (
+    MAX_KEPT_SIDE,
+    MAX_MEMBERS,
+    MAX_PICTURE_BYTES,
+    MAX_POSES,
+    MAX_SCANS,
+    AvatarLibrary,
+    Entry,
+    Shelf,
+)
 from echo_rtc.model.pose import load_pose, load_pose_sequence
 from echo_rtc.settings import load_settings
 
@@ -54,9 +66,9 @@ def archive(files: dict[str, bytes], compression: int = zipfile.ZIP_DEFLATED) ->
     return buffer.getvalue()
 
 
-def spoilt(compression: int) -> bytes:
+def spoilt() -> bytes:
     """An archive that is whole but for what its one file was compressed to."""
-    content = bytearray(archive({"0.npy": (POSES / "0.npy").read_bytes()}, compression))
+    content = bytearray(archive({"0.npy": (POSES / "0.npy").read_bytes()}))
     start = 30 + len("0.npy")
     content[start + 10 : start + 60] = b"\xff" * 50
     return bytes(content)
@@ -157,7 +169,7 @@ def evil_pose() -> bytes:
         (b"GIF89a nonsense", "not an image|damaged"),
         (image()[:300], "damaged"),
         (image(40, 400), "at least 64"),
-        (GIF, "moves: it has 3 frames"),
+        (GIF, "moves: it has more than one frame"),
         (b"<svg xmlns='http://www.w3.org/2000/svg'/>", "not an image"),
         (b"\0" * (MAX_PICTURE_BYTES + 1), "larger than 10 MiB"),
     ],
@@ -182,18 +194,86 @@ async def test_a_picture_of_a_hundred_megapixels_is_refused_by_its_header(tmp_pa
             await shelf.add("anna", bomb.getvalue()[:100])
 
 
+def many_scans(count: int) -> bytes:
+    """A progressive JPEG whose last scan is repeated; each time the whole picture is gone through."""
+    whole = image(kind="JPEG", progressive=True)
+    scan = whole[whole.rindex(b"\xff\xda") : -2]
+    return whole[:-2] + scan * count + whole[-2:]
+
+
+def large_tile() -> bytes:
+    """A TIFF of 100 x 100 pixels with one tile of 45008 x 45008, which libtiff makes room for: 2 GB."""
+    tags = {256: 100, 257: 100, 258: 8, 259: 5, 262: 1, 322: 45_008, 323: 45_008, 324: 140, 325: 50}
+    entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags.items())
+    return b"II*\0" + struct.pack("<IH", 8, len(tags)) + entries + bytes(100)
+
+
+def endless_tiff(pages: int) -> bytes:
+    entries = struct.pack("<HHII", 256, 4, 1, 100) + struct.pack("<HHII", 257, 4, 1, 100)
+    size = 2 + len(entries) + 4
+    page = (struct.pack("<H", 2) + entries + struct.pack("<I", 8 + size * number) for number in range(1, pages + 1))
+    return b"II*\0" + struct.pack("<I", 8) + b"".join(page)
+
+
+@pytest.mark.parametrize(
+    ("picture", "words"),
+    [
+        (many_scans(MAX_SCANS), "a JPEG of more than 64 scans"),
+        (large_tile(), "not an image that can be read"),
+        (endless_tiff(100_000), "not an image that can be read"),
+    ],
+    ids=["scans", "tile", "pages"],
+)
+async def test_a_small_picture_that_asks_for_much_is_refused_before_it_gets_it(
+    tmp_path: Path, picture: bytes, words: str
+) -> None:
+    async with library(tmp_path) as shelf:
+        await shelf.add("progressive", many_scans(1))
+        with pytest.raises(InputError, match=f"^image is {words}"):
+            await shelf.add("anna", picture)
+        assert left(tmp_path) == ["progressive"]
+
+
+def lying_archive(unpacked: int) -> bytes:
+    """A pose that claims to have 1000 bytes and unpacks to many more."""
+    packer = zlib.compressobj(9, zlib.DEFLATED, -15)
+    packed = b"".join([packer.compress(bytes(2**20)) for _ in range(unpacked // 2**20)]) + packer.flush()
+    name, check = b"0.npy", zlib.crc32(bytes(1000))
+    common = struct.pack("<HHHHIIIHH", 0, 8, 0, 33, check, len(packed), 1000, len(name), 0)
+    begin = b"PK\x03\x04" + struct.pack("<H", 20) + common + name + packed
+    entry = b"PK\x01\x02" + struct.pack("<HH", 20, 20) + common + struct.pack("<HHHII", 0, 0, 0, 0, 0) + name
+    return begin + entry + b"PK\x05\x06" + struct.pack("<HHHHIIH", 0, 0, 1, 1, len(entry), len(begin), 0)
+
+
+async def test_no_more_is_unpacked_than_an_archive_claims(tmp_path: Path) -> None:
+    poses = lying_archive(200 * 2**20)
+    assert len(poses) < 2**18
+    async with library(tmp_path) as shelf:
+        tracemalloc.start()
+        try:
+            with pytest.raises(InputError, match=r"0\.npy is damaged"):
+                await shelf.add("anna", image(), poses=poses)
+            assert tracemalloc.get_traced_memory()[1] < 10_000_000
+        finally:
+            tracemalloc.stop()
+        assert left(tmp_path) == []
+
+
 @pytest.mark.parametrize(
     ("poses", "words"),
     [
         (b"PK nonsense", "no ZIP file"),
         (archive({}), "holds no poses"),
         (archive(pose_files())[:-30], "no ZIP file"),
-        (spoilt(zipfile.ZIP_DEFLATED), "no ZIP file that can be read: 0.npy is damaged"),
-        (spoilt(zipfile.ZIP_BZIP2), "no ZIP file that can be read: 0.npy is damaged"),
-        (spoilt(zipfile.ZIP_LZMA), "no ZIP file that can be read: 0.npy is damaged"),
+        (spoilt(), "no ZIP file that can be read: 0.npy is damaged"),
+        (archive(pose_files(), zipfile.ZIP_BZIP2), "0.npy in poses is compressed in an unusual way"),
+        (archive(pose_files(), zipfile.ZIP_LZMA), "0.npy in poses is compressed in an unusual way"),
         (archive({"1.npy": (POSES / "1.npy").read_bytes()}), "lacks 0.npy"),
         (archive({"a/0.npy": b"", "b/0.npy": b""}), "0.npy twice"),
-        (archive({"first.npy": b""}), "first.npy is not named by its frame number"),
+        (archive({"first.npy": b""}), "'first.npy' in poses is not named by its frame number"),
+        (archive({"0" * 400 + ".npy": b""}), "in poses is not named by its frame number"),
+        (archive({"0\n.npy": b""}), r"'0\\n.npy' in poses is not named by its frame number"),
+        (b"PK\x01\x02" + bytes(42) + b"PK\x01\x02" * MAX_MEMBERS, "poses has more than 6000 files and folders"),
         (archive({"0.npy": b"nonsense"}), "0.npy is damaged"),
         (archive({"0.npy": evil_pose()}), "system, which is refused"),
         (archive({f"{n}.npy": b"" for n in range(MAX_POSES + 1)}), "at most 2000"),

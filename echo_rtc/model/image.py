@@ -8,6 +8,7 @@ from __future__ import annotations
 import struct
 import warnings
 import zlib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import BinaryIO
 
@@ -20,11 +21,27 @@ from echo_rtc.errors import InputError
 MAX_PIXELS = 100_000_000
 """The largest image that is decoded, width x height."""
 
+# What Pillow's readers raise on bytes that are not theirs; RuntimeError is the AVIF reader's.
+_DAMAGE = (
+    OSError,
+    SyntaxError,
+    ValueError,
+    TypeError,
+    LookupError,
+    EOFError,
+    RuntimeError,
+    struct.error,
+    zlib.error,
+)
+
 NEUTRAL_RGB = (128, 128, 128)
 """What shows through where an image is transparent."""
 
 # Still pictures only: some of Pillow's other readers start programs (EPS) or fetch nothing a reference could be.
 _FORMATS = ("PNG", "JPEG", "MPO", "WEBP", "AVIF", "BMP", "GIF", "TIFF", "PPM", "TGA")
+STRANGERS_FORMATS = ("PNG", "JPEG", "MPO", "WEBP", "AVIF", "BMP", "GIF")
+"""What is read of those whom nobody knows: a TIFF of 200 bytes can ask for 2 GB (a tile that is larger than the
+picture), and libtiff writes to the console."""
 
 
 def load_reference_image(path: Path, width: int, height: int) -> U8Array:
@@ -42,21 +59,27 @@ def load_reference_image(path: Path, width: int, height: int) -> U8Array:
 
 
 def read_picture(
-    file: Path | BinaryIO, what: str, max_pixels: int = MAX_PIXELS, min_side: int = 1, still: bool = False
+    file: Path | BinaryIO,
+    what: str,
+    max_pixels: int = MAX_PIXELS,
+    min_side: int = 1,
+    still: bool = False,
+    formats: Sequence[str] = _FORMATS,
 ) -> Image.Image:
     """Read a picture of any common kind as 8-bit RGB, upright, transparency over neutral grey. Messages begin with
     ``what``.
 
     Raises InputError if it is no image, is damaged, has more than ``max_pixels`` pixels or a side of less than
-    ``min_side``, or moves where a ``still`` is wanted. Size and movement are found out before anything is decoded.
+    ``min_side``, or moves where a ``still`` is wanted. Size and movement are found out before anything is decoded,
+    and no further than they have to be: frames are not counted.
     """
     Image.init()
-    formats = [name for name in _FORMATS if name in Image.OPEN]
+    known = [name for name in formats if name in Image.OPEN]
     try:
         with warnings.catch_warnings():
-            # Pillow warns below our own limit, which is checked next.
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            with Image.open(file, formats=formats) as image:
+            # Pillow warns below our own limit, which is checked next, and of each damage in words of the file.
+            warnings.simplefilter("ignore")
+            with Image.open(file, formats=known) as image:
                 if image.width * image.height > max_pixels:
                     raise Image.DecompressionBombError(f"{image.width} x {image.height}")
                 if min(image.size) < min_side:
@@ -64,16 +87,15 @@ def read_picture(
                         f"{what} has {image.width} x {image.height} pixels; its sides must have at least {min_side}"
                     )
                 # A photo with a thumbnail or a depth map in it (MPO) is a still all the same.
-                frames = 1 if image.format == "MPO" else getattr(image, "n_frames", 1)
-                if still and frames > 1:
-                    raise InputError(f"{what} moves: it has {frames} frames; choose a still picture")
+                if still and image.format != "MPO" and getattr(image, "is_animated", False):
+                    raise InputError(f"{what} moves: it has more than one frame; choose a still picture")
                 return _to_rgb(ImageOps.exif_transpose(image), what)
     except Image.DecompressionBombError as error:
         raise InputError(f"{what} has more than {max_pixels // 1_000_000} megapixels; make it smaller") from error
     except UnidentifiedImageError as error:
         raise InputError(f"{what} is not an image that can be read; use PNG or JPEG") from error
-    except (OSError, SyntaxError, ValueError, TypeError, LookupError, EOFError, struct.error, zlib.error) as error:
-        raise InputError(f"{what} is damaged or cannot be read: {error}") from error
+    except _DAMAGE as error:
+        raise InputError(f"{what} is damaged or cannot be read: {' '.join(str(error).split())[:200]}") from error
 
 
 def resize_lanczos(image: Image.Image, width: int, height: int) -> Image.Image:

@@ -53,6 +53,12 @@ _MAX_SIDE = 8192
 _MAX_ASPECT = 8
 _MAX_VALUE = 100.0
 _MAX_FILE_BYTES = 4_000_000
+_MAX_STEPS = 10_000
+"""Of a pickle; a published pose takes 300. Each can make an object of 200 bytes, or put a tuple into a tuple, and a
+tuple within a million others ends the process where it becomes a key: its hash is taken by recursion in C."""
+_MAX_REASON = 200
+"""Letters that a message repeats from a file."""
+POSE_FILE_NAME = r"[0-9]{1,9}\.npy"
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,13 +133,13 @@ def load_pose(path: Path) -> Pose:
         return _pose_of(_read_object(data))
     except _RefusedError as error:
         raise InputError(
-            f"the pose file {path} asks for {error}, which is refused; it may hold NumPy arrays and plain lists only"
+            f"the pose file {path} asks for {_reason(error)}, which is refused; "
+            "it may hold NumPy arrays and plain lists only"
         ) from error
     except _NotAPoseError as error:
-        raise InputError(f"the pose file {path} is not a pose: {error}") from error
+        raise InputError(f"the pose file {path} is not a pose: {_reason(error)}") from error
     except _DAMAGE as error:
-        reason = next(iter(str(error).splitlines()), type(error).__name__)
-        raise InputError(f"the pose file {path} is damaged: {reason}") from error
+        raise InputError(f"the pose file {path} is damaged: {_reason(error)}") from error
     except (OverflowError, RecursionError, MemoryError) as error:
         raise InputError(f"the pose file {path} is damaged: it asks for more than a pose can hold") from error
 
@@ -151,7 +157,7 @@ def load_pose_sequence(folder: Path) -> list[Pose]:
     for path in sorted(folder.iterdir()):
         if path.suffix != ".npy" or path.name.startswith("."):
             continue
-        if not re.fullmatch(r"[0-9]{1,9}", path.stem):
+        if not re.fullmatch(POSE_FILE_NAME, path.name):
             raise InputError(f"{path} is not named by its frame number; poses are 0.npy, 1.npy, ...")
         number = int(path.stem)
         if number in paths:
@@ -205,6 +211,12 @@ _DAMAGE = (
     SyntaxError,
     tokenize.TokenError,
 )
+
+
+def _reason(error: Exception) -> str:
+    """What an error says, as part of one line: much of it may be the file's own words."""
+    line = next(iter(str(error).splitlines()), type(error).__name__)[:_MAX_REASON]
+    return line if line.isprintable() else repr(line)
 
 
 class _RefusedError(Exception):
@@ -339,7 +351,9 @@ def _read_object(data: bytes) -> object:
     if not dtype.hasobject or math.prod(shape) != 1:
         raise _NotAPoseError(f"it holds an array of {dtype} with shape {shape} instead of one dict")
     body = data[file.tell() :]
-    for opcode, argument, _position in pickletools.genops(body):
+    for step, (opcode, argument, _position) in enumerate(pickletools.genops(body)):
+        if step >= _MAX_STEPS:
+            raise _NotAPoseError(f"it is made in more than {_MAX_STEPS} steps")
         # The memo is allocated up to the highest place that is named, however little the file puts there.
         if opcode.name in ("PUT", "BINPUT", "LONG_BINPUT") and cast(int, argument) > len(body):
             raise pickle.UnpicklingError(f"it names place {argument} of its memo")

@@ -10,9 +10,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from aiohttp import BodyPartReader, web
+from aiohttp import web
 
 from echo_rtc.errors import EchoRtcError, InputError, RenderError
+from echo_rtc.web.form import bad_form, read_form
 from echo_rtc.web.health import STARTING_RETRY_S, Health
 from echo_rtc.web.problems import Problem, ProblemType
 
@@ -20,7 +21,8 @@ UPLOAD_TIMEOUT_S = 60.0
 """Time a client has to send an upload."""
 MAX_WORD_BYTES = 200
 """A field of text in an upload."""
-MAX_PARTS = 8
+MAX_AROUND_BYTES = 64 * 1024
+"""What an upload may have around its parts: boundaries and headers."""
 
 
 class EntryView(Protocol):
@@ -130,46 +132,33 @@ class Avatars:
             "poses": self.gallery.poses_bytes,
             "poses_of": MAX_WORD_BYTES,
         }
-        if request.content_length is not None and request.content_length > sum(most.values()) + 64 * 1024:
-            raise Problem(
-                413, f"The upload has {request.content_length} bytes, which is more than all its parts may have."
-            )
+        limit = sum(most.values()) + MAX_AROUND_BYTES
         try:
             async with asyncio.timeout(UPLOAD_TIMEOUT_S):
-                found = await _read_parts(request, most)
+                body = await _body(request, limit)
         except TimeoutError:
             detail = f"The upload took longer than {UPLOAD_TIMEOUT_S:g} s; send it at once."
             raise Problem(408, detail, headers={"Connection": "close"}) from None
-        except (ValueError, RuntimeError, web.RequestPayloadError, ConnectionError):
-            raise _bad_upload("The upload is cut off or badly encoded; send it again.") from None
+        except (web.RequestPayloadError, ConnectionError):
+            raise bad_form("the upload is cut off or badly encoded; send it again") from None
+        found = read_form(request.headers["Content-Type"], body, most)
         for wanted in ("name", "image"):
             if not found.get(wanted):
-                raise _bad_upload(f"{wanted} is missing; send name and image, and poses or poses_of if you like.")
+                raise bad_form(f"{wanted} is missing; send name and image, and poses or poses_of if you like")
         return found
 
 
-async def _read_parts(request: web.Request, most: dict[str, int]) -> dict[str, bytes]:
-    """The parts by name, none of them larger than ``most`` allows. Raises Problem 400 or 413."""
-    found: dict[str, bytes] = {}
-    reader = await request.multipart()
-    for _ in range(MAX_PARTS):
-        part = await reader.next()
-        if part is None:
-            return found
-        name = part.name if isinstance(part, BodyPartReader) else None
-        if not isinstance(part, BodyPartReader) or name not in most:
-            raise _bad_upload(
-                f"{(name or 'a part without a name')[:80]!r} is not expected; known are {', '.join(most)}."
-            )
-        if name in found:
-            raise _bad_upload(f"{name} is given twice.")
-        content = bytearray()
-        while chunk := await part.read_chunk(64 * 1024):
-            content += chunk
-            if len(content) > most[name]:
-                raise Problem(413, f"{name} is larger than {most[name] / 2**20:.3g} MiB; make it smaller.")
-        found[name] = bytes(content)
-    raise _bad_upload(f"The upload has more than {MAX_PARTS} parts.")
+async def _body(request: web.Request, limit: int) -> bytes:
+    """The body of a request. Raises Problem 413 where it is larger than ``limit`` (bytes), as soon as that is known."""
+    announced = request.content_length
+    if announced is not None and announced > limit:
+        raise Problem(413, f"The upload has {announced} bytes, which is more than all its parts may have.")
+    body = bytearray()
+    async for chunk in request.content.iter_any():
+        body += chunk
+        if len(body) > limit:
+            raise Problem(413, f"The upload has more than {limit} bytes, which is more than all its parts may have.")
+    return bytes(body)
 
 
 def _entry(entry: EntryView) -> dict[str, object]:
@@ -180,13 +169,9 @@ def _text(name: str, content: bytes) -> str:
     try:
         return content.decode("utf-8").strip()
     except UnicodeDecodeError:
-        raise _bad_upload(f"{name} is not UTF-8 text.") from None
+        raise bad_form(f"{name} is not UTF-8 text") from None
 
 
 def _sentence(error: EchoRtcError) -> str:
     text = str(error)
     return f"{text[:1].upper()}{text[1:].rstrip('.')}."
-
-
-def _bad_upload(detail: str) -> Problem:
-    return Problem(400, f"{detail[:1].upper()}{detail[1:]}", ProblemType.BAD_AVATAR)

@@ -8,6 +8,7 @@ import itertools
 import os
 import pickle
 import subprocess
+import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable
@@ -276,6 +277,52 @@ def test_a_missing_key_is_named(tmp_path: Path) -> None:
     (tmp_path / "a.npy").write_bytes(pose_file(content))
     with pytest.raises(InputError, match="it lacks hands_score, draw_pose_params"):
         load_pose(tmp_path / "a.npy")
+
+
+HEADER = pose_file(None)[: pose_file(None).index(b"\x80\x04")]
+
+
+@pytest.mark.parametrize(
+    "steps",
+    [
+        b"}" + b")" + b"\x85" * 1_000_000 + b"Ns",  # its hash would end the process
+        b"(" + b"\x8f" * 3_000_000 + b"t",  # sets of 200 bytes each
+        b"N0" * 1_500_000 + b"N",
+    ],
+    ids=["a tuple in tuples as a key", "sets", "nothing, again and again"],
+)
+def test_a_pickle_of_endless_steps_is_not_begun(tmp_path: Path, steps: bytes) -> None:
+    (tmp_path / "a.npy").write_bytes(HEADER + b"\x80\x04" + steps + b".")
+    begun = time.process_time()
+    with pytest.raises(InputError, match=r"a\.npy is not a pose: it is made in more than 10000 steps"):
+        load_pose(tmp_path / "a.npy")
+    assert time.process_time() - begun < 1.0
+
+
+def test_a_tuple_as_deep_as_may_be_is_a_key_without_harm(tmp_path: Path) -> None:
+    (tmp_path / "a.npy").write_bytes(HEADER + b"\x80\x04})" + b"\x85" * 9_900 + b"Ns.")
+    refusals: list[str] = []
+
+    def load() -> None:
+        try:
+            load_pose(tmp_path / "a.npy")
+        except InputError as error:
+            refusals.append(str(error))
+
+    # On a thread, whose stack is the smaller one, as a server does it.
+    thread = threading.Thread(target=load)
+    thread.start()
+    thread.join()
+    assert len(refusals) == 1
+
+
+def test_what_a_file_says_is_told_in_one_short_line(tmp_path: Path) -> None:
+    name = b"x\n\x1b" * 1_000_000
+    steps = b"\x8c\x02osX" + len(name).to_bytes(4, "little") + name + b"\x93."
+    (tmp_path / "a.npy").write_bytes(HEADER + b"\x80\x04" + steps)
+    with pytest.raises(InputError, match=r"asks for os\.x, which is refused") as refusal:
+        load_pose(tmp_path / "a.npy")
+    assert len(str(refusal.value)) < 400
 
 
 @pytest.mark.parametrize("array", [np.zeros(4), np.array([{}, {}], dtype=object), np.array([1, None], dtype=object)])
