@@ -109,9 +109,9 @@ async def serve(settings: Settings, log_file: LogFile) -> None:
         streams = StreamManager(engine, _stream_settings(settings, network))
         life.push_async_callback(_within, CLOSE_STREAMS_S, streams.close, "the streams")
         health = Health(engine, lifecycle, settings.engine, network.ice_servers, lambda: streams.free)
-        watch = Watch(__version__, lambda: engine.workers, log_file)
         library = AvatarLibrary(engine, Shelf.of(settings), lambda: {each.avatar for each in streams.streams.values()})
         gallery = Gallery(library, MAX_PICTURE_BYTES, MAX_POSES_BYTES, settings.allow_avatar_upload)
+        watch = Watch(__version__, lambda: engine.workers, log_file, avatars=library)
         app = create_app(streams, health, STATIC, gallery, access, watch)
         # The port comes before the engine: one that is taken is told at once, and the page can say "starting".
         url = await life.enter_async_context(_listening(app, settings.host, settings.port, tls))

@@ -20,10 +20,12 @@ from echo_rtc.clips import MEDIA_RATE
 from echo_rtc.counting import Histogram, Names
 from echo_rtc.engine.meter import WorkerStatus
 from echo_rtc.engine.usage import Usage, Use
+from echo_rtc.rtc.aiortc_seams import IceDatagrams
 from echo_rtc.rtc.session import Role
 from echo_rtc.rtc.stream import StreamState, Vitals
 from echo_rtc.rtc.tally import Ledger, Tally
 from echo_rtc.web.problems import ProblemType
+from echo_rtc.web.protocol_log import NOT_HTTP
 
 PREFIX = "echo_rtc_"
 
@@ -78,6 +80,16 @@ class LogView(Protocol):
 
     @property
     def writable(self) -> bool: ...
+
+
+class AvatarsView(Protocol):
+    """What is seen of the avatars that come and go."""
+
+    @property
+    def added(self) -> int: ...
+
+    @property
+    def deleted(self) -> int: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -282,16 +294,25 @@ class NoLogFile:
     writable = False
 
 
+class NoAvatars:
+    """Where none are uploaded."""
+
+    added = 0
+    deleted = 0
+
+
 @dataclass(frozen=True, slots=True)
 class Watch:
     """What operators see beside streams and readiness: the version that runs, the workers as they stand, the log file,
-    what the workers use, and how many HTTP requests were refused, by the kind of problem."""
+    what the workers use, how many HTTP requests were refused, by the kind of problem, and the avatars that come and
+    go."""
 
     version: str = ""
     workers: Callable[[], Sequence[WorkerStatus]] = tuple
     log: LogView = field(default_factory=NoLogFile)
     usage: Usage = field(default_factory=Usage)
     refusals: Names = field(default_factory=Names)
+    avatars: AvatarsView = field(default_factory=NoAvatars)
 
 
 @dataclass(frozen=True, slots=True)
@@ -344,6 +365,15 @@ class ServerCollector:
         refusals = {kind.reason: 0 for kind in ProblemType if kind is not ProblemType.GENERIC}
         refusals |= dict(watched.watch.refusals.items())
         yield _named("refusals", "HTTP requests refused, by the kind of problem.", "reason", refusals.items())
+        yield _counter("requests_unreadable", "Requests that are no HTTP.", NOT_HTTP.count)
+        yield _counter(
+            "datagrams_refused",
+            "Datagrams thrown away before anybody was known to have sent them: empty, malformed, or too many before a "
+            "connection reads.",
+            IceDatagrams.refused,
+        )
+        changes = (("added", watched.watch.avatars.added), ("deleted", watched.watch.avatars.deleted))
+        yield _named("avatars_changed", "Avatars uploaded, and uploaded ones deleted.", "change", changes)
         yield _counter("log_lines_lost", "Lines that could not be written to the log file.", watched.watch.log.lost)
         yield _gauge(
             "log_file_writable", "1 if the latest line went to the log file, else 0.", float(watched.watch.log.writable)

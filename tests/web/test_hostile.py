@@ -85,6 +85,11 @@ async def test_hostile_requests_get_their_answers_and_leave_nothing(
     assert tally.opened > 30
     refused = sum(count for counter in tally.statuses.values() for status, count in counter.items() if status >= 400)
     assert refused > REQUESTS / 2
+    authorised = f"Connection: close\r\nAuthorization: Bearer {hostile.TOKEN}\r\n\r\n"
+    metrics = await send(port, f"GET /metrics HTTP/1.1\r\nHost: x\r\n{authorised}".encode())
+    unreadable = re.search(rb"^echo_rtc_requests_unreadable_total (\S+)$", metrics.body, re.MULTILINE)
+    assert unreadable
+    assert float(unreadable[1]) > 10
     alarms = [record for record in caplog.records if record.levelno >= logging.ERROR or record.exc_info]
     assert alarms == []
     assert hostile.TOKEN not in caplog.text

@@ -6,8 +6,10 @@ import asyncio
 import json
 import re
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
+import pytest
 from prometheus_client.core import Metric
 from prometheus_client.parser import text_string_to_metric_families
 
@@ -16,8 +18,10 @@ from echo_rtc.bench.stream import babble
 from echo_rtc.counting import Names
 from echo_rtc.engine.meter import WorkerMeter
 from echo_rtc.engine.usage import GpuUse, Usage
+from echo_rtc.rtc.aiortc_seams import IceDatagrams
 from echo_rtc.rtc.pump import LATE_S
 from echo_rtc.web.metrics import COUNTERS, PREFIX, Metrics, ServerCollector, Watch, Watched
+from echo_rtc.web.protocol_log import NOT_HTTP
 from tests.rtc.test_calls import house, until
 from tests.web.conftest import Edge, FakeEngine, FakeStreams
 
@@ -85,6 +89,22 @@ def test_refusals_by_name_cannot_be_made_many() -> None:
     [family] = [family for family in families if family.name == f"{PREFIX}refusals"]
     assert len(family.samples) < 60
     assert sum(sample.value for sample in family.samples) == 1000
+
+
+def test_what_strangers_send_and_avatars_that_come_and_go_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    @dataclass
+    class Avatars:
+        added: int = 5
+        deleted: int = 2
+
+    monkeypatch.setattr(IceDatagrams, "refused", 7)
+    monkeypatch.setattr(NOT_HTTP, "count", 3)
+    watched = Watched(FakeStreams(), FakeEngine(), "local", Watch(avatars=Avatars()))
+    families = list(ServerCollector(watched).collect())
+    assert value(families, "datagrams_refused_total") == 7
+    assert value(families, "requests_unreadable_total") == 3
+    assert value(families, "avatars_changed_total", change="added") == 5
+    assert value(families, "avatars_changed_total", change="deleted") == 2
 
 
 def test_workers_are_told_apart_by_their_names() -> None:
