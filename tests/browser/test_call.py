@@ -179,6 +179,15 @@ async def test_leaving_the_page_frees_its_place(card: RunningServer, page: PageF
     await card.freed(stream)
 
 
+async def test_a_reload_frees_the_place_and_the_page_calls_again(card: RunningServer, page: PageFactory) -> None:
+    visit = await page(card.url)
+    await visit.start()
+    await visit.page.reload()
+    await card.freed(visit.streams[0])
+    await visit.start()
+    assert len(set(visit.streams)) == 2
+
+
 async def test_a_call_by_keyboard_alone(card: RunningServer, page: PageFactory) -> None:
     visit = await page(card.url)
     await visit.sees("Give your voice a face")

@@ -9,11 +9,14 @@ import asyncio
 import logging
 import random
 import re
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from datetime import timedelta
 from fractions import Fraction
 from typing import Any
 
+import aiortc.clock
 import av
 import numpy as np
 import pytest
@@ -22,11 +25,12 @@ from aiortc import RTCPeerConnection
 from echo_rtc.bench.calls import Caller, Heard, ScriptedMicrophone, Seen, Voice
 from echo_rtc.bench.stream import babble
 from echo_rtc.bench.sync import Beeps, Recording, offsets
-from echo_rtc.clips import ClipFormat, S16Array
+from echo_rtc.clips import MEDIA_RATE, ClipFormat, S16Array
 from echo_rtc.engine.card import CardFacts, level_of, read_card
 from echo_rtc.engine.protocol import Engine, RenderRequest, RenderResult
 from echo_rtc.engine.testcard import AVATAR, ScriptedFaults, TestCardEngine
 from echo_rtc.errors import CapacityError, EchoRtcError, NotLiveError, OfferError, UnsupportedMediaError
+from echo_rtc.rtc.encoder import PICTURE_RATE
 from echo_rtc.rtc.manager import ManagerOptions, StreamManager
 from echo_rtc.rtc.peer import MAX_EVENT_CHANNELS, Peer, PeerOptions
 
@@ -203,6 +207,37 @@ async def test_a_stalled_renderer_costs_frames_and_neither_sync_nor_sound() -> N
         at = round(onset) - start
         loudness = [int(line[at + n : at + n + 240].max()) for n in range(0, int(0.29 * 48_000), 240)]
         assert min(loudness) > 8_000
+
+
+@pytest.mark.parametrize("step_s", [3_600, -3_600])
+async def test_a_system_clock_that_is_set_in_a_call_moves_neither_sound_nor_picture(
+    step_s: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is set for the caller, too, whose reports of the microphone do move."""
+    beeps = Beeps.lasting(30.0, gap_s=(0.35, 0.6))
+    recording = Recording(FORMAT.fps)
+    async with house() as home:
+        caller = Caller(beeps.voice, recording.hear, recording.see, "H264")
+        for transceiver in caller.connection.getTransceivers():
+            # A receiver of pictures, which the server is none, goes through a step millisecond by millisecond.
+            setattr(transceiver.receiver, "_RTCRtpReceiver__remote_bitrate_estimator", None)  # noqa: B010
+        stream_id = await home.call(caller)
+        sound, picture = caller.sound_clock, caller.picture_clock
+        await until(lambda: min(sound.reports, picture.reports) >= 2)
+        real_time, real_datetime = time.time, aiortc.clock.current_datetime
+        monkeypatch.setattr(time, "time", lambda: real_time() + step_s)
+        monkeypatch.setattr(aiortc.clock, "current_datetime", lambda: real_datetime() + timedelta(seconds=step_s))
+        known = max(sound.reports, picture.reports)
+        await until(lambda: min(sound.reports, picture.reports) >= known + 2)
+        statistics = home.statistics(stream_id)
+    begun = {sound.wall_time(heard.pts) - heard.pts / MEDIA_RATE for heard in recording.sound}
+    begun |= {picture.wall_time(pts) - pts / PICTURE_RATE for pts, _, _ in recording.lamp}
+    assert max(begun) - min(begun) < 0.03
+    if statistics["output"]["worst_late_s"] < STARVED_S and not statistics["microphone"]["late_dropped"]:
+        assert statistics["playout"]["underruns"] == 0
+        assert statistics["output"]["skipped_blocks"] == 0
+        assert set(np.diff([heard.pts for heard in recording.sound])) == {960}
+        assert np.abs(offsets(caller, recording, settle_s=0.0)).max() <= 30
 
 
 async def test_a_lost_picture_is_answered_with_a_key_frame() -> None:
