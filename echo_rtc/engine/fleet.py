@@ -331,22 +331,7 @@ class FleetEngine:
             raise RenderError("the engine is closed" if self._closed else "no worker is up; one is being started")
         if not self._had(request.avatar):
             raise RenderError(f"no worker that is up has avatar {request.avatar!r}")
-        before = self._latest.get(request.stream) if request.chained and request.stream else None
-        ticket = Ticket(
-            next(self._numbers),
-            request.stream,
-            deadline_s=request.deadline_s,
-            cost=self._cost(request),
-            after=None if before is None else before.ticket.number,
-            spread=self._spread,
-            unable=frozenset(name for name, slot in self._slots.items() if request.avatar in slot.lacking),
-        )
-        job = _Job(ticket, asyncio.get_running_loop().create_future(), request)
-        if before is not None:
-            before.followers.append(job)
-        if request.stream:
-            self._latest[request.stream] = job
-        result = await self._through(job)
+        result = await self._through(self._clip_job(request))
         assert isinstance(result, RenderResult)
         return result
 
@@ -475,6 +460,25 @@ class FleetEngine:
         denoised = 1.0 if request.steps is None else request.steps / self._options.steps
         return request.frames / self._clip_frames * (DENOISING_SHARE * denoised + 1.0 - DENOISING_SHARE)
 
+    def _clip_job(self, request: RenderRequest) -> _Job:
+        """A clip's job, which follows on that of the clip that it continues."""
+        before = self._latest.get(request.stream) if request.chained and request.stream else None
+        ticket = Ticket(
+            next(self._numbers),
+            request.stream,
+            deadline_s=request.deadline_s,
+            cost=self._cost(request),
+            after=None if before is None else before.ticket.number,
+            spread=self._spread,
+            unable=frozenset(name for name, slot in self._slots.items() if request.avatar in slot.lacking),
+        )
+        job = _Job(ticket, asyncio.get_running_loop().create_future(), request)
+        if before is not None:
+            before.followers.append(job)
+        if request.stream:
+            self._latest[request.stream] = job
+        return job
+
     async def _through(self, job: _Job) -> Any:
         """Queues a job and waits for its result; who gives up on it takes it out of the queue."""
         self._jobs[job.ticket.number] = job
@@ -485,6 +489,9 @@ class FleetEngine:
         finally:
             if job.ticket.number in self._jobs and job.result.cancelled():
                 self._withdraw(job)
+            # An error keeps the frames that it passes and all that they name: this would keep the job, which keeps the
+            # error, and an overloaded server the clips that it lost until Python looks for such rings.
+            del job
 
     async def _on(self, slot: _Slot, errand: Callable[[Worker], Awaitable[Any]]) -> Any:
         """Runs something other than a clip on a worker, in a gap between clips."""
@@ -578,6 +585,7 @@ class FleetEngine:
             self._scheduler.finished(slot.spec.name, job.ticket, self._now, took_s)
             slot.gaps.ended(self._now)
             slot.turned.set()
+            del job  # as in _through
         self._act()
 
     def _clip_lost(self, slot: _Slot, worker: Worker, begun_s: float) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import gc
+import weakref
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -10,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from echo_rtc.clips import ClipFormat, YuvFrames
+from echo_rtc.clips import ClipFormat, F32Array, YuvFrames
 from echo_rtc.engine.fleet import STEADY_CLIPS, FleetEngine, FleetOptions, WorkerGoneError
 from echo_rtc.engine.protocol import Avatar, AvatarFiles, Continuity, Progress, RenderRequest, RenderResult
 from echo_rtc.engine.speed import Speed
@@ -127,6 +129,36 @@ def test_a_clip_that_is_dropped_does_not_break_the_chain() -> None:
             assert house.opened[0].discarded == [1]
 
     run(work())
+
+
+@pytest.mark.parametrize(("seconds", "error"), [((2.0,) * 4, LateError), ((0.1, -1.0, 0.1, 0.1), WorkerGoneError)])
+def test_a_lost_clip_is_kept_by_nobody(seconds: tuple[float, ...], error: type[RenderError]) -> None:
+    """Without garbage collection: the clips that an overloaded server loses would wait for it."""
+
+    async def work() -> None:
+        async with House(2, lambda position: seconds[position // 12]) as house:
+            deadline_s = asyncio.get_running_loop().time() + 2.5
+            sounds: list[weakref.ref[F32Array]] = []
+            lost = 0
+
+            async def render(number: int) -> None:
+                nonlocal lost
+                request = clip(number, deadline_s=deadline_s)
+                sounds.append(weakref.ref(request.audio))
+                try:
+                    await house.engine.render(request)
+                except error:
+                    lost += 1
+
+            await asyncio.gather(*(render(number) for number in range(len(seconds))))
+            assert lost
+            assert all(sound() is None for sound in sounds)
+
+    gc.disable()
+    try:
+        run(work())
+    finally:
+        gc.enable()
 
 
 def test_a_clip_that_fails_leaves_the_next_one_where_it_would_have_begun() -> None:
