@@ -3,8 +3,8 @@
 Callers, WHIP publishers and WHEP viewers come to a real server of test cards at even intervals, at most ten streams at
 a time, and leave by DELETE, by hanging up, or without a word; before that, all places were taken once. The server's
 memory is read all along; its slope is that of a line through it after the first quarter of the time (five of twenty
-minutes). In the end everybody leaves, and what the server still has of sockets, descriptors, threads and processes
-beyond its beginning is counted.
+minutes), and its mean in each fifth of the time says where that comes from. In the end everybody leaves, and what the
+server still has of sockets, descriptors, threads and processes beyond its beginning is counted.
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ GONE_S = 30.0
 MAX_STREAMS = 10
 MAX_VISITORS = 14
 MAX_SLOPE_MB = 1.0
+PARTS = 5
 _WAYS = (Leaving.DELETE, Leaving.DELETE, Leaving.HANG_UP, Leaving.VANISH)
 
 
@@ -74,6 +75,17 @@ class Soaked:
         warm = when >= when[-1] * WARM_SHARE
         return float(np.polyfit(when[warm], size[warm], 1)[0] * 600)
 
+    def memory_by_part(self) -> list[tuple[float, float, float]]:
+        """The mean memory in each of PARTS equal parts of the time: from when (s), until when, MB."""
+        when, size = np.array(self.memory).T
+        borders = np.linspace(0.0, when[-1], PARTS + 1)
+        part_of = np.minimum(np.searchsorted(borders, when, side="right") - 1, PARTS - 1)
+        return [
+            (float(borders[part]), float(borders[part + 1]), float(size[part_of == part].mean()))
+            for part in range(PARTS)
+            if (part_of == part).any()
+        ]
+
 
 def main(argv: list[str]) -> int:
     """Soaks and prints; 1 if memory grew too fast or anything was left."""
@@ -90,6 +102,10 @@ def main(argv: list[str]) -> int:
     rows += [[f"refused: {why}", count] for why, count in soaked.refused.items()]
     rows += [["frames received", soaked.frames]]
     rows += [[f"left over: {what}", count] for what, count in soaked.leaked.items()]
+    rows += [
+        [f"memory from {begin_s / 60:.3g} to {end_s / 60:.3g} min, MB", size]
+        for begin_s, end_s, size in soaked.memory_by_part()
+    ]
     rows += [["memory at the end, MB", soaked.memory[-1][1]], ["errors in the log", len(soaked.troubles)]]
     figures = {"joins": soaked.joined.total(), "rss_slope_mb_per_10min": round(slope, 3), "leaked": leaked}
     for trouble in soaked.troubles[:10]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 
 from echo_rtc.bench import soak
@@ -28,6 +29,12 @@ def test_the_slope_is_that_after_the_warm_part() -> None:
         memory=[(float(s), 100.0 + (50.0 if s < 300 else 60.0 + (s - 300) / 600)) for s in range(0, 1200, 2)]
     )
     assert soaked.slope_mb_per_10min() == pytest.approx(1.0, abs=0.01)
+
+
+def test_each_part_of_the_time_has_its_mean() -> None:
+    soaked = Soaked(memory=[(float(s), 100.0 + s // 240) for s in range(0, 1200, 2)] + [(1200.0, 104.0)])
+    expected = [(240.0 * part, 240.0 * (part + 1), 100.0 + part) for part in range(5)]
+    assert np.array(soaked.memory_by_part()) == pytest.approx(np.array(expected))
 
 
 def test_only_what_is_more_than_before_is_left_over() -> None:
