@@ -34,6 +34,7 @@ from echo_rtc.logs import LogFile, LogOptions, logging_to
 from echo_rtc.model.description import ModelDescription
 from echo_rtc.performance import PerformanceLog
 from echo_rtc.rtc.manager import ManagerOptions, StreamManager
+from echo_rtc.rtc.memory import settled
 from echo_rtc.rtc.network import Network
 from echo_rtc.rtc.peer import PeerOptions
 from echo_rtc.settings import Settings, load_settings
@@ -123,6 +124,7 @@ async def serve(settings: Settings, log_file: LogFile) -> None:
         if await _started(engine, library, lifecycle, stop):
             lifecycle.phase = Phase.READY
             logger.info("echo_rtc is ready: %s", url)
+            life.enter_context(settled())
             async with _running(PerformanceLog(streams, watch.workers, watch.usage).run(), "performance log"):
                 await stop.wait()
         lifecycle.phase = Phase.STOPPING

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from echo_rtc.engine.protocol import Engine
 from echo_rtc.errors import CapacityError, NameTakenError, NotLiveError, OfferError, StoppingError
 from echo_rtc.rtc.fragment import read_fragment
-from echo_rtc.rtc.memory import give_back
+from echo_rtc.rtc.memory import Sweeper
 from echo_rtc.rtc.offer import MediaPlan, Offer, plan_call, plan_publishing, plan_viewing, read_offer
 from echo_rtc.rtc.peer import Peer, PeerOptions
 from echo_rtc.rtc.session import Opened, Role, checked_name
@@ -112,6 +112,7 @@ class StreamManager:
         """Set whenever nothing is being built."""
         self._built.set()
         self._closed = False
+        self._sweeper = Sweeper()
         self.counters = ManagerCounters()
         self.ledger = Ledger()
 
@@ -222,6 +223,7 @@ class StreamManager:
         self._closed = True
         await self._built.wait()
         await asyncio.gather(*(self.close_stream(stream_id, "the server is stopping") for stream_id in self._live))
+        self._sweeper.close()
 
     async def _publish(self, offer: Offer, plan: MediaPlan, role: Role, avatar: str, name: str | None) -> Opened:
         if avatar not in self._engine.avatars:
@@ -339,7 +341,11 @@ class StreamManager:
         return Opened(session.id, live.stream.id, session.tag, peer.answer_sdp, peer.ended)
 
     async def _answer(self, offer: Offer, plan: MediaPlan, stream: Stream) -> Peer:
-        return await Peer.answer(offer, plan, stream, self._engine.format, self._options.peer)
+        try:
+            return await Peer.answer(offer, plan, stream, self._engine.format, self._options.peer)
+        except BaseException:
+            self._sweeper.sweep_soon()
+            raise
 
     @contextmanager
     def _seat(self, live: _Live) -> Iterator[None]:
@@ -376,6 +382,7 @@ class StreamManager:
             await session.peer.close()
         finally:
             del live.sessions[session.id]
+            self._sweeper.sweep_soon()
         if session.role is Role.VIEW:
             live.stream.log.info("a viewer is gone: %s", reason)
         if session is live.publisher:
@@ -415,7 +422,7 @@ class StreamManager:
                 self.ledger.close(live.stream, reason)
                 if live.name is not None:
                     del self._names[live.name]
-        await asyncio.to_thread(give_back)
+                self._sweeper.sweep_soon()
 
 
 def _stopping() -> StoppingError:

@@ -6,10 +6,12 @@ Real time cannot be avoided here: each test waits for what it needs to see, and 
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 import random
 import re
 import time
+import weakref
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from datetime import timedelta
@@ -118,6 +120,21 @@ def tone(amplitude: int) -> Voice:
         return (np.sin(np.arange(start, start + count) * 2 * np.pi * 300 / 48_000) * amplitude).astype(np.int16)
 
     return voice
+
+
+async def test_what_an_ended_call_leaves_is_cleared_away() -> None:
+    """Python would look for it by itself after some fifty calls."""
+    sight = Sight()
+    gc.disable()
+    try:
+        async with house() as home:
+            stream_id = await home.call(Caller(tone(10_000), sight.hear, sight.see))
+            await until(lambda: bool(sight.spoken))
+            stream = weakref.ref(home.manager.streams[stream_id])
+            await home.manager.close_stream(stream_id, "the test has seen enough")
+            await until(lambda: stream() is None)
+    finally:
+        gc.enable()
 
 
 @pytest.mark.parametrize("codec", ["H264", "VP8", None])
