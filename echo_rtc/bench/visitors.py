@@ -5,6 +5,7 @@ every way there is. What they get they count and do not decode, so that many fit
 from __future__ import annotations
 
 import asyncio
+import math
 from dataclasses import dataclass, field
 from enum import StrEnum
 
@@ -96,8 +97,10 @@ class Visitor:
         await self.connection.close()
 
     async def statistic(self, url: str, group: str, name: str) -> float:
-        """A counter of a caller's stream."""
+        """A counter of a caller's stream; infinite if the stream has ended."""
         async with aiohttp.ClientSession() as session, session.get(f"{url}{self._path}") as response:
+            if response.status == 404:
+                return math.inf
             return float((await response.json())[group][name])
 
     def vanish(self) -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, UnidentifiedImageError
 
 from echo_rtc.clips import U8Array
 from echo_rtc.errors import InputError
@@ -30,9 +30,22 @@ _DAMAGE = (
     LookupError,
     EOFError,
     RuntimeError,
+    AttributeError,
+    ArithmeticError,
     struct.error,
     zlib.error,
 )
+
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+"""How to turn a picture upright, by its orientation (EXIF 2.3, tag 0x0112)."""
 
 NEUTRAL_RGB = (128, 128, 128)
 """What shows through where an image is transparent."""
@@ -89,7 +102,7 @@ def read_picture(
                 # A photo with a thumbnail or a depth map in it (MPO) is a still all the same.
                 if still and image.format != "MPO" and getattr(image, "is_animated", False):
                     raise InputError(f"{what} moves: it has more than one frame; choose a still picture")
-                return _to_rgb(ImageOps.exif_transpose(image), what)
+                return _to_rgb(_upright(image), what)
     except Image.DecompressionBombError as error:
         raise InputError(f"{what} has more than {max_pixels // 1_000_000} megapixels; make it smaller") from error
     except UnidentifiedImageError as error:
@@ -106,6 +119,13 @@ def resize_lanczos(image: Image.Image, width: int, height: int) -> Image.Image:
     """
     columns = image.resize((width, image.height), Image.Resampling.LANCZOS)
     return columns.resize((width, height), Image.Resampling.LANCZOS)
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    """Turned as its EXIF orientation says. Pillow's own function also writes the EXIF data anew, and fails where some
+    of it is odd."""
+    orientation = image.getexif().get(ExifTags.Base.Orientation)
+    return image.transpose(_TURNS[orientation]) if orientation in _TURNS else image
 
 
 def _to_rgb(image: Image.Image, what: str) -> Image.Image:

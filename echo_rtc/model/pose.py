@@ -13,11 +13,13 @@ import operator
 import pickle
 import pickletools
 import re
+import struct
 import tokenize
 from collections import OrderedDict
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, ClassVar, cast
 
 import cv2
 import numpy as np
@@ -203,6 +205,7 @@ def save_pose(path: Path, pose: Pose) -> None:
 # What NumPy's header reader (the last two) and the unpickler raise on bytes that are not theirs.
 _DAMAGE = (
     pickle.UnpicklingError,
+    struct.error,
     ValueError,
     TypeError,
     AttributeError,
@@ -217,6 +220,11 @@ def _reason(error: Exception) -> str:
     """What an error says, as part of one line: much of it may be the file's own words."""
     line = next(iter(str(error).splitlines()), type(error).__name__)[:_MAX_REASON]
     return line if line.isprintable() else repr(line)
+
+
+def _shown(value: object) -> str:
+    """A value of a file as part of a message. Of what is no text only the type: written out, it can have any size."""
+    return repr(value[:_MAX_REASON]) if isinstance(value, str) else f"a {type(value).__name__}"
 
 
 class _RefusedError(Exception):
@@ -235,7 +243,7 @@ class _StoredDtype:
 
     def __init__(self, code: object, _align: object = False, _copy: object = False) -> None:
         if not isinstance(code, str) or not re.fullmatch(r"b1|[iu][1248]|f[248]|c(8|16)|O8?|[SU][0-9]{1,4}", code):
-            raise _RefusedError(f"the NumPy type {code!r}")
+            raise _RefusedError(f"the NumPy type {_shown(code)}")
         self._type = np.dtype(code)
 
     def __setstate__(self, state: tuple[Any, ...]) -> None:
@@ -309,8 +317,30 @@ def _scalar(dtype: object, raw: object) -> object:
 def _encode(text: object, encoding: object) -> bytes:
     """``_codecs.encode``, which is how pickle protocols 0 to 2 write bytes."""
     if not isinstance(text, str) or encoding != "latin1":
-        raise _RefusedError(f"the encoding {encoding!r}")
+        raise _RefusedError(f"the encoding {_shown(encoding)}")
     return text.encode("latin1")
+
+
+def _checked_keys(keys: Iterable[object]) -> None:
+    """Raises UnpicklingError unless each key is of a kind that is hashed at once.
+
+    The hash of a tuple is that of all that it holds, each time: 60 tuples, each twice in the next, would take for ever.
+    """
+    for key in keys:
+        if not (isinstance(key, str | bytes | float | None) or (isinstance(key, int) and key.bit_length() <= 64)):
+            raise pickle.UnpicklingError(f"a {type(key).__name__} is a key or in a set")
+
+
+def _set(items: Iterable[object] = ()) -> set[object]:
+    kept = list(items)
+    _checked_keys(kept)
+    return set(kept)
+
+
+def _ordered(items: Iterable[tuple[object, object]] = ()) -> OrderedDict[object, object]:
+    pairs = [(key, value) for key, value in items]
+    _checked_keys(key for key, _value in pairs)
+    return OrderedDict(pairs)
 
 
 _NDARRAY = object()  # only ever handed to reconstruct(), and not callable
@@ -319,19 +349,62 @@ _ADMITTED: dict[tuple[str, str], object] = {
     ("numpy", "ndarray"): _NDARRAY,
     ("numpy", "dtype"): _StoredDtype,
     ("_codecs", "encode"): _encode,
-    ("collections", "OrderedDict"): OrderedDict,
+    ("collections", "OrderedDict"): _ordered,
 }
 for _builtins in ("builtins", "__builtin__"):  # Python 3's name, and the one in protocols 0 to 2
-    _ADMITTED[_builtins, "set"] = set
-    _ADMITTED[_builtins, "frozenset"] = frozenset
+    _ADMITTED[_builtins, "set"] = _set
+    _ADMITTED[_builtins, "frozenset"] = _set
 for _core in ("numpy.core", "numpy._core"):  # NumPy 1.x and 2.x
     _ADMITTED[_core + ".multiarray", "_reconstruct"] = _StoredArray.reconstruct
     _ADMITTED[_core + ".multiarray", "scalar"] = _scalar
     _ADMITTED[_core + ".numeric", "_frombuffer"] = _StoredArray.from_buffer
 
 
-class _PoseUnpickler(pickle.Unpickler):
-    """Admits what ``_ADMITTED`` names, each by a stand-in of ours; anything else is refused before it is looked up."""
+_InPython: Any = pickle._Unpickler
+
+
+class _PoseUnpickler(_InPython):  # type: ignore[misc]  # the class has no type
+    """Admits what ``_ADMITTED`` names, each by a stand-in of ours; anything else is refused before it is looked up.
+
+    The implementation in Python, whose steps can be looked at before they are done; that in C hashes whatever is made
+    a key, and gives any object any attribute.
+    """
+
+    dispatch: ClassVar[dict[int, Any]] = dict(_InPython.dispatch)
+
+    def load_build(self) -> None:
+        if not isinstance(self.stack[-2], _StoredDtype | _StoredArray):
+            raise pickle.UnpicklingError(f"a {type(self.stack[-2]).__name__} is given a state")
+        super().load_build()
+
+    def load_setitem(self) -> None:
+        _checked_keys(self.stack[-2:-1])
+        super().load_setitem()
+
+    def load_setitems(self) -> None:
+        _checked_keys(self.stack[::2])
+        super().load_setitems()
+
+    def load_dict(self) -> None:
+        _checked_keys(self.stack[::2])
+        super().load_dict()
+
+    def load_additems(self) -> None:
+        _checked_keys(self.stack)
+        super().load_additems()
+
+    def load_frozenset(self) -> None:
+        _checked_keys(self.stack)
+        super().load_frozenset()
+
+    dispatch |= {
+        pickle.BUILD[0]: load_build,
+        pickle.SETITEM[0]: load_setitem,
+        pickle.SETITEMS[0]: load_setitems,
+        pickle.DICT[0]: load_dict,
+        pickle.ADDITEMS[0]: load_additems,
+        pickle.FROZENSET[0]: load_frozenset,
+    }
 
     def find_class(self, module: str, name: str) -> Any:
         try:

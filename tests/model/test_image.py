@@ -70,6 +70,23 @@ def test_exif_orientation_is_honoured(tmp_path: Path, orientation: int, expected
     assert corners(load_reference_image(tmp_path / "a.png", 32, 32)) == expected
 
 
+def test_odd_exif_data_is_no_reason_to_refuse_a_photo(tmp_path: Path) -> None:
+    """The name of a camera's maker as a fraction: who writes it anew as text cannot."""
+    exif = Image.Exif()
+    exif[0x0112] = 3
+    exif[0x010F] = "a maker of cameras"
+    odd = bytearray(exif.tobytes())
+    at = odd.index(b"\x0f\x01\x02\x00" if b"II" in odd[:10] else b"\x01\x0f\x00\x02")
+    odd[at + 2 : at + 8] = b"\x05\x00\x01\x00\x00\x00" if b"II" in odd[:10] else b"\x00\x05\x00\x00\x00\x01"
+    upright = corners(load_reference_image(saved(tmp_path / "plain.png"), 32, 32))
+    assert corners(load_reference_image(saved(tmp_path / "odd.png", bytes(odd)), 32, 32)) == upright[::-1]
+
+
+def saved(path: Path, exif: bytes = b"") -> Path:
+    quarters().save(path, exif=exif)
+    return path
+
+
 def test_transparency_lies_over_neutral_grey(tmp_path: Path) -> None:
     image = Image.new("RGBA", (16, 16), (*RED, 0))
     image.paste((*BLUE, 255), (8, 0, 16, 16))

@@ -316,6 +316,34 @@ def test_a_tuple_as_deep_as_may_be_is_a_key_without_harm(tmp_path: Path) -> None
     assert len(refusals) == 1
 
 
+DOUBLED = b")" + b"2\x86" * 60
+"""A tuple that is twice in the next one, sixty times: to hash it or to write it out would take for ever."""
+ENCODE, SET, ORDERED = b"c_codecs\nencode\n", b"cbuiltins\nset\n", b"ccollections\nOrderedDict\n"
+
+
+@pytest.mark.parametrize(
+    "steps",
+    [
+        b"}" + DOUBLED + b"Ns",
+        b"}(" + DOUBLED + b"Nu",
+        b"(" + DOUBLED + b"Nd",
+        b"})" + b"\x94h\x00h\x00\x86" + b"".join(b"\x94h%ch%c\x86" % (n, n) for n in range(1, 60)) + b"Ns",
+        b"\x8f(" + DOUBLED + b"\x90",
+        b"(" + DOUBLED + b"\x91",
+        SET + b"](" + DOUBLED + b"e\x85R",
+        ORDERED + b"](" + DOUBLED + b"N\x86e\x85R",
+        ENCODE + b"X\x01\x00\x00\x00a" + DOUBLED + b"\x86R",
+        b"cnumpy\ndtype\n" + DOUBLED + b"\x85R",
+        ENCODE + b"N}X\x0c\x00\x00\x00__defaults__)s\x86b",
+    ],
+    ids=["item", "items", "dict", "memo", "added", "frozen", "set", "ordered", "encoding", "type", "state"],
+)
+def test_nothing_is_hashed_written_out_or_changed_that_a_file_has_built(tmp_path: Path, steps: bytes) -> None:
+    (tmp_path / "a.npy").write_bytes(HEADER + b"\x80\x04" + steps + b".")
+    with pytest.raises(InputError, match=r"a\.npy (is damaged: a (tuple|function) is|asks for the .* a tuple, which)"):
+        load_pose(tmp_path / "a.npy")
+
+
 def test_what_a_file_says_is_told_in_one_short_line(tmp_path: Path) -> None:
     name = b"x\n\x1b" * 1_000_000
     steps = b"\x8c\x02osX" + len(name).to_bytes(4, "little") + name + b"\x93."
