@@ -165,6 +165,7 @@ async def test_a_server_with_its_worker_asks_nobody_but_its_caller(witnesses: Wi
                     while rendered < RENDERED:
                         async with session.get(f"/streams/{streams[0]}") as response:
                             rendered = (await response.json())["rendered"]
+                        await asyncio.sleep(0.1)  # between two questions
             finally:
                 await caller.close()
         working = {

@@ -161,7 +161,7 @@ class RayClipWorker:
 
     @_in("render")
     def forget_avatar(self, life: str, name: str) -> Failure | OtherLife | None:
-        if self._avatar is not None and self._avatar[0].name == name:
+        if life == self._life and self._avatar is not None and self._avatar[0].name == name:
             self._drop_files()
         return self._told(life, lambda: self._worker.forget_avatar(name))
 

@@ -221,9 +221,11 @@ class StreamManager:
     async def close(self) -> None:
         """Takes no further streams and ends all there are, those that are just being built too."""
         self._closed = True
-        await self._built.wait()
-        await asyncio.gather(*(self.close_stream(stream_id, "the server is stopping") for stream_id in self._live))
-        self._sweeper.close()
+        try:
+            await self._built.wait()
+            await asyncio.gather(*(self.close_stream(stream_id, "the server is stopping") for stream_id in self._live))
+        finally:
+            self._sweeper.close()
 
     async def _publish(self, offer: Offer, plan: MediaPlan, role: Role, avatar: str, name: str | None) -> Opened:
         if avatar not in self._engine.avatars:
