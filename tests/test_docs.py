@@ -1,7 +1,5 @@
-"""The README against the code: its tables, commands, paths and quoted words are those of this repository, and the
-script for other people's pages makes a call in a browser.
-
-Knows the README's form: its headings, its tables and its fenced blocks.
+"""The documentation against the code: tables, commands, paths and quoted words are those of this repository, and the
+script for other pages makes a call in a browser.
 """
 
 from __future__ import annotations
@@ -23,12 +21,14 @@ from echo_rtc.bench.__main__ import BENCHMARKS
 from echo_rtc.rtc.stream import StreamState
 from echo_rtc.settings import Settings, flag_table, load_settings, read_config
 from echo_rtc.train.__main__ import COMMANDS
-from echo_rtc.web.app import SECURITY_HEADERS, routes
+from echo_rtc.web.app import SECURITY_HEADERS
 from echo_rtc.web.problems import ProblemType
 from tests.browser.conftest import TEST_CARD, BrowserKind, Servers
+from tests.docs import GENERATED, PAGES, ROOT, page, section, table
 
-ROOT = Path(__file__).parents[1]
-README = (ROOT / "README.md").read_text(encoding="utf-8")
+README = page("README")
+TEXTS = {name: page(name) for name in ("README", "CONTRIBUTING", *PAGES)}
+ALL = "\n".join(TEXTS.values())
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 CI = (ROOT / ".ci" / "run").read_text(encoding="utf-8")
 IGNORED = tuple(re.findall(r"^/?([\w.]+)/$", (ROOT / ".gitignore").read_text(), re.MULTILINE))
@@ -46,29 +46,15 @@ class Block:
     text: str
 
 
-BLOCKS = [Block(*found) for found in re.findall(r"^```(\w*)\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)]
-PROSE = re.sub(r"^```.*?^```$", "", README, flags=re.MULTILINE | re.DOTALL)
+BLOCKS = [Block(*found) for found in re.findall(r"^```(\w*)\n(.*?)^```$", ALL, re.MULTILINE | re.DOTALL)]
+PROSE = re.sub(r"^```.*?^```$", "", ALL, flags=re.MULTILINE | re.DOTALL)
 QUOTED = re.findall(r"`([^`\n]+)`", PROSE)
 COMMAND_LINES = [line for block in BLOCKS if block.language == "sh" for line in block.text.splitlines()]
 RUN_LINE, TEST_LINE = COMMAND_LINES[:2]
 
 
-def section(title: str) -> str:
-    """The text below a heading, up to the next one."""
-    found = re.search(rf"^#+ {re.escape(title)}\n(.*?)(?=^#+ |\Z)", README, re.MULTILINE | re.DOTALL)
-    assert found, f"the README has no section {title}"
-    return found[1]
-
-
-def table(title: str) -> list[list[str]]:
-    """The rows of a section's first table without its head, cells as they are written."""
-    rows = [line.strip("|").split("|") for line in section(title).splitlines() if line.startswith("|")]
-    assert len(rows) > 2, f"the section {title} has no table"
-    return [[cell.strip() for cell in row] for row in rows[2:] if row]
-
-
 def commands(program: str) -> list[list[str]]:
-    """The arguments of every use of ``program`` in the README, in blocks, tables and sentences."""
+    """The arguments of every use of ``program`` in the documentation, in blocks, tables and sentences."""
     found = []
     for text in [*COMMAND_LINES, *QUOTED]:
         for part in re.split(r"&&|\|\|", text):
@@ -87,12 +73,9 @@ def flags(words: list[str]) -> set[str]:
 # ------------------------------------------------------------------------------------------------------------- tables
 
 
-def test_the_flags_are_the_settings() -> None:
-    expected = [
-        [f"`{row.flag}`", f"`{row.default}`{f' {row.unit}' if row.unit else ''}", row.meaning] for row in flag_table()
-    ]
-    lines = "\n".join(f"| {' | '.join(row)} |" for row in expected)
-    assert table("Flags") == expected, f"the table of flags must be\n{lines}"
+@pytest.mark.parametrize(("name", "title"), list(GENERATED))
+def test_generated_tables_are_those_of_the_code(name: str, title: str) -> None:
+    assert table(name, title) == GENERATED[name, title](), "rewrite the tables: python -m tests.docs --write"
 
 
 def test_what_the_default_file_changes_is_said() -> None:
@@ -103,26 +86,22 @@ def test_what_the_default_file_changes_is_said() -> None:
         for name in config
         if name not in ("model", "avatars") and getattr(with_file, name) != getattr(without, name)
     }
-    said = dict(re.findall(r"`(\w+)` ([\d.]+\d|\d)", section("Flags").partition("|")[0]))
+    said = dict(re.findall(r"`(\w+)` ([\d.]+\d|\d)", section("configuration", "Flags").partition("|")[0]))
     assert said == {name: config[name] for name in changed}
-
-
-def test_the_routes_are_the_applications() -> None:
-    expected = [[row.method, f"`{row.path}`", str(row.scope), row.meaning] for row in routes()]
-    lines = "\n".join(f"| {' | '.join(row)} |" for row in expected)
-    assert table("HTTP") == expected, f"the table of routes must be\n{lines}"
 
 
 def test_the_problem_types_are_all_named() -> None:
     urns = [str(kind) for kind in ProblemType if kind is not ProblemType.GENERIC]
     prefix = "urn:echo-rtc:problem:"
     assert {ProblemType.GENERIC, prefix, *(urn.removeprefix(prefix) for urn in urns)} <= set(
-        re.findall(r"`([^`]+)`", section("HTTP"))
+        re.findall(r"`([^`]+)`", section("http-api", "Errors"))
     )
 
 
 def test_the_messages_are_those_of_streams() -> None:
-    rows = {kind.strip("`"): set(re.findall(r"`(\w+)`", fields)) for kind, fields, _ in table("Data channel")}
+    rows = {
+        kind.strip("`"): set(re.findall(r"`(\w+)`", fields)) for kind, fields, _ in table("http-api", "Data channel")
+    }
     assert rows["state"] == {"state", *StreamState}
     source = (ROOT / "echo_rtc" / "rtc" / "stream.py").read_text()
     assert set(rows) == set(re.findall(r'_emit\(\{"type": "(\w+)"', source))
@@ -132,7 +111,7 @@ def test_the_messages_are_those_of_streams() -> None:
 
 
 def test_the_benches_are_all_there() -> None:
-    rows = table("Benches")
+    rows = table("benchmarks", "Benches")
     assert [row[0].strip("`") for row in rows] == list(BENCHMARKS)
     for name, _, figures, command in rows:
         source = (ROOT / "echo_rtc" / "bench" / f"{name.strip('`')}.py").read_text()
@@ -143,15 +122,15 @@ def test_the_benches_are_all_there() -> None:
 
 
 def test_the_figures_are_numbers_with_their_commands() -> None:
-    for figure, seen, where, command in table("Figures"):
+    for figure, seen, where, command in table("benchmarks", "Figures"):
         assert re.search(r"\d", seen), figure
         assert where, figure
         assert re.match(r"`python -m echo_rtc\.bench \w+", command), figure
-    assert "\N{HORIZONTAL ELLIPSIS}" not in README
+    assert "\N{HORIZONTAL ELLIPSIS}" not in ALL
 
 
 def test_what_is_said_of_reliability_is_checked_by_what_is_named() -> None:
-    for what, seen, checks in table("Reliability"):
+    for what, seen, checks in table("reliability", "Reliability"):
         assert seen, what
         named = re.findall(r"`([^`]+)`", checks)
         assert named, what
@@ -166,14 +145,14 @@ def test_what_is_said_of_reliability_is_checked_by_what_is_named() -> None:
 def test_the_words_of_troubles_are_those_shown() -> None:
     sources = [*(ROOT / "echo_rtc").rglob("*.py"), *(ROOT / "static").glob("*.js"), ROOT / "server.py"]
     shown = "\n".join(path.read_text(encoding="utf-8") for path in sources)
-    for words, mend in table("Troubleshooting"):
+    for words, mend in table("operations", "Troubleshooting"):
         assert words.strip("`") in shown, words
         assert mend.endswith("."), words
 
 
 def test_the_clients_are_those_of_the_tests() -> None:
     packages = json.loads((ROOT / "tests" / "clients" / "package.json").read_text())["dependencies"]
-    tried = {client: versions for client, versions, *_ in table("Clients that were tried")}
+    tried = {client: versions for client, versions, *_ in table("whip-whep", "Clients that were tried")}
     for name, version in packages.items():
         if name != "esbuild":  # it only packs
             [versions] = [versions for client, versions in tried.items() if f"`{name}`" in client]
@@ -181,10 +160,10 @@ def test_the_clients_are_those_of_the_tests() -> None:
 
 
 def test_the_layout_has_every_room() -> None:
-    places = {row[0].strip("`") for row in table("Layout")}
+    places = {row[0].strip("`") for row in table("architecture", "Layout")}
     rooms = {f"echo_rtc/{path.parent.name}/" for path in (ROOT / "echo_rtc").glob("*/__init__.py")}
     assert rooms <= places
-    [words] = [about for place, about in table("Layout") if place == "`echo_rtc/`"]
+    [words] = [about for place, about in table("architecture", "Layout") if place == "`echo_rtc/`"]
     modules = {path.name for path in (ROOT / "echo_rtc").glob("[!_]*.py")}
     assert set(re.findall(r"`(\w+\.py)`", words)) == modules
 
@@ -194,7 +173,9 @@ ELEMENT = (ROOT / "static" / "echo-rtc.js").read_text(encoding="utf-8")
 
 def names(title: str) -> list[str]:
     """What the first column of a section's table names, without arguments."""
-    return [name.partition("(")[0] for row in table(title) for name in re.findall(r"`([^`]+)`", row[0])]
+    return [
+        name.partition("(")[0] for row in table("web-component", title) for name in re.findall(r"`([^`]+)`", row[0])
+    ]
 
 
 def test_the_elements_attributes_are_those_it_reads() -> None:
@@ -203,10 +184,12 @@ def test_the_elements_attributes_are_those_it_reads() -> None:
     assert set(names("Attributes")) == {*re.findall(r'"(\w+)"', observed), "autoplay"} == read
     frame = (ROOT / "static" / "embed.js").read_text(encoding="utf-8")
     [allowed] = re.findall(r"const ATTRIBUTES = \[(.*?)\]", frame)
-    sentence = re.search(r"Its parameters are attributes \((.*?);", section("On your own page"), re.DOTALL)
+    sentence = re.search(
+        r"Its parameters are attributes \((.*?);", section("web-component", "On your own page"), re.DOTALL
+    )
     assert sentence
     assert re.findall(r"`(\w+)`", sentence[1]) == re.findall(r'"(\w+)"', allowed)
-    [query] = re.findall(r"/embed\?([^#]+)#token=", section("On your own page"))
+    [query] = re.findall(r"/embed\?([^#]+)#token=", section("web-component", "On your own page"))
     assert {part.partition("=")[0] for part in query.split("&")} <= set(re.findall(r'"(\w+)"', allowed))
 
 
@@ -220,7 +203,7 @@ def test_the_elements_methods_and_properties_are_its_public_ones() -> None:
 def test_the_elements_events_are_those_it_sends() -> None:
     body = ELEMENT.partition("export class EchoRtc ")[2]
     sent = set(re.findall(r'#tell\("(\w+)"', body)) | set(re.findall(r'dispatchEvent\(new Event\("(\w+)"', body))
-    rows = {row[0].strip("`"): row[1] for row in table("Events")}
+    rows = {row[0].strip("`"): row[1] for row in table("web-component", "Events")}
     assert set(rows) == sent
 
     def words(name: str) -> set[str]:
@@ -250,7 +233,7 @@ def test_the_elements_parts_and_custom_properties_are_its_own() -> None:
 
 
 def test_the_eight_steps_name_files_that_exist() -> None:
-    steps = re.findall(r"^(\d)\. (.*?)(?=^\d\. |^$)", section("How it works"), re.MULTILINE | re.DOTALL)
+    steps = re.findall(r"^(\d)\. (.*?)(?=^\d\. |^$)", section("README", "How it works"), re.MULTILINE | re.DOTALL)
     assert [number for number, _ in steps] == list("12345678")
     for number, text in steps:
         files = re.findall(r"`((?:static|echo_rtc)/[\w/.]+)`", text)
@@ -259,9 +242,18 @@ def test_the_eight_steps_name_files_that_exist() -> None:
             assert (ROOT / file).is_file(), file
 
 
-@pytest.mark.parametrize("target", sorted(set(re.findall(r"\]\(([^)]+)\)", README))))
-def test_what_is_linked_exists(target: str) -> None:
-    assert (ROOT / target).is_file()
+@pytest.mark.parametrize("name", list(TEXTS))
+def test_links_lead_to_files(name: str) -> None:
+    folder = PAGES[name].parent if name in PAGES else ROOT
+    for target in re.findall(r"\]\(([^)]+)\)", TEXTS[name]):
+        assert (folder / target.partition("#")[0]).is_file(), target
+
+
+def test_the_readme_is_short_and_lists_all_pages() -> None:
+    assert len(README.splitlines()) <= 200
+    assert {f"docs/{name}.md" for name in PAGES} <= set(
+        re.findall(r"\]\(([^)]+)\)", section("README", "Documentation"))
+    )
 
 
 def test_the_picture_is_one() -> None:
@@ -295,10 +287,10 @@ def test_folders_that_are_made_are_not_committed() -> None:
 
 def test_the_first_command_serves_what_is_said() -> None:
     assert RUN_LINE == "python3 -m venv .venv && .venv/bin/pip install -e . && .venv/bin/python server.py"
-    assert f"<http://localhost:{Settings().port}>" in section("Two commands")
+    assert f"<http://localhost:{Settings().port}>" in section("README", "Two commands")
     minimum = PROJECT["requires-python"].removeprefix(">=")
-    assert f"Python {minimum} or newer" in section("Two commands")
-    assert f"older than {minimum}" in section("Troubleshooting")
+    assert f"Python {minimum} or newer" in section("README", "Two commands")
+    assert f"older than {minimum}" in section("operations", "Troubleshooting")
 
 
 def test_the_second_command_is_the_one_of_the_ci() -> None:
@@ -312,11 +304,11 @@ def test_the_second_command_is_the_one_of_the_ci() -> None:
     assert TEST_LINE.endswith(' && PATH="$PWD/.venv/bin:$PATH" tests/run')
     assert CI.rstrip().endswith("./tests/run")
     [version] = re.findall(r"torch==[\d.]+", CI)
-    assert set(re.findall(r"torch==[\d.]+", README)) == {version}
+    assert set(re.findall(r"torch==[\d.]+", ALL)) == {version}
 
 
 def test_extras_exist() -> None:
-    extras = set(re.findall(r"\.\[(\w+)\]", README))
+    extras = set(re.findall(r"\.\[(\w+)\]", ALL))
     assert extras >= {"test", "gpu"}
     assert extras <= set(PROJECT["optional-dependencies"])
 
@@ -339,7 +331,9 @@ def test_the_renderings_are_understood(
         # All is well but that the voice is not here.
         assert command_line.main(["render", *words]) == 1
         assert words[words.index("--audio") + 1] in capsys.readouterr().err
-    [sentence] = re.findall(r"It takes the flags below, but for (.*?) down\.", section("Offline rendering"), re.DOTALL)
+    [sentence] = re.findall(
+        r"It takes the flags below, but for (.*?) down\.", section("python-api", "Offline rendering"), re.DOTALL
+    )
     *left_out, first = re.findall(r"`(--[\w-]+)`", sentence)
     table_of_flags = [row.flag for row in flag_table()]
     left_out += table_of_flags[table_of_flags.index(first) :]
@@ -359,7 +353,7 @@ def test_benches_flags_exist() -> None:
 def test_the_trainings_are_all_there_in_order() -> None:
     lines = [words for words in commands("python -m echo_rtc.train") if words]
     # Those that make an avatar's parts, and not the model, are in the sentence below.
-    named = [words[0] for words in lines] + re.findall(r"`([\w-]+) --output", section("Training"))
+    named = [words[0] for words in lines] + re.findall(r"`([\w-]+) --output", section("training", "Training"))
     assert set(named) == set(COMMANDS)
     steps = [words[0] for words in lines if words[0] in list(COMMANDS)[:7]]
     assert steps == list(COMMANDS)[:7]
@@ -394,15 +388,12 @@ def test_weights_are_fetched_as_the_configuration_says() -> None:
 
 
 def test_nothing_is_said_that_readers_cannot_have() -> None:
-    hosts = set(re.findall(r"https?://([^/\s>)`]+)", README)) | set(
-        re.findall(r"\b[\w-]+\.(?:org|com|io|net|dev)\b", README)
-    )
+    hosts = set(re.findall(r"https?://([^/\s>)`]+)", ALL)) | set(re.findall(r"\b[\w-]+\.(?:org|com|io|net|dev)\b", ALL))
     # Names that end in .example are nobody's (RFC 2606).
     assert {host for host in hosts if not host.endswith(".example")} <= {f"localhost:{Settings().port}"}
-    assert "index-url" not in README
-    assert not re.findall(r"(?<![\w.:}/])/(?:work|opt|root|home|Users|tmp|usr|var|etc|mnt|srv)\b", README)
-    without_names = re.sub(r"livekit[ .-]agents", "", README, flags=re.IGNORECASE)
-    assert not re.findall(r"\b(?:prompt|agent|assistant)s?\b", without_names, re.IGNORECASE)
+    assert "index-url" not in ALL
+    assert not re.findall(r"(?<![\w.:}/])/(?:work|opt|root|home|Users|tmp|usr|var|etc|mnt|srv)\b", ALL)
+    assert not re.findall(r"\b(?:prompt|assistant)s?\b", ALL, re.IGNORECASE)
 
 
 # ---------------------------------------------------------------------------------------------------- pages of others
