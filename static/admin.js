@@ -67,6 +67,8 @@ import { bindThemeButton } from "./theme.js";
 
 /** @typedef {{ text: string, detail?: string, mood?: "watch" | "bad" }} Cell */
 
+/** The server's address: the folder above this module's, also where a proxy serves it below a path. */
+const HOME = new URL("..", import.meta.url);
 const INTERVAL_MS = 2_000;
 const TIMEOUT_MS = 5_000;
 const TOKEN_KEY = "echo_rtc.admin.token";
@@ -101,12 +103,12 @@ class OperatorServer {
 
   /** @returns {Promise<State>} */
   async state() {
-    return (await this.#ask("/admin/state", {})).json();
+    return (await this.#ask("admin/state", {})).json();
   }
 
   /** @param {string} id */
   async end(id) {
-    await this.#ask(`/admin/streams/${encodeURIComponent(id)}`, { method: "DELETE" });
+    await this.#ask(`admin/streams/${encodeURIComponent(id)}`, { method: "DELETE" });
   }
 
   /** @param {string} path @param {RequestInit} options */
@@ -114,7 +116,7 @@ class OperatorServer {
     /** @type {Record<string, string>} */
     const headers = this.#token ? { Authorization: `Bearer ${this.#token}` } : {};
     const signal = AbortSignal.timeout(TIMEOUT_MS);
-    const response = await fetch(path, { ...options, headers, signal, cache: "no-store" });
+    const response = await fetch(new URL(path, HOME), { ...options, headers, signal, cache: "no-store" });
     if (!response.ok) {
       const problem = await response.json().catch(() => ({}));
       throw new Refusal(response.status, String(problem.detail ?? response.statusText));

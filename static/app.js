@@ -4,14 +4,19 @@
  * The element holds the call. Here the choices are kept for the next visit, and its events are shown.
  */
 
-import "/echo-rtc.js";
+import "../echo-rtc.js";
 import { microphones, onDevicesChanged } from "./devices.js";
 import { LevelMeter } from "./meter.js";
 import { recall, remember } from "./preferences.js";
 import { bindThemeButton } from "./theme.js";
 import { UserInterface } from "./ui.js";
 
-/** @import { Avatar, CallState, Configuration, EchoRtc, LinkFigures, Source, StreamStatistics } from "./echo-rtc.js" */
+/** @import { CallState } from "../element/call.js" */
+/** @import { StreamStatistics } from "../element/connection.js" */
+/** @import { EchoRtc } from "../element/element.js" */
+/** @import { LinkFigures } from "../element/figures.js" */
+/** @import { Avatar, Configuration } from "../element/server.js" */
+/** @import { Source } from "../element/words.js" */
 
 class App {
   /** @type {EchoRtc} */ #echo;

@@ -5,7 +5,7 @@
  * The token alone stands behind the #, where no server's log and no Referer header ever has it.
  */
 
-import "/echo-rtc.js";
+import "../echo-rtc.js";
 
 const ATTRIBUTES = ["avatar", "mode", "name", "muted", "autoplay", "poster"];
 

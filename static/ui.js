@@ -4,7 +4,10 @@
  * Holds no call, no microphone and no decision. Every text comes from outside, and is only ever set as text.
  */
 
-/** @import { Avatar, Configuration, LinkFigures, Source, StreamStatistics } from "./echo-rtc.js" */
+/** @import { StreamStatistics } from "../element/connection.js" */
+/** @import { LinkFigures } from "../element/figures.js" */
+/** @import { Avatar, Configuration } from "../element/server.js" */
+/** @import { Source } from "../element/words.js" */
 /** @import { Device } from "./devices.js" */
 
 /** @typedef {"off" | "calling" | "live"} Phase No call, a call without a picture (yet, or for now), one with it. */

@@ -143,7 +143,7 @@ def test_what_is_said_of_reliability_is_checked_by_what_is_named() -> None:
 
 
 def test_the_words_of_troubles_are_those_shown() -> None:
-    sources = [*(ROOT / "echo_rtc").rglob("*.py"), *(ROOT / "static").glob("*.js"), ROOT / "server.py"]
+    sources = [*(ROOT / "echo_rtc").rglob("*.py"), *(ROOT / "static").rglob("*.js"), ROOT / "server.py"]
     shown = "\n".join(path.read_text(encoding="utf-8") for path in sources)
     for words, mend in table("operations", "Troubleshooting"):
         assert words.strip("`") in shown, words
@@ -168,7 +168,9 @@ def test_the_layout_has_every_room() -> None:
     assert set(re.findall(r"`(\w+\.py)`", words)) == modules
 
 
-ELEMENT = (ROOT / "static" / "echo-rtc.js").read_text(encoding="utf-8")
+MODULES = sorted((ROOT / "static" / "element").glob("*.js"), key=lambda path: path.stem == "element")
+ELEMENT = "\n".join(path.read_text(encoding="utf-8") for path in MODULES)
+"""The source of the element's modules; that of its class is the last."""
 
 
 def names(title: str) -> list[str]:
@@ -194,7 +196,7 @@ def test_the_elements_attributes_are_those_it_reads() -> None:
 
 
 def test_the_elements_methods_and_properties_are_its_public_ones() -> None:
-    body = ELEMENT.partition("export class EchoRtc ")[2].partition("\nif (customElements")[0]
+    body = ELEMENT.partition("export class EchoRtc ")[2]
     public = set(re.findall(r"^  (?:async |get |set )?([a-z]\w*)\(.*\) \{$", body, re.MULTILINE))
     of_the_browser = {"constructor", "connectedCallback", "disconnectedCallback", "attributeChangedCallback", "switch"}
     assert set(names("Methods and properties")) == public - of_the_browser
@@ -202,7 +204,7 @@ def test_the_elements_methods_and_properties_are_its_public_ones() -> None:
 
 def test_the_elements_events_are_those_it_sends() -> None:
     body = ELEMENT.partition("export class EchoRtc ")[2]
-    sent = set(re.findall(r'#tell\("(\w+)"', body)) | set(re.findall(r'dispatchEvent\(new Event\("(\w+)"', body))
+    sent = set(re.findall(r'#emit\("(\w+)"', body)) | set(re.findall(r'dispatchEvent\(new Event\("(\w+)"', body))
     rows = {row[0].strip("`"): row[1] for row in table("web-component", "Events")}
     assert set(rows) == sent
 

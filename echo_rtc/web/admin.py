@@ -36,7 +36,6 @@ SHOWN = (
     "viewers",
 )
 """What of a stream's statistics the page shows."""
-PAGE = "admin.html"
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,7 +15,7 @@ from aiohttp.typedefs import Middleware
 
 from echo_rtc.rtc.session import Role
 from echo_rtc.web.access_log import RouteLogger
-from echo_rtc.web.admin import PAGE, Admin
+from echo_rtc.web.admin import Admin
 from echo_rtc.web.auth import GRANT, Authorisation, Scope, authorise
 from echo_rtc.web.avatars import Avatars, Gallery
 from echo_rtc.web.clients import Clients
@@ -23,7 +23,7 @@ from echo_rtc.web.cors import CrossOrigin
 from echo_rtc.web.health import Health
 from echo_rtc.web.limits import CLAIM, LimitOptions, Limits
 from echo_rtc.web.metrics import Metrics, StreamsView, Watch, Watched
-from echo_rtc.web.pages import CONTENT_POLICY, SELF, Pages, content_policy
+from echo_rtc.web.pages import CONTENT_POLICY, OPERATORS_PAGE, SELF, Pages, content_policy
 from echo_rtc.web.problems import answering_problems
 from echo_rtc.web.protocol_log import protocol_logger
 from echo_rtc.web.signalling import MAX_OFFER_BYTES, Signalling, Streams
@@ -81,7 +81,11 @@ _ROUTES: tuple[tuple[RouteRow, Callable[[Handlers], Handler]], ...] = (
         lambda h: h.pages.embed,
     ),
     (
-        RouteRow("GET", "/echo-rtc.js", "The element `<echo-rtc>` for any page: one ES module.", Scope.OPEN),
+        RouteRow("GET", "/echo-rtc.js", "The element `<echo-rtc>` for any page: an ES module.", Scope.OPEN),
+        lambda h: h.pages.entry,
+    ),
+    (
+        RouteRow("GET", "/element/{module}", "The modules that the element is made of.", Scope.OPEN),
         lambda h: h.pages.module,
     ),
     (RouteRow("GET", "/static/{path:.+}", "The page's files.", Scope.OPEN), lambda h: h.pages.file),
@@ -220,7 +224,7 @@ def create_app(
     access, watch = access or Access(), watch or Watch()
     whip, whep = (WhipWhep(role, streams, health) for role in (Role.PUBLISH, Role.VIEW))
     watched = Watched(streams, health.engine, health.engine_name, watch)
-    metrics, admin = Metrics(watched), Admin(streams, health, watched, static / PAGE)
+    metrics, admin = Metrics(watched), Admin(streams, health, watched, static / OPERATORS_PAGE)
     pages = Pages.in_folder(static, access.frame_ancestors)
     avatars = Avatars(gallery, health)
     handlers = Handlers(pages, Signalling(streams, health), avatars, whip, whep, health, metrics, admin)

@@ -15,6 +15,10 @@ from echo_rtc.errors import InputError, SettingsError
 
 CONTENT_POLICY = "Content-Security-Policy"
 SELF = "'self'"
+MODULES = "element"
+"""The folder of the element's modules."""
+OPERATORS_PAGE = "admin.html"
+"""The operator's page, which is served at an address of its own."""
 _KEYWORDS = {"self": SELF, "none": "'none'"}
 
 
@@ -48,15 +52,18 @@ def frame_sources(allowed: Iterable[str]) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Pages:
-    """Serves ``index`` at /, ``frame`` at /embed, ``element`` at /echo-rtc.js and ``files`` (by their path below
-    /static/), all found when the server starts. ``frame_ancestors``: whose pages may frame ``frame``.
+    """Serves ``index`` at /, ``frame`` at /embed, ``element`` at /echo-rtc.js, ``modules`` (by their names below
+    /element/) and ``files`` (by their paths below /static/), all found when the server starts. ``frame_ancestors``:
+    whose pages may frame ``frame``.
 
-    A request can name a file in that table or none, so that no path ever leads out of the folder.
+    Each file has one address, because pages and modules name each other by relative ones. A request can name a file in
+    these tables or none, so that no path ever leads out of the folder.
     """
 
     index: Path
     frame: Path
     element: Path
+    modules: dict[str, Path]
     files: dict[str, Path]
     frame_ancestors: str
 
@@ -67,10 +74,12 @@ class Pages:
         for path in places:
             if not path.is_file():
                 raise InputError(f"{path} does not exist; run the server from a complete copy of the repository")
-        visible = (path for path in folder.rglob("[!.]*") if path.is_file())
+        modules = {path.name: path for path in (folder / MODULES).glob("[!.]*.js")}
+        elsewhere = {*places, folder / OPERATORS_PAGE, *modules.values()}
+        visible = (path for path in folder.rglob("[!.]*") if path.is_file() and path not in elsewhere)
         files = {path.relative_to(folder).as_posix(): path for path in visible}
         index, frame, element = places
-        return cls(index, frame, element, files, frame_ancestors)
+        return cls(index, frame, element, modules, files, frame_ancestors)
 
     async def page(self, _: web.Request) -> web.StreamResponse:
         """The page itself: never kept, so that it always fits the files it loads."""
@@ -81,13 +90,21 @@ class Pages:
         headers = {"Cache-Control": "no-store", CONTENT_POLICY: content_policy(self.frame_ancestors)}
         return web.FileResponse(self.frame, headers=headers)
 
-    async def module(self, _: web.Request) -> web.StreamResponse:
-        """The element's module, at an address that stays: kept as files are."""
-        return web.FileResponse(self.element, headers={"Cache-Control": "no-cache"})
+    async def entry(self, _: web.Request) -> web.StreamResponse:
+        """The module that pages load to have the element, at an address that stays."""
+        return _cached(self.element)
+
+    async def module(self, request: web.Request) -> web.StreamResponse:
+        """One of the modules that the element is made of."""
+        return _cached(self.modules.get(request.match_info["module"]))
 
     async def file(self, request: web.Request) -> web.StreamResponse:
-        """A file of the page: kept, but asked for anew each time, which costs a 304 as long as it has not changed."""
-        path = self.files.get(request.match_info["path"])
-        if path is None:
-            raise web.HTTPNotFound
-        return web.FileResponse(path, headers={"Cache-Control": "no-cache"})
+        """A file of the pages."""
+        return _cached(self.files.get(request.match_info["path"]))
+
+
+def _cached(path: Path | None) -> web.FileResponse:
+    """The file, which browsers keep and revalidate: an unchanged one costs a 304. Raises HTTPNotFound for None."""
+    if path is None:
+        raise web.HTTPNotFound
+    return web.FileResponse(path, headers={"Cache-Control": "no-cache"})

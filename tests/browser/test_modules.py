@@ -29,7 +29,7 @@ async def modules(card: RunningServer, browsers: Browsers) -> AsyncIterator[Visi
 async def test_retry_after_is_read_in_both_forms(modules: Visit) -> None:
     read = await modules.page.evaluate(
         """async () => {
-          const { secondsOf } = await import("/echo-rtc.js");
+          const { secondsOf } = await import("/element/server.js");
           const now = Date.UTC(2026, 0, 1, 12, 0, 0);
           const dates = ["Thu, 01 Jan 2026 12:00:30 GMT", "Thu, 01 Jan 2026 11:00:00 GMT"];
           return ["10", " 0 ", ...dates, "soon", "", null].map((header) => secondsOf(header, now));
@@ -41,7 +41,7 @@ async def test_retry_after_is_read_in_both_forms(modules: Visit) -> None:
 async def test_refusals_are_told_apart(modules: Visit) -> None:
     kinds = await modules.page.evaluate(
         """async () => {
-          const { refusalOf } = await import("/echo-rtc.js");
+          const { refusalOf } = await import("/element/server.js");
           const urn = "urn:echo-rtc:problem:";
           return [
             refusalOf(503, { type: urn + "full", detail: "All taken." }, "7"),
@@ -87,7 +87,7 @@ async def test_a_view_has_a_session_of_its_own_server_or_none(modules: Visit) ->
     modules.expected.append("status of (409|502)")
     found = await modules.page.evaluate(
         """async (names) => {
-          const { Server } = await import("/echo-rtc.js");
+          const { Server } = await import("/element/server.js");
           const server = new Server(location.origin);
           return Promise.all(names.map((name) => server.view("v=0", name).then(
             ({ sdp, session }) => [sdp, session],
@@ -107,7 +107,7 @@ async def test_a_view_has_a_session_of_its_own_server_or_none(modules: Visit) ->
 async def test_attempts_come_less_and_less_often(modules: Visit) -> None:
     early, late = await modules.page.evaluate(
         """async () => {
-          const { backOffS } = await import("/echo-rtc.js");
+          const { backOffS } = await import("/element/call.js");
           return [0, 1].map((chance) => [0, 1, 2, 3, 4, 5, 50].map((failures) => backOffS(failures, chance)));
         }"""
     )
@@ -118,7 +118,7 @@ async def test_attempts_come_less_and_less_often(modules: Visit) -> None:
 async def test_figures_are_differences_of_reports(modules: Visit) -> None:
     first, second, third = await modules.page.evaluate(
         """async () => {
-          const { LinkMeter } = await import("/echo-rtc.js");
+          const { LinkMeter } = await import("/element/figures.js");
           const report = (s, frames, bytes, packets, lost) => new Map(Object.entries({
             V: { type: "inbound-rtp", kind: "video", timestamp: 1000 * s, codecId: "C", framesDecoded: frames,
                  bytesReceived: bytes, headerBytesReceived: 0, packetsReceived: packets, packetsLost: lost,
@@ -161,7 +161,7 @@ async def test_levels_are_linear_in_decibels(modules: Visit) -> None:
 async def test_durations_read_as_clocks_do(modules: Visit) -> None:
     shown = await modules.page.evaluate(
         """async () => {
-          const { durationOf } = await import("/echo-rtc.js");
+          const { durationOf } = await import("/element/view.js");
           return [0, 7.9, 754, 3723].map(durationOf);
         }"""
     )
@@ -171,7 +171,8 @@ async def test_durations_read_as_clocks_do(modules: Visit) -> None:
 async def test_every_state_and_every_trouble_has_words(modules: Visit) -> None:
     notices, states = await modules.page.evaluate(
         """async () => {
-          const { ICONS, Words, stateWords } = await import("/echo-rtc.js");
+          const { ICONS } = await import("/element/icons.js");
+          const { Words, stateWords } = await import("/element/words.js");
           const words = new Words(true);
           const wait = { detail: "", delayMs: 1000, quiet: false, reconnecting: false };
           const whys = ["full", "limited", "taken", "offline", "starting", "stopping", "unreachable", "lost",
@@ -210,11 +211,14 @@ async def test_the_files_hold_nothing_inline_and_nothing_from_elsewhere() -> Non
                 assert name != "style"
                 assert not name.startswith("on")
                 if name in {"src", "href"}:
-                    assert re.match(r"/static/|/echo-rtc\.js$|#", value or ""), value
+                    assert re.match(r"static/|element/|echo-rtc\.js$|#", value or ""), value
 
     for page in STATIC.glob("*.html"):
         Reader().feed(page.read_text())
-    for path in STATIC.iterdir():
+        preloaded = set(re.findall(r'"modulepreload" href="element/([\w.]+)"', page.read_text()))
+        has_element = page.stem in {"index", "embed"}
+        assert preloaded == ({path.name for path in (STATIC / "element").iterdir()} if has_element else set()), page
+    for path in STATIC.rglob("*"):
         if path.suffix in {".js", ".css", ".html"}:
             text = path.read_text()
             for example in ("https://avatar.example", "http://www.w3.org/2000/svg"):

@@ -65,11 +65,15 @@ def test_who_may_frame_is_said_as_browsers_read_it() -> None:
 
 
 async def test_the_element_has_an_address_that_stays(edge: Edge) -> None:
-    async with edge.client.get("/echo-rtc.js") as response:
-        assert response.status == 200
-        assert response.content_type in {"text/javascript", "application/javascript"}
-        assert response.headers["Cache-Control"] == "no-cache"
-        assert await response.text() == "export class EchoRtc {}"
+    for path, text in {
+        "/echo-rtc.js": 'export { EchoRtc } from "./element/element.js";',
+        "/element/element.js": "export class EchoRtc {}",
+    }.items():
+        async with edge.client.get(path) as response:
+            assert response.status == 200
+            assert response.content_type in {"text/javascript", "application/javascript"}
+            assert response.headers["Cache-Control"] == "no-cache"
+            assert await response.text() == text
 
 
 @pytest.mark.parametrize(
@@ -85,6 +89,11 @@ async def test_the_element_has_an_address_that_stays(edge: Edge) -> None:
         "/static/sub/../../outside.txt",
         "/static//etc/passwd",
         "/static/%00",
+        "/static/index.html",
+        "/static/echo-rtc.js",
+        "/static/element/element.js",
+        "/element/none.js",
+        "/element/..%2findex.html",
         "/nothing",
     ],
 )
@@ -112,7 +121,7 @@ async def test_every_answer_carries_the_security_headers(edge: Edge) -> None:
 async def test_other_methods_are_405_and_name_what_is_allowed(edge: Edge) -> None:
     known = {(row.method, row.path) for row in routes()}
     for path in {path for _, path in known}:
-        concrete = path.replace("{path:.+}", "app.js").replace("{id}", "known-id")
+        concrete = path.replace("{path:.+}", "app.js").replace("{module}", "element.js").replace("{id}", "known-id")
         concrete = concrete.replace("{name}", "ann").replace("{session}", "1").replace("{avatar}", "ann")
         allowed = {method for method, route in known if route == path}
         for method in set(METHODS) - allowed:
