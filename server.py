@@ -26,13 +26,13 @@ from aiohttp import web
 
 from echo_rtc import __version__
 from echo_rtc.avatar import stream_options
+from echo_rtc.avatars.library import MAX_PICTURE_BYTES, MAX_POSES_BYTES, AvatarLibrary, Shelf
 from echo_rtc.engine.factory import create_engine
-from echo_rtc.engine.protocol import Engine
 from echo_rtc.errors import EchoRtcError, SettingsError
-from echo_rtc.library import MAX_PICTURE_BYTES, MAX_POSES_BYTES, AvatarLibrary, Shelf
 from echo_rtc.logs import LogFile, LogOptions, logging_to
 from echo_rtc.model.description import ModelDescription
-from echo_rtc.performance import PerformanceLog
+from echo_rtc.operations.performance import PerformanceLog
+from echo_rtc.rendering import Engine
 from echo_rtc.rtc.manager import ManagerOptions, StreamManager
 from echo_rtc.rtc.memory import settled
 from echo_rtc.rtc.network import Network

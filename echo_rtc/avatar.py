@@ -21,16 +21,16 @@ from typing import Any, Self
 import av
 from aiortc.mediastreams import MediaStreamTrack
 
+from echo_rtc.avatars.library import AvatarLibrary, Shelf
 from echo_rtc.clips import ClipFormat
 from echo_rtc.engine.factory import create_engine
-from echo_rtc.engine.protocol import Engine
 from echo_rtc.errors import CapacityError, InputError
-from echo_rtc.library import AvatarLibrary, Shelf
 from echo_rtc.model.description import ModelDescription
-from echo_rtc.rtc.frames import FrameTrack
-from echo_rtc.rtc.stream import Stream, StreamOptions
+from echo_rtc.rendering import Engine
 from echo_rtc.rtc.voice import VoiceTrack
 from echo_rtc.settings import Settings, named_settings
+from echo_rtc.stream.stream import Stream, StreamOptions
+from echo_rtc.stream.taps import FrameTrack
 
 __all__ = ["AvatarService", "TalkingFace", "stream_options"]
 

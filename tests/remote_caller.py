@@ -13,8 +13,8 @@ import sys
 
 import aiohttp
 
-from echo_rtc.bench.calls import Caller
 from echo_rtc.bench.stream import babble
+from echo_rtc.bench.support.calls import Caller
 from tests.rtc.test_calls import Sight, until
 from tests.rtc.test_reach import candidates
 

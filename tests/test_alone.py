@@ -22,10 +22,10 @@ import aioice.ice
 import psutil
 import pytest
 
-from echo_rtc.bench.calls import Caller
 from echo_rtc.bench.faults import CLIENT, SERVER, TOKEN, Network
-from echo_rtc.bench.real_server import ROOT, RealServer
 from echo_rtc.bench.stream import babble
+from echo_rtc.bench.support.calls import Caller
+from echo_rtc.bench.support.real_server import ROOT, RealServer
 
 RENDERED = 24
 CALL_S = 60.0

@@ -16,10 +16,10 @@ from pathlib import Path
 import pytest
 from playwright.async_api import Route, async_playwright
 
-from echo_rtc import __main__ as command_line
 from echo_rtc.bench.__main__ import BENCHMARKS
-from echo_rtc.rtc.stream import StreamState
+from echo_rtc.cli import main as command_line
 from echo_rtc.settings import Settings, flag_table, load_settings, read_config
+from echo_rtc.stream.stream import StreamState
 from echo_rtc.train.__main__ import COMMANDS
 from echo_rtc.web.app import SECURITY_HEADERS
 from echo_rtc.web.problems import ProblemType
@@ -103,7 +103,7 @@ def test_the_messages_are_those_of_streams() -> None:
         kind.strip("`"): set(re.findall(r"`(\w+)`", fields)) for kind, fields, _ in table("http-api", "Data channel")
     }
     assert rows["state"] == {"state", *StreamState}
-    source = (ROOT / "echo_rtc" / "rtc" / "stream.py").read_text()
+    source = (ROOT / "echo_rtc" / "stream" / "stream.py").read_text()
     assert set(rows) == set(re.findall(r'_emit\(\{"type": "(\w+)"', source))
     [statistics] = re.findall(r"def _picture_statistics.*?return \{(.*?)\n        \}", source, re.DOTALL)
     assert rows["stats"] == set(re.findall(r'^ +"(\w+)":', statistics, re.MULTILINE))

@@ -17,8 +17,8 @@ from pathlib import Path
 import pytest
 
 from echo_rtc import logs
-from echo_rtc.bench.calls import Caller
 from echo_rtc.bench.stream import babble
+from echo_rtc.bench.support.calls import Caller
 from echo_rtc.engine.card import CardFacts, read_card
 from echo_rtc.logs import LogOptions, RunFileHandler, logging_to
 from tests.rtc.test_calls import STARVED_S, house, until

@@ -24,10 +24,9 @@ from aiortc.mediastreams import AudioStreamTrack
 
 import server
 from echo_rtc.clips import ClipFormat
-from echo_rtc.engine.meter import WorkerStatus
-from echo_rtc.engine.protocol import Avatar, AvatarFiles, Continuity, Progress, RenderRequest, RenderResult
 from echo_rtc.errors import InputError, RenderError
 from echo_rtc.logs import LogFile
+from echo_rtc.rendering import Avatar, AvatarFiles, Continuity, Progress, RenderRequest, RenderResult, WorkerStatus
 from echo_rtc.settings import Settings
 
 ROOT = Path(__file__).parents[1]

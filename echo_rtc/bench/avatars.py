@@ -19,11 +19,11 @@ from typing import cast
 from aiortc.mediastreams import MediaStreamError, MediaStreamTrack
 
 from echo_rtc.avatar import AvatarService, TalkingFace, stream_options
-from echo_rtc.bench.calls import ScriptedMicrophone
-from echo_rtc.bench.report import report
+from echo_rtc.avatars.library import AvatarLibrary, Shelf
 from echo_rtc.bench.stream import babble
+from echo_rtc.bench.support.calls import ScriptedMicrophone
+from echo_rtc.bench.support.report import report
 from echo_rtc.engine.factory import create_engine
-from echo_rtc.library import AvatarLibrary, Shelf
 from echo_rtc.settings import Settings, named_settings
 
 SETTLE_S = 3.0

@@ -18,10 +18,10 @@ from dataclasses import dataclass
 
 import aiohttp
 
-from echo_rtc.bench.real_server import ROOT, RealServer
-from echo_rtc.bench.report import report
 from echo_rtc.bench.stream import babble
-from echo_rtc.bench.visitors import Leaving, Part, RefusedError, Visitor
+from echo_rtc.bench.support.real_server import ROOT, RealServer
+from echo_rtc.bench.support.report import report
+from echo_rtc.bench.support.visitors import Leaving, Part, RefusedError, Visitor
 
 FPS = 24
 SETTLE_S = 4.0

@@ -20,14 +20,14 @@ import torch
 from torch import Tensor
 
 from echo_rtc.bench.parity import TOLERANCE, relative_error
-from echo_rtc.bench.report import report
+from echo_rtc.bench.support.report import report
 from echo_rtc.clips import ClipFormat
-from echo_rtc.engine.protocol import RenderRequest
 from echo_rtc.errors import SettingsError
 from echo_rtc.model.description import ModelDescription
 from echo_rtc.model.generator import ClipGenerator, GeneratorSettings
 from echo_rtc.model.kernels import launch
 from echo_rtc.model.quantised import ADA, HOPPER
+from echo_rtc.rendering import RenderRequest
 
 AVATAR = "bench"
 

@@ -33,24 +33,24 @@ from typing import TYPE_CHECKING
 import numpy as np
 import psutil
 
-from echo_rtc.batch import Job, render_all
-from echo_rtc.bench.calls import Caller, Seen
-from echo_rtc.bench.report import report
 from echo_rtc.bench.stream import babble
+from echo_rtc.bench.support.calls import Caller, Seen
+from echo_rtc.bench.support.report import report
 from echo_rtc.clips import MEDIA_RATE, ClipFormat, F32Array, S16Array
 from echo_rtc.engine.card import CardError, read_card
 from echo_rtc.engine.devices import usable_cores
 from echo_rtc.engine.factory import create_engine, fleet_options, worker_specs
 from echo_rtc.engine.fleet import FleetEngine, FleetOptions
 from echo_rtc.engine.local import LocalEngine
-from echo_rtc.engine.protocol import Engine, Progress, RenderRequest, RenderResult
 from echo_rtc.engine.testcard import CardLoader, TestCardEngine
 from echo_rtc.engine.worker import ModelLoader, Renderer, WorkerSpec
 from echo_rtc.errors import RenderError, SettingsError
-from echo_rtc.offline import OfflineOptions
+from echo_rtc.offline.batch import Job, render_all
+from echo_rtc.offline.render import OfflineOptions
+from echo_rtc.rendering import Engine, Progress, RenderRequest, RenderResult
 from echo_rtc.rtc.manager import ManagerOptions, StreamManager
-from echo_rtc.rtc.stream import StreamOptions
 from echo_rtc.settings import Settings, SettingsParser, settings_from
+from echo_rtc.stream.stream import StreamOptions
 
 if TYPE_CHECKING:
     from echo_rtc.model.generator import ClipGenerator, GeneratorSettings

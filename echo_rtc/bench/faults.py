@@ -23,12 +23,12 @@ from dataclasses import dataclass
 import aiohttp
 import numpy as np
 
-from echo_rtc.bench.calls import Caller, Exchange, Seen
-from echo_rtc.bench.real_server import ROOT, RealServer
-from echo_rtc.bench.report import report
 from echo_rtc.bench.stream import babble
+from echo_rtc.bench.support.calls import Caller, Exchange, Seen
+from echo_rtc.bench.support.real_server import ROOT, RealServer
+from echo_rtc.bench.support.report import report
+from echo_rtc.bench.support.visitors import Part, RefusedError, Visitor, gone
 from echo_rtc.bench.sync import Beeps, Recording, offsets
-from echo_rtc.bench.visitors import Part, RefusedError, Visitor, gone
 from echo_rtc.clips import MEDIA_RATE
 from echo_rtc.errors import InputError
 from echo_rtc.rtc.aiortc_seams import shorten_microphone_buffer

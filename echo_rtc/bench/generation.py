@@ -25,9 +25,8 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from echo_rtc.bench.report import report, table
+from echo_rtc.bench.support.report import report, table
 from echo_rtc.clips import ClipFormat
-from echo_rtc.engine.protocol import RenderRequest
 from echo_rtc.errors import SettingsError
 from echo_rtc.model.attention import CHOICES
 from echo_rtc.model.audio import WhisperAudioEncoder, WhisperDims
@@ -48,6 +47,7 @@ from echo_rtc.model.quantised import MODES
 from echo_rtc.model.tiny_decoder import TinyDecoder
 from echo_rtc.model.unet2d import ReferenceUNet
 from echo_rtc.model.unet3d import DenoisingUNet
+from echo_rtc.rendering import RenderRequest
 
 AVATAR = "bench"
 

@@ -21,9 +21,9 @@ from pathlib import Path
 
 import psutil
 
-from echo_rtc.bench.attacks import KNOWN_KEPT, Attack, Attacker, RealOffer, Route, read_offers
-from echo_rtc.bench.real_server import ROOT, RealServer
-from echo_rtc.bench.report import report
+from echo_rtc.bench.support.attacks import KNOWN_KEPT, Attack, Attacker, RealOffer, Route, read_offers
+from echo_rtc.bench.support.real_server import ROOT, RealServer
+from echo_rtc.bench.support.report import report
 from echo_rtc.web.app import routes
 
 ANSWER_S = 30.0

@@ -14,9 +14,9 @@ import asyncio
 
 import numpy as np
 
-from echo_rtc.bench.call_server import CallServer
-from echo_rtc.bench.calls import Caller, Heard
-from echo_rtc.bench.report import report
+from echo_rtc.bench.support.call_server import CallServer
+from echo_rtc.bench.support.calls import Caller, Heard
+from echo_rtc.bench.support.report import report
 from echo_rtc.bench.sync import MATCH_S, SETTLE_S, TAIL_S, Beeps, Recording
 from echo_rtc.clips import MEDIA_RATE
 

@@ -29,7 +29,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from echo_rtc.bench.report import report
+from echo_rtc.bench.support.report import report
 from echo_rtc.clips import ClipFormat
 from echo_rtc.errors import InputError
 from echo_rtc.model.audio import SAMPLE_RATE, frame_tokens

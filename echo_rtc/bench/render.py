@@ -14,12 +14,12 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from echo_rtc.bench.report import report
+from echo_rtc.bench.support.report import report
 from echo_rtc.clips import ClipFormat, F32Array
 from echo_rtc.engine.factory import worker_specs
-from echo_rtc.engine.protocol import RenderRequest
 from echo_rtc.engine.worker import Renderer
 from echo_rtc.errors import SettingsError
+from echo_rtc.rendering import RenderRequest
 from echo_rtc.settings import SettingsParser, settings_from
 
 WARM_UP_CLIPS = 2

@@ -20,10 +20,10 @@ import aiohttp
 import numpy as np
 import psutil
 
-from echo_rtc.bench.real_server import ROOT, RealServer
-from echo_rtc.bench.report import report
 from echo_rtc.bench.stream import babble
-from echo_rtc.bench.visitors import Leaving, Part, RefusedError, Visitor, gone
+from echo_rtc.bench.support.real_server import ROOT, RealServer
+from echo_rtc.bench.support.report import report
+from echo_rtc.bench.support.visitors import Leaving, Part, RefusedError, Visitor, gone
 
 WARM_S = 3.0
 WARM_SHARE = 0.25

@@ -12,9 +12,9 @@ import asyncio
 import numpy as np
 import psutil
 
-from echo_rtc.bench.call_server import CallServer
-from echo_rtc.bench.calls import Caller
-from echo_rtc.bench.report import report
+from echo_rtc.bench.support.call_server import CallServer
+from echo_rtc.bench.support.calls import Caller
+from echo_rtc.bench.support.report import report
 from echo_rtc.clips import MEDIA_RATE, S16Array
 
 SETTLE_S = 6.0

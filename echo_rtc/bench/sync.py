@@ -18,12 +18,12 @@ from itertools import pairwise
 
 import numpy as np
 
-from echo_rtc.bench.call_server import CallServer
-from echo_rtc.bench.calls import Caller, Heard, Seen
-from echo_rtc.bench.report import report
+from echo_rtc.bench.support.call_server import CallServer
+from echo_rtc.bench.support.calls import Caller, Heard, Seen
+from echo_rtc.bench.support.report import report
 from echo_rtc.clips import MEDIA_RATE, S16Array
+from echo_rtc.codec.encoders import PICTURE_RATE
 from echo_rtc.engine.card import CardError, read_card, rms_of
-from echo_rtc.rtc.encoder import PICTURE_RATE
 
 BEEP_S = 0.3
 BEEP_AMPLITUDE = 12_000

@@ -18,12 +18,12 @@ from dataclasses import dataclass, field
 import psutil
 from aiortc import RTCConfiguration, RTCPeerConnection, RTCRtpSender
 
-from echo_rtc.bench.call_server import CallServer
-from echo_rtc.bench.calls import Publisher, connect, received_bytes
-from echo_rtc.bench.report import report
 from echo_rtc.bench.stream import babble
+from echo_rtc.bench.support.call_server import CallServer
+from echo_rtc.bench.support.calls import Publisher, connect, received_bytes
+from echo_rtc.bench.support.report import report
+from echo_rtc.codec.encoders import PICTURE_RATE
 from echo_rtc.rtc.aiortc_seams import without_decoding
-from echo_rtc.rtc.encoder import PICTURE_RATE
 
 NAME = "bench"
 SETTLE_S = 3.0

@@ -20,9 +20,9 @@ from multiprocessing.connection import Connection
 
 from echo_rtc.clips import ClipFormat, F16Array
 from echo_rtc.engine.handover import Area, Parcel
-from echo_rtc.engine.protocol import AvatarFiles, RenderRequest
 from echo_rtc.engine.speed import Speed
 from echo_rtc.engine.worker import ClipWorker, WorkerReport, WorkerSpec
+from echo_rtc.rendering import AvatarFiles, RenderRequest
 
 
 @dataclass(frozen=True, slots=True)

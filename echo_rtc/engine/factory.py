@@ -8,10 +8,10 @@ from functools import partial
 from echo_rtc.engine.devices import resolve_devices
 from echo_rtc.engine.fleet import FleetOptions
 from echo_rtc.engine.local import LocalEngine
-from echo_rtc.engine.protocol import Engine
 from echo_rtc.engine.testcard import TestCardEngine
 from echo_rtc.engine.worker import CPU_NICENESS, ModelLoader, Speedups, WorkerSpec
 from echo_rtc.errors import SettingsError
+from echo_rtc.rendering import Engine
 from echo_rtc.settings import Settings
 
 

@@ -20,12 +20,12 @@ from typing import Any, Protocol
 from echo_rtc.clips import ClipFormat, F16Array
 from echo_rtc.engine import speed
 from echo_rtc.engine.gaps import Gaps
-from echo_rtc.engine.meter import WorkerMeter, WorkerStatus
-from echo_rtc.engine.protocol import Avatar, AvatarFiles, Continuity, Progress, RenderRequest, RenderResult
+from echo_rtc.engine.meter import WorkerMeter
 from echo_rtc.engine.scheduling import NOBODY, Drop, Prepare, Recall, Scheduler, Start, Ticket
 from echo_rtc.engine.speed import Speed
 from echo_rtc.engine.worker import WorkerReport, WorkerSpec
 from echo_rtc.errors import EchoRtcError, InputError, LateError, RenderError
+from echo_rtc.rendering import Avatar, AvatarFiles, Continuity, Progress, RenderRequest, RenderResult, WorkerStatus
 
 logger = logging.getLogger(__name__)
 

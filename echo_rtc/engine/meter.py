@@ -4,34 +4,11 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from dataclasses import dataclass
+
+from echo_rtc.rendering import WorkerStatus
 
 RECENT_CLIPS = 120
 """The quantiles are those of the latest so many clips: a minute of one stream."""
-
-
-@dataclass(frozen=True, slots=True)
-class WorkerStatus:
-    """One worker as it stands.
-
-    ``up``: can take a clip. ``pid``: of its process; None if it has none of its own. ``clips``, ``lost``: clips it has
-    rendered and lost. ``busy_s``: seconds it was given to render them; ``rendering_s``: of these, seconds for which it
-    rendered, without hand-over and preparation. ``restarts``: how often it was replaced.
-    ``waiting``: clips that wait for it. ``p50_s``, ``p95_s``: quantiles of the seconds that its latest clips took, from
-    hand-over to hand-back; None before the first.
-    """
-
-    name: str
-    up: bool
-    pid: int | None
-    clips: int
-    lost: int
-    busy_s: float
-    restarts: int
-    waiting: int
-    p50_s: float | None
-    p95_s: float | None
-    rendering_s: float = 0.0
 
 
 class WorkerMeter:

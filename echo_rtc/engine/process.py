@@ -25,10 +25,10 @@ from echo_rtc.engine import child
 from echo_rtc.engine.child import Born, Line, Seat, Taken, ToDiscard, ToPrepare
 from echo_rtc.engine.fleet import WorkerGoneError
 from echo_rtc.engine.handover import Area
-from echo_rtc.engine.protocol import Avatar, AvatarFiles, Progress, RenderRequest, RenderResult
 from echo_rtc.engine.speed import Speed
 from echo_rtc.engine.worker import WorkerReport, WorkerSpec
 from echo_rtc.errors import RenderError
+from echo_rtc.rendering import Avatar, AvatarFiles, Progress, RenderRequest, RenderResult
 
 logger = logging.getLogger(__name__)
 

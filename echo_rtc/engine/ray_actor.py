@@ -20,10 +20,10 @@ from typing import Any, TypeVar
 import ray
 
 from echo_rtc.clips import ClipFormat, F16Array
-from echo_rtc.engine.protocol import Avatar, AvatarFiles, RenderRequest, RenderResult
 from echo_rtc.engine.speed import Speed
 from echo_rtc.engine.worker import ClipWorker, WorkerReport, WorkerSpec
 from echo_rtc.errors import EchoRtcError
+from echo_rtc.rendering import Avatar, AvatarFiles, RenderRequest, RenderResult
 
 CONCURRENCY_GROUPS = {"render": 1, "prepare": 1, "messages": 1}
 """Threads of the actor: one renders, one prepares the next clip meanwhile, one passes on what is logged."""

@@ -28,11 +28,11 @@ from ray.exceptions import RayActorError, RayError
 
 from echo_rtc.clips import ClipFormat, YuvFrames
 from echo_rtc.engine.fleet import FleetEngine, FleetOptions, WorkerGoneError
-from echo_rtc.engine.protocol import Avatar, AvatarFiles, Progress, RenderRequest, RenderResult
 from echo_rtc.engine.ray_actor import CONCURRENCY_GROUPS, AvatarBundle, Failure, OtherLife, RayClipWorker, Whereabouts
 from echo_rtc.engine.speed import Speed
 from echo_rtc.engine.worker import WorkerReport, WorkerSpec
 from echo_rtc.errors import InputError, RenderError, SettingsError
+from echo_rtc.rendering import Avatar, AvatarFiles, Progress, RenderRequest, RenderResult
 
 logger = logging.getLogger(__name__)
 

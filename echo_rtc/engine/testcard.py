@@ -29,10 +29,10 @@ from echo_rtc.engine.card import (
 )
 from echo_rtc.engine.devices import usable_cores
 from echo_rtc.engine.fleet import FleetEngine, FleetOptions, WorkerGoneError
-from echo_rtc.engine.protocol import Avatar, AvatarFiles, Progress, RenderRequest, RenderResult
 from echo_rtc.engine.speed import Speed
 from echo_rtc.engine.worker import AVATAR, Renderer, WorkerReport, WorkerSpec
 from echo_rtc.errors import RenderError
+from echo_rtc.rendering import Avatar, AvatarFiles, Progress, RenderRequest, RenderResult
 
 __all__ = [
     "AVATAR",

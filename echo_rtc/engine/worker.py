@@ -22,9 +22,9 @@ import numpy as np
 
 from echo_rtc.clips import ClipFormat, F16Array
 from echo_rtc.engine.devices import usable_cores
-from echo_rtc.engine.protocol import Avatar, AvatarFiles, Progress, RenderRequest, RenderResult
 from echo_rtc.engine.speed import Speed
 from echo_rtc.errors import EchoRtcError, RenderError
+from echo_rtc.rendering import Avatar, AvatarFiles, Progress, RenderRequest, RenderResult
 
 if TYPE_CHECKING:
     from echo_rtc.model.generator import ClipGenerator, GeneratorSettings, PreparedClip

@@ -23,7 +23,6 @@ import torch
 from torch import Tensor
 
 from echo_rtc.clips import ClipFormat, F16Array, F32Array, U8Array, YuvFrames
-from echo_rtc.engine.protocol import Avatar, RenderRequest, RenderResult
 from echo_rtc.errors import InputError, RenderError, SettingsError
 from echo_rtc.model.attention import CHOICES, AttentionChoice
 from echo_rtc.model.audio import SAMPLE_RATE, Wav2Vec2AudioEncoder, WhisperAudioEncoder, frame_tokens
@@ -42,6 +41,7 @@ from echo_rtc.model.quantised import HOPPER, MODES, check_fp8, quantise_linear
 from echo_rtc.model.sampler import ClipConditions, Denoiser, Sampler, draw_noise, initial_latents
 from echo_rtc.model.unet2d import Bank
 from echo_rtc.model.unet3d import KeysValues
+from echo_rtc.rendering import Avatar, RenderRequest, RenderResult
 
 log = logging.getLogger(__name__)
 

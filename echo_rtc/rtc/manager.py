@@ -14,15 +14,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
-from echo_rtc.engine.protocol import Engine
 from echo_rtc.errors import CapacityError, NameTakenError, NotLiveError, OfferError, StoppingError
+from echo_rtc.rendering import Engine
 from echo_rtc.rtc.fragment import read_fragment
 from echo_rtc.rtc.memory import Sweeper
 from echo_rtc.rtc.offer import MediaPlan, Offer, plan_call, plan_publishing, plan_viewing, read_offer
 from echo_rtc.rtc.peer import Peer, PeerOptions
 from echo_rtc.rtc.session import Opened, Role, checked_name
-from echo_rtc.rtc.stream import Stream, StreamOptions
-from echo_rtc.rtc.tally import Ledger, Tally
+from echo_rtc.stream.stream import Stream, StreamOptions
+from echo_rtc.stream.tally import Ledger, Tally
 
 logger = logging.getLogger(__name__)
 

@@ -23,6 +23,7 @@ from aiortc import (
 from aiortc.exceptions import OperationError
 
 from echo_rtc.clips import ClipFormat
+from echo_rtc.codec.encoders import VideoCodec, codec_preference
 from echo_rtc.errors import CapacityError, IceRestartError, OfferError, UnsupportedMediaError
 from echo_rtc.rtc.aiortc_seams import (
     guard_connection,
@@ -35,14 +36,13 @@ from echo_rtc.rtc.aiortc_seams import (
     shorten_microphone_buffer,
     wire_feedback,
 )
-from echo_rtc.rtc.encoder import VideoCodec, codec_preference
 from echo_rtc.rtc.fragment import Fragment
 from echo_rtc.rtc.guard import Guard
 from echo_rtc.rtc.network import Network
 from echo_rtc.rtc.offer import MAX_CANDIDATES, MediaPlan, Offer, with_rejected, with_rtcp_mux_only, without_unusable
-from echo_rtc.rtc.reports import delivery_of, reception_of
-from echo_rtc.rtc.stream import Event, Stream
-from echo_rtc.rtc.tracks import PacketTrack, Viewer
+from echo_rtc.stream.links import delivery_of, reception_of
+from echo_rtc.stream.stream import Event, Stream
+from echo_rtc.stream.viewers import PacketTrack, Viewer
 
 CONNECT_TIMEOUT_S = 15.0
 """A peer whose connection is not up this long after the answer is given up."""

@@ -15,7 +15,7 @@ import av
 from aiortc.mediastreams import MediaStreamError, MediaStreamTrack
 
 from echo_rtc.clips import MEDIA_RATE
-from echo_rtc.rtc.encoder import SOUND_TIME_BASE
+from echo_rtc.codec.encoders import SOUND_TIME_BASE
 
 GAP_S = Fraction(1, 500)
 """A step of the time stamps of at least this much (s) is a gap; less is rounding in the stamps."""

@@ -32,13 +32,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from echo_rtc.bench.report import report
+from echo_rtc.bench.support.report import report
 from echo_rtc.clips import F16Array, F32Array
-from echo_rtc.engine.protocol import RenderRequest
 from echo_rtc.errors import InputError
 from echo_rtc.media.clipper import Clipper
 from echo_rtc.model.description import ModelDescription
 from echo_rtc.model.generator import ClipGenerator, GeneratorSettings, fitting_dtype
+from echo_rtc.rendering import RenderRequest
 from echo_rtc.settings import Settings, load_settings
 from echo_rtc.train.audio_encoder import correlation
 from echo_rtc.train.gestures import sample_gestures

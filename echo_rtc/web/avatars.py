@@ -46,7 +46,7 @@ class PreviewView(Protocol):
 
 
 class Library(Protocol):
-    """What the HTTP edge asks of the avatars; errors as ``echo_rtc.library`` raises them."""
+    """What the HTTP edge asks of the avatars; errors as ``echo_rtc.avatars.library`` raises them."""
 
     def entries(self) -> Sequence[EntryView]: ...
 

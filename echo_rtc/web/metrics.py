@@ -18,12 +18,12 @@ from prometheus_client.exposition import choose_encoder
 
 from echo_rtc.clips import MEDIA_RATE
 from echo_rtc.counting import Histogram, Names
-from echo_rtc.engine.meter import WorkerStatus
-from echo_rtc.engine.usage import Usage, Use
+from echo_rtc.operations.usage import Usage, Use
+from echo_rtc.rendering import WorkerStatus
 from echo_rtc.rtc.aiortc_seams import IceDatagrams
 from echo_rtc.rtc.session import Role
-from echo_rtc.rtc.stream import StreamState, Vitals
-from echo_rtc.rtc.tally import Ledger, Tally
+from echo_rtc.stream.stream import StreamState, Vitals
+from echo_rtc.stream.tally import Ledger, Tally
 from echo_rtc.web.problems import ProblemType
 from echo_rtc.web.protocol_log import NOT_HTTP
 

@@ -10,8 +10,8 @@ import aiohttp
 import pytest
 
 from echo_rtc.bench import faults
-from echo_rtc.bench.calls import Heard
 from echo_rtc.bench.faults import TOKEN, Fault, LossyRecording, Network
+from echo_rtc.bench.support.calls import Heard
 from echo_rtc.bench.sync import BEEP_AMPLITUDE, Beeps
 from echo_rtc.errors import InputError
 

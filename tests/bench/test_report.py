@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from echo_rtc.bench import __main__ as command
-from echo_rtc.bench.report import report, table
+from echo_rtc.bench.support.report import report, table
 
 
 def test_a_table_lines_up() -> None:

@@ -7,7 +7,7 @@ import pytest
 
 from echo_rtc.bench import soak
 from echo_rtc.bench.soak import Belongings, Soaked
-from echo_rtc.bench.visitors import Leaving, Part
+from echo_rtc.bench.support.visitors import Leaving, Part
 
 SECONDS, JOINS = 12.0, 24
 

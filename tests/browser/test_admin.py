@@ -11,8 +11,8 @@ import pytest
 import pytest_asyncio
 from playwright.async_api import expect
 
-from echo_rtc.bench.calls import Caller
 from echo_rtc.bench.stream import babble
+from echo_rtc.bench.support.calls import Caller
 from echo_rtc.web.admin import ENDED_BY_OPERATOR
 from tests.browser.conftest import TEST_CARD, PageFactory, RunningServer, ServerFactory
 

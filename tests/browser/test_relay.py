@@ -10,7 +10,7 @@ import pytest
 
 from echo_rtc.web.tls import own_names
 from tests.browser.conftest import TEST_CARD, PageFactory, ServerFactory
-from tests.rtc.turn import coturn
+from tests.support.turn import coturn
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
 

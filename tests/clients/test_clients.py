@@ -16,8 +16,8 @@ import aiohttp
 import pytest
 from playwright.async_api import async_playwright
 
-from echo_rtc.bench.calls import Publisher
 from echo_rtc.bench.stream import babble
+from echo_rtc.bench.support.calls import Publisher
 from tests.browser.conftest import BrowserKind
 from tests.clients.conftest import CLIENT_S, HERE, House, program, run_client
 from tests.clients.firefox import firefox

@@ -11,7 +11,7 @@ import numpy as np
 import psutil
 
 from echo_rtc.engine.factory import create_engine
-from echo_rtc.engine.protocol import RenderRequest
+from echo_rtc.rendering import RenderRequest
 from echo_rtc.settings import load_settings
 
 

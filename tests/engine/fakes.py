@@ -12,9 +12,9 @@ from pathlib import Path
 import numpy as np
 
 from echo_rtc.clips import ClipFormat, YuvFrames
-from echo_rtc.engine.protocol import Avatar, AvatarFiles, Progress, RenderRequest, RenderResult
 from echo_rtc.engine.worker import Renderer
 from echo_rtc.errors import InputError, SettingsError
+from echo_rtc.rendering import Avatar, AvatarFiles, Progress, RenderRequest, RenderResult
 
 
 class Deed(IntEnum):

@@ -12,9 +12,9 @@ from enum import StrEnum
 from pathlib import Path
 
 from echo_rtc.clips import ClipFormat
-from echo_rtc.engine.protocol import Avatar, AvatarFiles, Progress, RenderRequest, RenderResult
 from echo_rtc.engine.testcard import CardRenderer
 from echo_rtc.engine.worker import Renderer
+from echo_rtc.rendering import Avatar, AvatarFiles, Progress, RenderRequest, RenderResult
 
 
 class Fault(StrEnum):

@@ -14,12 +14,12 @@ import pytest
 
 from echo_rtc.clips import ClipFormat, F32Array, YuvFrames
 from echo_rtc.engine.fleet import STEADY_CLIPS, FleetEngine, FleetOptions, WorkerGoneError
-from echo_rtc.engine.protocol import Avatar, AvatarFiles, Continuity, Progress, RenderRequest, RenderResult
 from echo_rtc.engine.speed import Speed
 from echo_rtc.engine.testcard import CardLoader
 from echo_rtc.engine.worker import WorkerReport, WorkerSpec
 from echo_rtc.errors import InputError, LateError, RenderError
-from tests.rtc.virtual import run
+from echo_rtc.rendering import Avatar, AvatarFiles, Continuity, Progress, RenderRequest, RenderResult
+from tests.support.virtual import run
 
 FORMAT = ClipFormat(fps=24, clip_frames=12, width=16, height=16)
 CLIP_S = 0.5

@@ -9,7 +9,7 @@ import pytest
 
 from echo_rtc.clips import YuvFrames
 from echo_rtc.engine.handover import Area
-from echo_rtc.engine.protocol import RenderRequest, RenderResult
+from echo_rtc.rendering import RenderRequest, RenderResult
 
 CONTEXT = multiprocessing.get_context("spawn")
 

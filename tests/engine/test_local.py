@@ -20,9 +20,9 @@ import pytest
 from echo_rtc.clips import ClipFormat
 from echo_rtc.engine.fleet import FAILURES_TO_REPLACE, FleetEngine, FleetOptions
 from echo_rtc.engine.local import LocalEngine
-from echo_rtc.engine.protocol import AvatarFiles, RenderRequest
 from echo_rtc.engine.worker import WorkerSpec
 from echo_rtc.errors import EchoRtcError, InputError, RenderError, SettingsError
+from echo_rtc.rendering import AvatarFiles, RenderRequest
 from tests.engine.fakes import IDLE_FRAMES, LATENT_SHAPE, Deed, FakeLoader
 
 FORMAT = ClipFormat(width=64, height=48)

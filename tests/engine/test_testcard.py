@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 
 from echo_rtc.clips import ClipFormat, F32Array
-from echo_rtc.engine.protocol import Engine, RenderRequest
 from echo_rtc.engine.testcard import ScriptedFaults, TestCardEngine, level_of, read_card
 from echo_rtc.errors import RenderError
+from echo_rtc.rendering import Engine, RenderRequest
 
 FORMAT = ClipFormat(width=64, height=64)
 T = TypeVar("T")

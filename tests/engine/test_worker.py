@@ -11,9 +11,9 @@ import pytest
 from PIL import Image
 
 from echo_rtc.clips import ClipFormat, YuvFrames
-from echo_rtc.engine.protocol import Avatar, AvatarFiles, Progress, RenderRequest, RenderResult
 from echo_rtc.engine.worker import MEASURED_CLIPS, ClipWorker, ModelLoader, Renderer, WorkerSpec, measure
 from echo_rtc.errors import InputError, RenderError, SettingsError
+from echo_rtc.rendering import Avatar, AvatarFiles, Progress, RenderRequest, RenderResult
 
 FORMAT = ClipFormat(width=64, height=64, fps=25, clip_frames=10)
 

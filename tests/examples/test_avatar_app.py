@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from aiohttp import web
 
-from echo_rtc.bench.calls import Caller
+from echo_rtc.bench.support.calls import Caller
 from echo_rtc.bench.sync import Beeps, Recording, offsets
 from examples.avatar_app import PAGE, application
 

@@ -12,10 +12,10 @@ import torch
 from PIL import Image
 
 from echo_rtc.clips import ClipFormat, F32Array
-from echo_rtc.engine.protocol import Avatar, RenderRequest
 from echo_rtc.errors import InputError, RenderError, SettingsError
 from echo_rtc.model.description import ModelDescription
 from echo_rtc.model.generator import DTYPES, ClipGenerator, GeneratorSettings, fitting_dtype, resample
+from echo_rtc.rendering import Avatar, RenderRequest
 from tests.model.small import MINI, MINI_FORMAT, POSES
 
 STEPS = 2

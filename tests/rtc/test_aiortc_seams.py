@@ -43,6 +43,7 @@ from aiortc.rtp import (
     pack_remb_fci,
 )
 
+from echo_rtc.codec.encoders import Parcel, SoundEncoder
 from echo_rtc.rtc import aiortc_seams
 from echo_rtc.rtc.aiortc_seams import (
     GATHERING_LIMIT_S,
@@ -52,7 +53,6 @@ from echo_rtc.rtc.aiortc_seams import (
     ports_from,
     shorten_gathering,
 )
-from echo_rtc.rtc.encoder import Parcel, SoundEncoder
 from echo_rtc.rtc.guard import Guard
 from echo_rtc.rtc.ports import PortRange
 

@@ -24,15 +24,15 @@ import numpy as np
 import pytest
 from aiortc import RTCPeerConnection
 
-from echo_rtc.bench.calls import Caller, Heard, ScriptedMicrophone, Seen, Voice
 from echo_rtc.bench.stream import babble
+from echo_rtc.bench.support.calls import Caller, Heard, ScriptedMicrophone, Seen, Voice
 from echo_rtc.bench.sync import Beeps, Recording, offsets
 from echo_rtc.clips import MEDIA_RATE, ClipFormat, S16Array
+from echo_rtc.codec.encoders import PICTURE_RATE
 from echo_rtc.engine.card import CardFacts, level_of, read_card
-from echo_rtc.engine.protocol import Engine, RenderRequest, RenderResult
 from echo_rtc.engine.testcard import AVATAR, ScriptedFaults, TestCardEngine
 from echo_rtc.errors import CapacityError, EchoRtcError, NotLiveError, OfferError, UnsupportedMediaError
-from echo_rtc.rtc.encoder import PICTURE_RATE
+from echo_rtc.rendering import Engine, RenderRequest, RenderResult
 from echo_rtc.rtc.manager import ManagerOptions, StreamManager
 from echo_rtc.rtc.peer import MAX_EVENT_CHANNELS, Peer, PeerOptions
 

@@ -16,15 +16,15 @@ from typing import Any
 import numpy as np
 import pytest
 
-from echo_rtc.bench.calls import Caller
 from echo_rtc.bench.stream import babble
+from echo_rtc.bench.support.calls import Caller
 from echo_rtc.clips import ClipFormat
 from echo_rtc.engine.fleet import FAILURES_TO_REPLACE, FleetEngine, FleetOptions
 from echo_rtc.engine.local import LocalEngine
-from echo_rtc.engine.protocol import Continuity
 from echo_rtc.engine.worker import WorkerSpec
+from echo_rtc.rendering import Continuity
 from echo_rtc.rtc.manager import ManagerOptions
-from echo_rtc.rtc.stream import StreamOptions
+from echo_rtc.stream.stream import StreamOptions
 from tests.engine.faulty import Fault, FaultyLoader
 from tests.rtc.test_calls import STARVED_S, House, Sight, house, until
 

@@ -18,7 +18,7 @@ import pytest
 from aiortc import RTCDtlsTransport
 from aiortc.rtcsctptransport import DataChunk, RTCSctpTransport
 
-from echo_rtc.bench.calls import Caller
+from echo_rtc.bench.support.calls import Caller
 from echo_rtc.engine.testcard import TestCardEngine
 from echo_rtc.rtc.aiortc_seams import IceDatagrams
 from echo_rtc.rtc.guard import MAX_SOURCES, MAX_UNFINISHED_BYTES, RESENDS_BURST

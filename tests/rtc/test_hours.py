@@ -13,12 +13,12 @@ import pytest
 from aiortc.mediastreams import MediaStreamError, MediaStreamTrack
 
 from echo_rtc.clips import MEDIA_RATE, ClipFormat
+from echo_rtc.codec.encoders import PICTURE_RATE, EncodedPortion, EncoderBank, Parcel, Portion, VideoCodec
 from echo_rtc.engine.testcard import AVATAR, ScriptedFaults, TestCardEngine
-from echo_rtc.rtc import stream as stream_module
-from echo_rtc.rtc.encoder import PICTURE_RATE, EncodedPortion, EncoderBank, Parcel, Portion, VideoCodec
-from echo_rtc.rtc.stream import Stream, StreamOptions
-from echo_rtc.rtc.tracks import PacketTrack, Viewer
-from tests.rtc.virtual import run
+from echo_rtc.stream import stream as stream_module
+from echo_rtc.stream.stream import Stream, StreamOptions
+from echo_rtc.stream.viewers import PacketTrack, Viewer
+from tests.support.virtual import run
 
 FORMAT = ClipFormat(fps=12, clip_frames=6, width=32, height=32)
 BLOCK = 960

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 import numpy as np
 import psutil
 
-from echo_rtc.bench.calls import Caller, Heard, Voice
+from echo_rtc.bench.support.calls import Caller, Heard, Voice
 from echo_rtc.clips import MEDIA_RATE, ClipFormat, S16Array
 from echo_rtc.engine.testcard import AVATAR, TestCardEngine
 from tests.rtc.test_calls import House, Sight, house, tone, until

@@ -15,18 +15,18 @@ import pytest
 from aiortc import RTCConfiguration, RTCIceServer, RTCIceTransportPolicy, RTCPeerConnection
 from aiortc.mediastreams import MediaStreamTrack
 
-from echo_rtc.bench.calls import Caller
 from echo_rtc.bench.stream import babble
+from echo_rtc.bench.support.calls import Caller
 from echo_rtc.engine.testcard import AVATAR, TestCardEngine
 from echo_rtc.errors import CapacityError
 from echo_rtc.rtc.manager import ManagerOptions
 from echo_rtc.rtc.network import Network
 from echo_rtc.rtc.peer import PeerOptions
-from echo_rtc.rtc.stream import Stream, StreamOptions
-from tests.rtc import virtual
+from echo_rtc.stream.stream import Stream, StreamOptions
 from tests.rtc.test_aiortc_seams import taken
 from tests.rtc.test_calls import FORMAT, Sight, house, until
-from tests.rtc.turn import coturn
+from tests.support import virtual
+from tests.support.turn import coturn
 
 PUBLIC = "203.0.113.5"
 

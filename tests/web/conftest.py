@@ -15,7 +15,7 @@ from echo_rtc.clips import ClipFormat
 from echo_rtc.errors import UnknownAvatarError
 from echo_rtc.rtc.manager import ManagerCounters
 from echo_rtc.rtc.session import Opened, Role
-from echo_rtc.rtc.tally import Ledger, Tally
+from echo_rtc.stream.tally import Ledger, Tally
 from echo_rtc.web.app import Access, create_app
 from echo_rtc.web.avatars import Gallery
 from echo_rtc.web.health import Health, IceServer, Lifecycle, Phase

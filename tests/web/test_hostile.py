@@ -19,8 +19,8 @@ from hypothesis import strategies as st
 
 import server
 from echo_rtc.bench import hostile
-from echo_rtc.bench.attacks import ELSEWHERE, Attacker, Route, harmless, read_offers, spoilt
 from echo_rtc.bench.hostile import Tally, assault, end_all, send, settled, udp_sockets
+from echo_rtc.bench.support.attacks import ELSEWHERE, Attacker, Route, harmless, read_offers, spoilt
 from echo_rtc.errors import InputError, OfferError
 from echo_rtc.logs import LogFile
 from echo_rtc.rtc.fragment import read_fragment

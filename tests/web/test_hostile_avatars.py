@@ -15,14 +15,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from echo_rtc.bench.calls import Caller
+from echo_rtc.avatars.library import MAX_PICTURE_BYTES, MAX_POSES, MAX_POSES_BYTES
 from echo_rtc.bench.hostile import Answer, send
-from echo_rtc.bench.real_server import ROOT, RealServer
 from echo_rtc.bench.stream import babble
-from echo_rtc.library import MAX_PICTURE_BYTES, MAX_POSES, MAX_POSES_BYTES
+from echo_rtc.bench.support.calls import Caller
+from echo_rtc.bench.support.real_server import ROOT, RealServer
 from echo_rtc.web.avatars import MAX_AROUND_BYTES, MAX_WORD_BYTES
-from tests.test_hostile_files import png
-from tests.test_library import (
+from tests.avatars.test_library import (
     GIF,
     archive,
     endless_tiff,
@@ -33,7 +32,8 @@ from tests.test_library import (
     many_scans,
     pose_files,
 )
-from tests.test_library import spoilt as spoilt_archive
+from tests.avatars.test_library import spoilt as spoilt_archive
+from tests.offline.test_hostile_files import png
 
 BOUNDARY = "----a-boundary"
 TYPE = f"multipart/form-data; boundary={BOUNDARY}"

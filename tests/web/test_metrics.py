@@ -13,13 +13,13 @@ import pytest
 from prometheus_client.core import Metric
 from prometheus_client.parser import text_string_to_metric_families
 
-from echo_rtc.bench.calls import Caller
 from echo_rtc.bench.stream import babble
+from echo_rtc.bench.support.calls import Caller
 from echo_rtc.counting import Names
 from echo_rtc.engine.meter import WorkerMeter
-from echo_rtc.engine.usage import GpuUse, Usage
+from echo_rtc.operations.usage import GpuUse, Usage
 from echo_rtc.rtc.aiortc_seams import IceDatagrams
-from echo_rtc.rtc.pump import LATE_S
+from echo_rtc.stream.pump import LATE_S
 from echo_rtc.web.metrics import COUNTERS, PREFIX, Metrics, ServerCollector, Watch, Watched
 from echo_rtc.web.protocol_log import NOT_HTTP
 from tests.rtc.test_calls import house, until

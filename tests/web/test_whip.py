@@ -14,8 +14,8 @@ from aiohttp import web
 from aiohttp.test_utils import TestClient
 from aiortc.rtp import RTCP_PSFB_APP, RtcpPsfbPacket, pack_remb_fci
 
-from echo_rtc.bench.calls import Caller, Exchange, Publisher
 from echo_rtc.bench.stream import babble
+from echo_rtc.bench.support.calls import Caller, Exchange, Publisher
 from echo_rtc.clips import ClipFormat
 from echo_rtc.engine.card import read_card
 from echo_rtc.engine.testcard import TestCardEngine

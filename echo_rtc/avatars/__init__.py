@@ -1,0 +1,1 @@
+"""Avatars on disk: the library that holds them, and the checks of what is uploaded."""

@@ -1,0 +1,361 @@
+"""The avatars of a server: those of its configuration, and those that were uploaded, which a folder keeps.
+
+An upload is checked and written anew before a worker sees it: the picture as an upright PNG of the stream's shape
+without anything else that was in the file, the poses as they were understood. A folder of the directory is an avatar:
+``reference.png`` and ``poses/0.npy``, ``1.npy`` and so on. Knows files and an engine; no HTTP, no streams.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import io
+import logging
+import re
+import secrets
+import shutil
+import zipfile
+import zlib
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Protocol
+
+from PIL import Image, ImageOps
+
+from echo_rtc.clips import ClipFormat
+from echo_rtc.codec.encoders import video_frame
+from echo_rtc.errors import (
+    AvatarConflictError,
+    BusyError,
+    EchoRtcError,
+    InputError,
+    StorageError,
+    UnknownAvatarError,
+)
+from echo_rtc.model.image import STRANGERS_FORMATS, read_picture, resize_lanczos
+from echo_rtc.model.pose import POSE_FILE_NAME, load_pose_sequence, save_pose
+from echo_rtc.rendering import Avatar, AvatarFiles, Progress
+from echo_rtc.settings import AVATAR_NAME, AVATAR_NAME_WORDS, DEFAULT_AVATAR, Settings
+
+logger = logging.getLogger(__name__)
+
+MAX_PICTURE_BYTES = 10 * 1024 * 1024
+MAX_PICTURE_PIXELS = 32_000_000
+MAX_SCANS = 64
+"""Of a JPEG; a progressive one has about ten. Each is decoded over the whole picture, and 50 bytes can be one."""
+MIN_PICTURE_SIDE = 64
+MAX_KEPT_SIDE = 1536
+"""An uploaded picture is kept at this size (pixels) at most; models read 256 to 768."""
+MAX_POSES_BYTES = 16 * 1024 * 1024
+"""Of the ZIP file."""
+MAX_POSES = 2_000
+MAX_MEMBERS = 3 * MAX_POSES
+"""Of the ZIP file, with folders and what some systems add to each file."""
+MAX_UNPACKED_BYTES = 64 * 1024 * 1024
+FACE_HEIGHT = 0.4
+"""Where a picture is cut to the stream's shape, this share of what goes is at the top: faces are above the middle."""
+PREVIEW_QUALITY = 88
+BUSY_RETRY_S = 10
+"""When to try again while another avatar is being prepared."""
+
+_PICTURE, _POSES = "reference.png", "poses"
+_ZIP_ENTRY, _JPEG, _JPEG_SCAN = b"PK\x01\x02", b"\xff\xd8", b"\xff\xda"
+
+
+class Preparing(Protocol):
+    """The part of an engine that the library uses."""
+
+    @property
+    def format(self) -> ClipFormat: ...
+
+    @property
+    def avatars(self) -> Mapping[str, Avatar]: ...
+
+    async def prepare_avatar(self, files: AvatarFiles) -> Avatar: ...
+
+    async def remove_avatar(self, name: str) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """An avatar that can be chosen; ``uploaded`` ones can be deleted."""
+
+    name: str
+    uploaded: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Preview:
+    """The first frame of an avatar's idle loop as JPEG, and a tag that changes with it."""
+
+    jpeg: bytes
+    tag: str
+
+
+@dataclass(frozen=True, slots=True)
+class Shelf:
+    """What the library keeps and how much: the configured avatars in their order (the first is the default one), the
+    ``folder`` of the others, and how many there may be together."""
+
+    configured: tuple[AvatarFiles, ...]
+    folder: Path
+    most: int
+
+    @classmethod
+    def of(cls, settings: Settings) -> Shelf:
+        default = AvatarFiles(DEFAULT_AVATAR, settings.reference_image, settings.pose_dir)
+        further = (AvatarFiles(each.name, each.reference_image, each.pose_dir) for each in settings.avatars)
+        return cls((default, *further), settings.avatar_dir, settings.max_avatars)
+
+
+class AvatarLibrary:
+    """Prepares avatars on an engine, adds and deletes them while streams go on."""
+
+    def __init__(self, engine: Preparing, shelf: Shelf, in_use: Callable[[], Collection[str]] = tuple) -> None:
+        """``in_use`` gives the names of the avatars that streams show at the moment."""
+        self._engine = engine
+        self._shelf = shelf
+        self._in_use = in_use
+        self._files = {files.name: files for files in shelf.configured}
+        self._turn = asyncio.Lock()
+        self._previews: dict[str, tuple[Avatar, Preview]] = {}
+        self.added = 0
+        self.deleted = 0
+
+    async def prepare(self, progress: Progress) -> None:
+        """Prepares all avatars but the default one, which a started engine has already. Raises InputError for one of
+        the configuration; a kept one that cannot be prepared is logged and left out."""
+        async with self._turn:
+            for files in self._shelf.configured[1:]:
+                progress(f"preparing avatar {files.name}")
+                try:
+                    await self._engine.prepare_avatar(files)
+                except EchoRtcError as error:
+                    raise InputError(f"avatars.{files.name} cannot be prepared: {error}") from error
+            for files in await asyncio.to_thread(self._kept):
+                if files.name in self._files or len(self._files) >= self._shelf.most:
+                    why = "its name is taken" if files.name in self._files else "there are max_avatars already"
+                    logger.warning("avatar %s in %s is left out: %s", files.name, self._shelf.folder, why)
+                    continue
+                progress(f"preparing avatar {files.name}")
+                try:
+                    await self._engine.prepare_avatar(files)
+                    self._files[files.name] = files
+                except EchoRtcError as error:
+                    logger.error("avatar %s in %s is left out: %s", files.name, self._shelf.folder, error)
+
+    def entries(self) -> list[Entry]:
+        """The avatars that can be chosen now, the default one first."""
+        configured = {files.name for files in self._shelf.configured}
+        return [Entry(name, name not in configured) for name in self._engine.avatars]
+
+    async def preview(self, name: str) -> Preview:
+        """Raises UnknownAvatarError."""
+        avatar = self._engine.avatars.get(name)
+        if avatar is None:
+            raise UnknownAvatarError(f"there is no avatar {name[:80]!r}")
+        known = self._previews.get(name)
+        if known is None or known[0] is not avatar:
+            known = (avatar, await asyncio.to_thread(_preview, avatar))
+            self._previews[name] = known
+        return known[1]
+
+    async def add(self, name: str, picture: bytes, poses: bytes | None = None, poses_of: str | None = None) -> Entry:
+        """Checks, keeps and prepares an avatar; when this returns, streams can choose it.
+
+        ``picture`` is an image file. ``poses`` is a ZIP file of them; without it they are those of the avatar
+        ``poses_of``, which is the default one if it is None. Raises InputError for what cannot be used,
+        AvatarConflictError where the name or the last place is taken, CapacityError while another one is being
+        prepared, StorageError where the folder cannot be written, RenderError if the workers fail; nothing is kept
+        then.
+        """
+        if not re.fullmatch(AVATAR_NAME, name):
+            raise InputError(f"name is {name[:80]!r}; it must have {AVATAR_NAME_WORDS}")
+        self._require_turn()
+        async with self._turn:
+            if name in self._files:
+                raise AvatarConflictError(f"there is an avatar {name} already; choose another name")
+            if len(self._files) >= self._shelf.most:
+                raise AvatarConflictError(f"there are {self._shelf.most} avatars, which is the limit; delete one first")
+            source = self._poses(poses, poses_of)
+            place = self._shelf.folder / name
+            # The folder is written under another name, so that one that was cut off is never taken for an avatar.
+            draft = self._shelf.folder / f".{name}-{secrets.token_hex(4)}"
+            try:
+                await asyncio.to_thread(_write, draft, picture, source, self._engine.format)
+            except BaseException:
+                # Not in a thread: it is quick, and has to be done even where this is being cancelled. What lies at the
+                # place is not touched: it may be an avatar that was left out at the start.
+                shutil.rmtree(draft, ignore_errors=True)
+                raise
+            try:
+                await asyncio.to_thread(_move, draft, place)
+                files = AvatarFiles(name, place / _PICTURE, place / _POSES)
+                await self._engine.prepare_avatar(files)
+            except BaseException:
+                shutil.rmtree(draft, ignore_errors=True)
+                shutil.rmtree(place, ignore_errors=True)
+                raise
+            self._files[name] = files
+            self.added += 1
+            logger.info("avatar %s was added", name)
+            return Entry(name, uploaded=True)
+
+    async def delete(self, name: str) -> None:
+        """Deletes an uploaded avatar. Raises UnknownAvatarError, AvatarConflictError where it is one of the
+        configuration or streams show it, or CapacityError while one is being prepared."""
+        self._require_turn()
+        async with self._turn:
+            if name not in self._files or name not in self._engine.avatars:
+                raise UnknownAvatarError(f"there is no avatar {name[:80]!r}")
+            if any(files.name == name for files in self._shelf.configured):
+                raise AvatarConflictError(f"the avatar {name} is one of the configuration; take it out there")
+            if name in self._in_use():
+                raise AvatarConflictError(f"a stream shows the avatar {name}; end it first")
+            await self._engine.remove_avatar(name)
+            await asyncio.to_thread(shutil.rmtree, self._shelf.folder / name, ignore_errors=True)
+            del self._files[name]
+            self._previews.pop(name, None)
+            self.deleted += 1
+            logger.info("avatar %s was deleted", name)
+
+    def _require_turn(self) -> None:
+        if self._turn.locked():
+            raise BusyError("another avatar is being prepared; try again when it is there", BUSY_RETRY_S)
+
+    def _kept(self) -> list[AvatarFiles]:
+        """The avatars in the folder, by name; and none where there is no folder."""
+        if not self._shelf.folder.is_dir():
+            return []
+        places = sorted(path for path in self._shelf.folder.iterdir() if path.is_dir())
+        named = (place for place in places if re.fullmatch(AVATAR_NAME, place.name))
+        return [AvatarFiles(place.name, place / _PICTURE, place / _POSES) for place in named]
+
+    def _poses(self, poses: bytes | None, poses_of: str | None) -> bytes | Path:
+        """Where the poses of an upload come from: its ZIP file, or the folder of another avatar."""
+        if poses is not None:
+            if poses_of is not None:
+                raise InputError("poses and poses_of are both given; send one of them")
+            return poses
+        name = self._shelf.configured[0].name if poses_of is None else poses_of
+        if name not in self._files:
+            raise InputError(
+                f"poses_of is {name[:80]!r}, and there is no such avatar; there are {', '.join(self._files)}"
+            )
+        return self._files[name].pose_dir
+
+
+def _write(place: Path, picture: bytes, poses: bytes | Path, format: ClipFormat) -> None:
+    """Writes an avatar's folder from a picture file, and a ZIP file or a folder of poses. Raises InputError for what
+    cannot be used, StorageError."""
+    if len(picture) > MAX_PICTURE_BYTES:
+        raise InputError(f"image is larger than {MAX_PICTURE_BYTES // 2**20} MiB; make it smaller")
+    if picture.startswith(_JPEG) and picture.count(_JPEG_SCAN) > MAX_SCANS:
+        raise InputError(f"image is a JPEG of more than {MAX_SCANS} scans; save it anew")
+    image = read_picture(
+        io.BytesIO(picture), "image", MAX_PICTURE_PIXELS, MIN_PICTURE_SIDE, still=True, formats=STRANGERS_FORMATS
+    )
+    try:
+        (place / _POSES).mkdir(parents=True)
+        _fitting(image, format).save(place / _PICTURE)
+        if isinstance(poses, bytes):
+            _unpack(poses, place / _POSES)
+        else:
+            for number, pose in enumerate(load_pose_sequence(poses)):
+                save_pose(place / _POSES / f"{number}.npy", pose)
+    except OSError as error:
+        raise _storage_error(place, error) from error
+
+
+def _fitting(picture: Image.Image, format: ClipFormat) -> Image.Image:
+    """The picture cut to the stream's shape, and no larger than is of use."""
+    width, height = picture.size
+    scale = min(width / format.width, height / format.height)
+    shape = max(1, round(format.width * scale)), max(1, round(format.height * scale))
+    cut = ImageOps.fit(picture, shape, centering=(0.5, FACE_HEIGHT))
+    longest = max(shape)
+    if longest <= MAX_KEPT_SIDE:
+        return cut
+    return resize_lanczos(cut, *(max(1, round(side * MAX_KEPT_SIDE / longest)) for side in shape))
+
+
+def _unpack(content: bytes, folder: Path) -> None:
+    """Writes the poses of a ZIP file: 0.npy, 1.npy and so on, in one of its folders or in none. Raises InputError."""
+    if len(content) > MAX_POSES_BYTES:
+        raise InputError(f"poses is larger than {MAX_POSES_BYTES // 2**20} MiB; send fewer")
+    # Before it is opened: each entry of a list of hundreds of thousands becomes an object.
+    if content.count(_ZIP_ENTRY) > MAX_MEMBERS:
+        raise InputError(f"poses has more than {MAX_MEMBERS} files and folders; at most {MAX_POSES} poses are taken")
+    try:
+        with zipfile.ZipFile(io.BytesIO(content)) as archive:
+            members = [member for member in archive.infolist() if _is_pose(member)]
+            if len(members) > MAX_POSES:
+                raise InputError(f"poses has {len(members)} files; at most {MAX_POSES} are taken")
+            if sum(member.file_size for member in members) > MAX_UNPACKED_BYTES:
+                raise InputError(f"poses unpacks to more than {MAX_UNPACKED_BYTES // 2**20} MiB; no poses are so large")
+            for member in members:
+                path = folder / _pose_name(member)
+                if path.exists():
+                    raise InputError(f"poses has {path.name} twice")
+                # A size that is not the one that was claimed is an error of the archive, and told as one.
+                path.write_bytes(_content(archive, member))
+    except (zipfile.BadZipFile, zipfile.LargeZipFile, NotImplementedError, RuntimeError, EOFError, ValueError) as error:
+        raise InputError(f"poses is no ZIP file that can be read: {error}") from error
+    try:
+        poses = load_pose_sequence(folder)
+    except InputError as error:
+        raise InputError(str(error).replace(f"{folder}/", "").replace(str(folder), "poses")) from error
+    for number, pose in enumerate(poses):
+        (folder / f"{number}.npy").unlink(missing_ok=True)
+        save_pose(folder / f"{number}.npy", pose)
+
+
+def _content(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> bytes:
+    """A file of an archive, of which no more is unpacked than it claims to be. Raises InputError, and BadZipFile also
+    for what the decompressor says in words of its own."""
+    name = PurePosixPath(member.filename).name
+    if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+        # Python unpacks the others whole, whatever they become: 350 bytes can be 300 MB.
+        raise InputError(f"{name} in poses is compressed in an unusual way; make an ordinary ZIP file")
+    try:
+        with archive.open(member) as file:
+            return file.read(member.file_size + 1)
+    except (OSError, zlib.error) as error:
+        raise zipfile.BadZipFile(f"{name} is damaged: {error}") from error
+
+
+def _pose_name(member: zipfile.ZipInfo) -> str:
+    """Raises InputError for a name that no pose has, which the file system may not even be able to write."""
+    name = PurePosixPath(member.filename).name
+    if not re.fullmatch(POSE_FILE_NAME, name):
+        raise InputError(f"{name[:80]!r} in poses is not named by its frame number; poses are 0.npy, 1.npy, ...")
+    return name
+
+
+def _is_pose(member: zipfile.ZipInfo) -> bool:
+    path = PurePosixPath(member.filename)
+    hidden = path.name.startswith(".") or "__MACOSX" in path.parts
+    return not member.is_dir() and path.suffix == ".npy" and not hidden
+
+
+def _move(draft: Path, place: Path) -> None:
+    """Gives a folder its name; what a run that was cut off has left there goes."""
+    try:
+        if place.exists():
+            shutil.rmtree(place)
+        draft.rename(place)
+    except OSError as error:
+        raise _storage_error(place, error) from error
+
+
+def _storage_error(place: Path, error: OSError) -> StorageError:
+    return StorageError(f"avatar_dir is {place.parent}, which cannot be written: {error.strerror or error}")
+
+
+def _preview(avatar: Avatar) -> Preview:
+    image: Image.Image = video_frame(avatar.idle[0]).to_image()  # type: ignore[no-untyped-call]
+    buffer = io.BytesIO()
+    image.save(buffer, "JPEG", quality=PREVIEW_QUALITY)
+    jpeg = buffer.getvalue()
+    return Preview(jpeg, hashlib.sha256(jpeg).hexdigest()[:16])

@@ -1,0 +1,97 @@
+"""``python server.py`` in a process of its own, as an operator starts it: what benchmarks attack, load and break.
+
+An async context manager. Needs a clone of the repository, whose composition root is no part of the package.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import re
+import signal
+import sys
+from pathlib import Path
+from types import TracebackType
+
+import psutil
+
+from echo_rtc.errors import InputError
+
+ROOT = Path(__file__).resolve().parents[3]
+START_S, STOP_S = 120.0, 15.0
+
+
+class RealServer:
+    """A server with these flags, on a free port of this machine. ``lines``: all that it has written on its console."""
+
+    def __init__(self, *flags: str, command: tuple[str, ...] = (sys.executable,)) -> None:
+        self._flags = flags
+        self._command = command
+        self._child: asyncio.subprocess.Process | None = None
+        self._reader: asyncio.Task[None] | None = None
+        self._ready: asyncio.Future[str] | None = None
+        self.lines: list[str] = []
+        self.url = ""
+
+    async def __aenter__(self) -> RealServer:
+        """Returns once it is ready. Raises InputError if it does not start."""
+        program = ROOT / "server.py"
+        if not program.is_file():
+            raise InputError(f"{program} does not exist; run this in a clone of the repository")
+        environ = {key: value for key, value in os.environ.items() if not key.startswith("ECHO_RTC_")}
+        self._child = await asyncio.create_subprocess_exec(
+            *self._command, str(program), "--port", "0", *self._flags, env=environ, stderr=asyncio.subprocess.PIPE
+        )
+        self._ready = asyncio.get_running_loop().create_future()
+        self._reader = asyncio.create_task(self._read(), name="read a server's log")
+        try:
+            self.url = await asyncio.wait_for(self._ready, START_S)
+        except BaseException:
+            await self.stop()
+            raise
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.stop()
+
+    @property
+    def process(self) -> psutil.Process:
+        assert self._child is not None, "the server has not been started"
+        return psutil.Process(self._child.pid)
+
+    @property
+    def port(self) -> int:
+        return int(self.url.rpartition(":")[2])
+
+    @property
+    def troubles(self) -> list[str]:
+        """What it has logged as an error, and beginnings of tracebacks."""
+        return [line for line in self.lines if re.search(r"Traceback|\b(ERROR|CRITICAL)\b", line)]
+
+    async def stop(self) -> int:
+        """Tells it to stop, and waits for that; its exit code."""
+        assert self._child is not None
+        assert self._reader is not None
+        if self._child.returncode is None:
+            self._child.send_signal(signal.SIGTERM)
+        try:
+            code = await asyncio.wait_for(self._child.wait(), STOP_S)
+        except TimeoutError:
+            self._child.kill()
+            code = await self._child.wait()
+        await self._reader
+        return code
+
+    async def _read(self) -> None:
+        assert self._child is not None
+        assert self._child.stderr is not None
+        assert self._ready is not None
+        while raw := await self._child.stderr.readline():
+            self.lines.append(raw.decode("utf-8", "replace").rstrip("\n"))
+            found = re.search(r"echo_rtc is ready: (\S+)", self.lines[-1])
+            if found is not None and not self._ready.done():
+                self._ready.set_result(found[1])
+        if not self._ready.done():
+            self._ready.set_exception(InputError(f"the server did not start: {' '.join(self.lines[-3:])}"))

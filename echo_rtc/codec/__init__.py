@@ -1,0 +1,1 @@
+"""Frames and sound to packets and back. PyAV and NumPy; no asyncio, no aiortc."""

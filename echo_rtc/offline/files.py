@@ -1,0 +1,265 @@
+"""Sound files in, movies out: what PyAV can read as 48 kHz sound, and H.264 with AAC that appears whole or not at all.
+
+Knows files and codecs. Whatever is wrong with a file is told in one sentence, as an InputError.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import logging
+import os
+import secrets
+from collections.abc import Iterator
+from fractions import Fraction
+from pathlib import Path
+from types import TracebackType
+from typing import BinaryIO, Self
+
+import av
+import numpy as np
+from av.audio.stream import AudioStream
+from av.container import InputContainer, OutputContainer
+from av.video.stream import VideoStream
+
+from echo_rtc.clips import MEDIA_RATE, ClipFormat, S16Array, YuvFrames
+from echo_rtc.codec.encoders import video_frame
+from echo_rtc.errors import InputError
+
+logger = logging.getLogger(__name__)
+
+GAP_S, MAX_GAP_S = 0.1, 60.0
+"""A step of this size (s) between a file's timestamps is a gap, and filled with silence; a greater one than the second
+is a clock that was set anew, and passed over."""
+
+CONTAINERS = {".mp4": "mp4", ".m4v": "mp4", ".mov": "mov", ".mkv": "matroska"}
+"""The endings of movies that can be written, and FFmpeg's names of their containers."""
+
+VIDEO_OPTIONS = {"preset": "medium", "crf": "18"}
+AUDIO_BITS_PER_CHANNEL = 96_000
+_BT601, _LIMITED_RANGE = 6, 1  # FFmpeg's AVCOL_*_SMPTE170M and AVCOL_RANGE_MPEG
+
+
+class SoundFile:
+    """The audio track of a file, decoded to 48 kHz int16, mono or stereo. Gaps in it are silence.
+
+    Opening reads as far as the first sound, so that what is no sound is known at once. Raises InputError, also while
+    the blocks are read.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        if path.is_dir():
+            raise InputError(f"audio is {path}, which is a folder; name a file with sound")
+        with contextlib.ExitStack() as opening:
+            try:
+                file: BinaryIO = opening.enter_context(path.open("rb"))
+                container = opening.enter_context(av.open(file, metadata_errors="replace"))
+                assert isinstance(container, InputContainer)
+            except av.FFmpegError as error:
+                raise InputError(f"audio is {path}, which is no file of sound or video that can be read") from error
+            except OSError as error:
+                raise InputError(f"audio is {path}, which cannot be read: {error.strerror}") from error
+            if not container.streams.audio:
+                raise InputError(f"audio is {path}, which has no audio track")
+            self._container = container
+            self._track: AudioStream = container.streams.audio[0]
+            # PyAV promises a codec, and has none where FFmpeg does not know what the file names.
+            codec: object = self._track.codec_context
+            if codec is None:
+                raise InputError(f"audio is {path}, whose sound is in a form that is not known")
+            self.channels = 1 if self._track.codec_context.layout.nb_channels == 1 else 2
+            self._resampler: tuple[object, av.AudioResampler] | None = None
+            self._blocks = self._decode()
+            first = next(self._blocks, None)
+            if first is None:
+                raise InputError(f"audio is {path}, which holds no sound")
+            self._blocks = itertools.chain([first], self._blocks)
+            self._open = opening.pop_all()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._open.close()
+
+    @property
+    def duration_s(self) -> float | None:
+        """Length by the file's own word, which may be missing and may be wrong."""
+        if self._track.duration is not None and self._track.time_base is not None:
+            return float(self._track.duration * self._track.time_base)
+        return None if self._container.duration is None else self._container.duration / av.time_base
+
+    def blocks(self) -> Iterator[S16Array]:
+        """The sound from beginning to end in blocks (samples, channels); to be read once."""
+        return self._blocks
+
+    def _decode(self) -> Iterator[S16Array]:
+        damaged = 0
+        clock = _FileClock()
+        for frame in self._frames():
+            if frame is None:
+                damaged += 1
+                continue
+            samples = frame.to_ndarray()
+            if samples.dtype.kind == "f" and not np.isfinite(samples).all():
+                raise InputError(f"audio is {self._path}, whose samples are not all numbers (NaN or infinite)")
+            gap = clock.gap(frame)
+            if gap:
+                yield np.zeros((gap, self.channels), np.int16)
+            yield from self._resampled(frame)
+        yield from self._resampled(None)
+        if damaged:
+            logger.warning("%s: %d damaged packets were left out", self._path, damaged)
+
+    def _frames(self) -> Iterator[av.AudioFrame | None]:
+        """All frames of the track; None for a packet that cannot be decoded."""
+        packets = self._container.demux(self._track)
+        while True:
+            try:
+                packet = next(packets, None)
+            except av.FFmpegError as error:
+                raise InputError(f"audio is {self._path}, which cannot be read to its end: {error.strerror}") from error
+            if packet is None:
+                return
+            try:
+                yield from packet.decode()
+            except av.FFmpegError:
+                yield None
+
+    def _resampled(self, frame: av.AudioFrame | None) -> Iterator[S16Array]:
+        """Blocks at 48 kHz; None ends the track, as does a change of its kind in mid-file."""
+        kind = None if frame is None else (frame.format.name, frame.layout.name, frame.sample_rate)
+        made: list[av.AudioFrame] = []
+        if self._resampler is not None and self._resampler[0] != kind:
+            made += self._resampler[1].resample(None)
+            self._resampler = None
+        if frame is not None:
+            if self._resampler is None:
+                layout = "mono" if self.channels == 1 else "stereo"
+                self._resampler = kind, av.AudioResampler(format="s16", layout=layout, rate=MEDIA_RATE)
+            frame.pts = None
+            try:
+                made += self._resampler[1].resample(frame)
+            except (av.FFmpegError, ValueError) as error:
+                raise InputError(f"audio is {self._path}, whose {kind} sound cannot be converted: {error}") from error
+        for block in made:
+            yield block.to_ndarray().reshape(-1, self.channels).astype(np.int16, copy=False)
+
+
+class _FileClock:
+    """Compares a file's timestamps with the samples that came."""
+
+    def __init__(self) -> None:
+        self._expected: Fraction | None = None
+
+    def gap(self, frame: av.AudioFrame) -> int:
+        """Samples at 48 kHz that are missing before ``frame``."""
+        at = None if frame.pts is None or frame.time_base is None else frame.pts * Fraction(frame.time_base)
+        missing = Fraction(0)
+        if at is not None and self._expected is not None and GAP_S <= at - self._expected <= MAX_GAP_S:
+            missing = at - self._expected
+        begin = at if at is not None else self._expected or Fraction(0)
+        self._expected = begin + Fraction(frame.samples, frame.sample_rate)
+        return round(missing * MEDIA_RATE)
+
+
+class MovieFile:
+    """A movie being written under a temporary name beside ``path``: it takes its name when the ``with`` block ends
+    well, and is removed otherwise. Raises InputError wherever it cannot be written."""
+
+    def __init__(self, path: Path, format: ClipFormat, channels: int) -> None:
+        check_movie_path(path)
+        self._path = path
+        self._format = format
+        self._layout = "mono" if channels == 1 else "stereo"
+        self._frames = 0
+        self._samples = 0
+        self._temporary = path.parent / f".echo_rtc-{secrets.token_hex(6)}.part"
+        try:
+            self._temporary.open("xb").close()
+        except OSError as error:
+            raise self._failure(error) from error
+        with contextlib.ExitStack() as undo:
+            undo.callback(self._temporary.unlink)
+            try:
+                kind = CONTAINERS[path.suffix.lower()]
+                index_first = {} if kind == "matroska" else {"movflags": "+faststart"}
+                container = av.open(str(self._temporary), "w", format=kind, container_options=index_first)
+                assert isinstance(container, OutputContainer)
+                self._container = container
+                self._video = self._video_stream(container)
+                self._audio: AudioStream = container.add_stream("aac", rate=MEDIA_RATE, layout=self._layout)
+                self._audio.bit_rate = AUDIO_BITS_PER_CHANNEL * channels
+            except OSError as error:
+                raise self._failure(error) from error
+            undo.pop_all()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
+        if kind is None:
+            try:
+                self._container.mux([*self._video.encode(None), *self._audio.encode(None)])
+                self._container.close()
+                self._temporary.replace(self._path)
+            except OSError as failure:
+                self._remove()
+                raise self._failure(failure) from failure
+            except BaseException:
+                self._remove()
+                raise
+        else:
+            self._remove()
+
+    def add(self, frames: YuvFrames, sound: S16Array) -> None:
+        """The next frames, and the next sound (samples, channels) at 48 kHz."""
+        try:
+            for picture in frames:
+                frame = video_frame(picture)
+                frame.pts, frame.time_base = self._frames, Fraction(1, self._format.fps)
+                self._frames += 1
+                self._container.mux(self._video.encode(frame))
+            if len(sound):
+                block = av.AudioFrame.from_ndarray(
+                    np.ascontiguousarray(sound.reshape(1, -1)), format="s16", layout=self._layout
+                )
+                block.sample_rate, block.pts, block.time_base = MEDIA_RATE, self._samples, Fraction(1, MEDIA_RATE)
+                self._samples += len(sound)
+                self._container.mux(self._audio.encode(block))
+        except OSError as error:
+            raise self._failure(error) from error
+
+    def _video_stream(self, container: OutputContainer) -> VideoStream:
+        stream: VideoStream = container.add_stream("libx264", rate=self._format.fps, options=dict(VIDEO_OPTIONS))
+        stream.width, stream.height, stream.pix_fmt = self._format.width, self._format.height, "yuv420p"
+        stream.time_base = Fraction(1, self._format.fps)
+        codec = stream.codec_context
+        codec.color_range = _LIMITED_RANGE
+        codec.colorspace = codec.color_primaries = codec.color_trc = _BT601
+        return stream
+
+    def _remove(self) -> None:
+        # Closing a half-written container may fail once more; the file goes either way.
+        with contextlib.suppress(OSError, ValueError):
+            self._container.close()
+        self._temporary.unlink(missing_ok=True)
+
+    def _failure(self, error: OSError) -> InputError:
+        return InputError(f"output is {self._path}, which cannot be written: {error.strerror or error}")
+
+
+def check_movie_path(path: Path) -> None:
+    """Raises InputError if a movie cannot be written there for a reason that its name, its folder or what is there
+    already shows."""
+    if path.suffix.lower() not in CONTAINERS:
+        raise InputError(f"output is {path}, whose ending is unknown; choose one of {', '.join(CONTAINERS)}")
+    if path.is_dir():
+        raise InputError(f"output is {path}, which is a folder; name a file in it")
+    if path.exists() and not path.is_file():
+        raise InputError(f"output is {path}, which is no ordinary file")
+    if not path.parent.is_dir():
+        raise InputError(f"output is {path}, but the folder {path.parent} does not exist; make it first")
+    if not os.access(path.parent, os.W_OK | os.X_OK):
+        raise InputError(f"output is {path}, but nothing may be written into the folder {path.parent}")

@@ -1,0 +1,180 @@
+"""What the rest of the server knows of an engine: one awaitable, plain data in and out."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+
+from echo_rtc.clips import ClipFormat, F16Array, F32Array, YuvFrames
+
+Progress = Callable[[str], None]
+"""Called with one line for the log whenever a worker reaches a further step of its start-up."""
+
+
+@dataclass(frozen=True, slots=True)
+class RenderRequest:
+    """One clip to render. Any worker can take it: a worker holds nothing of a stream.
+
+    ``audio`` is mono float32 at the format's ``sample_rate``: history, then the audio of ``frames`` frames.
+    ``pose_position`` is the number of the clip's first frame; the pose sequence wraps around.
+    ``seed`` chooses the initial noise. ``init_latent`` (C, h, w) float16 is the previous clip's final latent, or None
+    to start fresh. ``steps`` overrides the configured number of denoising steps.
+
+    The rest is for the engine alone: ``stream`` tells whose clip it is ("": nobody's); ``deadline_s``, on the event
+    loop's clock, until when the result is of any use; ``chained``: if the clip of the same stream that was asked for
+    before this one is still on its way, this one begins with that one's final latent instead of ``init_latent``.
+    """
+
+    avatar: str
+    audio: F32Array
+    frames: int
+    pose_position: int
+    seed: int
+    init_latent: F16Array | None = None
+    steps: int | None = None
+    stream: str = ""
+    deadline_s: float = math.inf
+    chained: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class RenderResult:
+    """A rendered clip: its frames, the final latent (C, h, w) float16 of its last frame (None where a renderer has
+    no latents), and how many milliseconds each stage took."""
+
+    frames: YuvFrames
+    final_latent: F16Array | None = None
+    stages_ms: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Avatar:
+    """What streams need to know of a prepared avatar.
+
+    ``idle`` is the loop shown in silence: frame ``n`` of media time shows ``idle[n % len(idle)]``. ``idle_latents``
+    (len(idle), C, h, w) float16 are the final latents of those frames, so that speech can chain from the idle loop
+    (None where a renderer has no latents).
+    """
+
+    name: str
+    idle: YuvFrames
+    idle_latents: F16Array | None = None
+
+    @classmethod
+    def joined(cls, pieces: Sequence[Avatar]) -> Avatar:
+        """The avatar whose idle loop comes in ``pieces``, at least one."""
+        planes = (np.concatenate([getattr(piece.idle, plane) for piece in pieces]) for plane in ("y", "u", "v"))
+        latents = [piece.idle_latents for piece in pieces if piece.idle_latents is not None]
+        return cls(pieces[0].name, YuvFrames(*planes), np.concatenate(latents) if latents else None)
+
+
+@dataclass(frozen=True, slots=True)
+class AvatarFiles:
+    """What an avatar is prepared from: a picture of the person, and a folder of 0.npy, 1.npy and so on."""
+
+    name: str
+    reference_image: Path
+    pose_dir: Path
+
+
+@dataclass(frozen=True, slots=True)
+class Continuity:
+    """How the clips of a stream join. ``chained``: each begins with the last latent of the one before.
+    ``overlap_frames``: each shows so many frames of the one before once more, to be cross-faded."""
+
+    chained: bool
+    overlap_frames: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerStatus:
+    """One worker as it stands.
+
+    ``up``: can take a clip. ``pid``: of its process; None if it has none of its own. ``clips``, ``lost``: clips it has
+    rendered and lost. ``busy_s``: seconds it was given to render them; ``rendering_s``: of these, seconds for which it
+    rendered, without hand-over and preparation. ``restarts``: how often it was replaced.
+    ``waiting``: clips that wait for it. ``p50_s``, ``p95_s``: quantiles of the seconds that its latest clips took, from
+    hand-over to hand-back; None before the first.
+    """
+
+    name: str
+    up: bool
+    pid: int | None
+    clips: int
+    lost: int
+    busy_s: float
+    restarts: int
+    waiting: int
+    p50_s: float | None
+    p95_s: float | None
+    rendering_s: float = 0.0
+
+
+class Engine(Protocol):
+    """Renders clips. ``start`` returns when every avatar is prepared and warmed up."""
+
+    @property
+    def format(self) -> ClipFormat: ...
+
+    @property
+    def avatars(self) -> dict[str, Avatar]: ...
+
+    @property
+    def capacity(self) -> int:
+        """How many streams the measured speed holds in real time (at least 1 once started)."""
+        ...
+
+    @property
+    def expected_render_s(self) -> float:
+        """Seconds from a call of ``render`` to its result that nearly every clip keeps on a free worker, as measured
+        at start: what a new stream's delay begins with."""
+        ...
+
+    @property
+    def ready(self) -> bool:
+        """Whether at least one worker can take a clip now."""
+        ...
+
+    @property
+    def workers(self) -> Sequence[WorkerStatus]:
+        """The workers as they stand, always in the same order."""
+        ...
+
+    @property
+    def trouble(self) -> str:
+        """What is wrong with the workers, in a sentence or more for people; empty if nothing is."""
+        ...
+
+    @property
+    def continuity(self) -> Continuity:
+        """How clips are to join; known once started."""
+        ...
+
+    async def start(self, progress: Progress) -> None:
+        """Starts the workers. Raises InputError or SettingsError with the worker's own sentence."""
+        ...
+
+    async def render(self, request: RenderRequest) -> RenderResult:
+        """Renders one clip. Raises LateError if it was not begun because it could not be on time, RenderError if it is
+        lost in another way; the engine itself goes on."""
+        ...
+
+    async def prepare_avatar(self, files: AvatarFiles) -> Avatar:
+        """Prepares a further avatar, or one of that name anew, on every worker and on those that will replace them,
+        while clips go on between. Raises InputError if its files cannot be used, RenderError if no worker could do it;
+        then it is not there."""
+        ...
+
+    async def remove_avatar(self, name: str) -> None:
+        """Lets go of an avatar, on every worker; clips of it that are still asked for are lost. Nothing happens if
+        there is none of that name."""
+        ...
+
+    async def close(self) -> None:
+        """Ends every worker; no process is left."""
+        ...

@@ -1,0 +1,1 @@
+"""A live stream between its voice and its viewers. asyncio; no aiortc, no aiohttp."""

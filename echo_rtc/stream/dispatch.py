@@ -1,0 +1,240 @@
+"""Sends a stream's clips to the engine, and their frames to the playout.
+
+All clips are handed to the engine as they come; it knows all streams and decides which is rendered next, and which
+comes too late to be begun. Here they are joined: chained, each from the last latent of the one before, or cross-faded
+where several workers share a stream. While they come late they get fewer denoising steps. Knows no peers and no
+packets; an engine is anything with ``render``.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+from echo_rtc.clips import MEDIA_RATE, AudioClip, ClipFormat, F16Array, YuvFrames
+from echo_rtc.errors import LateError, RenderError
+from echo_rtc.media.blend import Seams
+from echo_rtc.media.steps import StepLadder
+from echo_rtc.rendering import Avatar, Continuity, RenderRequest, RenderResult
+from echo_rtc.stream.log import Complaints, StreamLog
+
+MAX_PENDING_CLIPS = 8
+"""Clips of a stream that may be on their way; the oldest is given up for a further one."""
+RENDER_SMOOTHING = 0.3
+"""Weight of the latest clip in the expected render time."""
+
+
+class Renderer(Protocol):
+    """The part of an engine that a stream uses."""
+
+    async def render(self, request: RenderRequest) -> RenderResult: ...
+
+
+class FrameSink(Protocol):
+    """The part of the playout that takes frames. Times are of the monotonic clock, in seconds."""
+
+    def put(self, clip_index: int, frames: YuvFrames, render_s: float, now: float) -> None: ...
+
+    def blend(self, clip_index: int, frames: YuvFrames) -> None: ...
+
+    def lose(self, clip_index: int) -> None: ...
+
+    def leaves(self, media_sample: int) -> float: ...
+
+
+@dataclass(frozen=True, slots=True)
+class RenderOrder:
+    """What all clips of a stream have in common: its name for the engine, the avatar, the seed of its noise, how clips
+    join.
+
+    ``steps``, ``min_steps``: denoising steps of a clip, and how few there may be while clips come late. ``expected_s``:
+    seconds a clip is expected to take before one has been measured.
+    """
+
+    avatar: Avatar
+    format: ClipFormat
+    seed: int
+    continuity: Continuity
+    expected_s: float
+    stream: str = ""
+    steps: int = 1
+    min_steps: int = 1
+
+
+@dataclass(slots=True)
+class DispatchCounters:
+    """Clips: rendered; failed in the engine; not begun because they would have been late; given up as one too many.
+    ``steps_lowered``, ``steps_raised``: how often the number of steps fell and climbed."""
+
+    rendered: int = 0
+    failed: int = 0
+    late: int = 0
+    overflowed: int = 0
+    steps_lowered: int = 0
+    steps_raised: int = 0
+
+    @property
+    def lost(self) -> int:
+        """Clips that were admitted and have no frames."""
+        return self.failed + self.late + self.overflowed
+
+
+@dataclass(frozen=True, slots=True)
+class _Pending:
+    clip: AudioClip
+    after_idle: bool
+
+
+class Dispatcher:
+    """The clips of one stream on their way to the engine and back."""
+
+    def __init__(
+        self,
+        engine: Renderer,
+        order: RenderOrder,
+        sink: FrameSink,
+        log: StreamLog,
+        clock: Callable[[], float],
+        on_steps: Callable[[int], None] = lambda steps: None,
+    ) -> None:
+        """``on_steps`` is called with the number of steps whenever it changes."""
+        self._engine = engine
+        self._order = order
+        self._sink = sink
+        self._log = log
+        self._complaints = Complaints(log, clock)
+        self._clock = clock
+        self._on_steps = on_steps
+        self._ladder = StepLadder(order.steps, min(order.min_steps, order.steps))
+        self._seams = Seams(order.continuity.overlap_frames)
+        self._arrived: deque[_Pending] = deque()
+        self._arrival = asyncio.Event()
+        self._on_their_way: dict[int, asyncio.Task[None]] = {}
+        self._next_clip = 0
+        self._after_idle = True
+        self._latent: F16Array | None = None
+        self._last_done_s = 0.0
+        self.expected_s = order.expected_s
+        self.counters = DispatchCounters()
+
+    @property
+    def pending(self) -> int:
+        """Clips on their way to the engine and back."""
+        return len(self._arrived) + len(self._on_their_way)
+
+    @property
+    def steps(self) -> int:
+        """Denoising steps that the next clip gets."""
+        return self._ladder.steps
+
+    def idle(self) -> None:
+        """A clip went by in silence: the picture is the idle loop's."""
+        self._after_idle = True
+
+    def submit(self, clip: AudioClip) -> None:
+        """A clip to render, in order of media time."""
+        while self.pending >= MAX_PENDING_CLIPS:
+            self.counters.overflowed += 1
+            if self._on_their_way:
+                oldest = min(self._on_their_way)
+                self._on_their_way.pop(oldest).cancel()
+            else:
+                oldest = self._arrived.popleft().clip.index
+            self._give_up(oldest, "too many are on their way to the engine")
+        self._arrived.append(_Pending(clip, self._after_idle))
+        self._next_clip = clip.index + 1
+        self._after_idle = False
+        self._arrival.set()
+
+    async def run(self) -> None:
+        """Dispatches for ever; every clip on its way ends with this task."""
+        async with asyncio.TaskGroup() as tasks:
+            while True:
+                while self._arrived:
+                    pending = self._arrived.popleft()
+                    index = pending.clip.index
+                    self._on_their_way[index] = tasks.create_task(self._render(pending), name=f"clip {index}")
+                self._arrival.clear()
+                await self._arrival.wait()
+
+    async def _render(self, pending: _Pending) -> None:
+        clip = pending.clip
+        begun = self._clock()
+        try:
+            result = await self._engine.render(self._request(pending))
+            self._take(clip, result, begun)
+        except LateError as error:
+            self.counters.late += 1
+            self._give_up(clip.index, str(error))
+            self._judge(clip.index, -math.inf, 0.0)
+        except RenderError as error:
+            self.counters.failed += 1
+            self._give_up(clip.index, str(error))
+        finally:
+            self._on_their_way.pop(clip.index, None)
+
+    def _take(self, clip: AudioClip, result: RenderResult, begun: float) -> None:
+        """A clip is there: what it took is noted, and its frames and those that it closes a seam with are shown."""
+        now = self._clock()
+        if self._order.continuity.chained:
+            # The wait for the clip before is its time, not this one's.
+            begun = max(begun, self._last_done_s)
+            self._latent = result.final_latent
+        self._last_done_s = now
+        took_s = now - begun
+        self.expected_s += RENDER_SMOOTHING * (took_s - self.expected_s)
+        own, seams = self._seams.push(clip.index, result.frames)
+        slack_s = self._leaves(clip.first_frame) - now
+        self._sink.put(clip.index, own, took_s, now)
+        for index, frames in seams:
+            self._sink.blend(index, frames)
+        self.counters.rendered += 1
+        self._judge(clip.index, slack_s, took_s)
+
+    def _request(self, pending: _Pending) -> RenderRequest:
+        clip, order = pending.clip, self._order
+        latent: F16Array | None = None
+        if order.continuity.chained:
+            latent = self._latent
+            idle = order.avatar.idle_latents
+            if pending.after_idle or latent is None:
+                latent = None if idle is None else idle[(clip.first_frame - 1) % len(idle)]
+        overlap = order.continuity.overlap_frames
+        return RenderRequest(
+            avatar=order.avatar.name,
+            audio=clip.window,
+            frames=clip.frames + overlap,
+            pose_position=clip.first_frame - overlap,
+            seed=order.seed,
+            init_latent=latent,
+            steps=None if self.steps == order.steps else self.steps,
+            stream=order.stream,
+            deadline_s=self._leaves(clip.first_frame + clip.frames - 1),
+            chained=order.continuity.chained and not pending.after_idle,
+        )
+
+    def _leaves(self, frame: int) -> float:
+        """When a frame is due."""
+        return self._sink.leaves(self._order.format.sample_of_frame(frame, MEDIA_RATE))
+
+    def _judge(self, clip: int, slack_s: float, took_s: float) -> None:
+        """A clip was there ``slack_s`` before it was due, negative if it was late: the steps fall or climb."""
+        before = self.steps
+        if slack_s < 0:
+            self._ladder.late(clip, self._next_clip)
+        else:
+            self._ladder.on_time(clip, slack_s, took_s, self._next_clip)
+        if self.steps == before:
+            return
+        self.counters.steps_lowered += self.steps < before
+        self.counters.steps_raised += self.steps > before
+        self._log.info("clips get %d denoising steps, of %d", self.steps, self._order.steps)
+        self._on_steps(self.steps)
+
+    def _give_up(self, index: int, reason: str) -> None:
+        self._sink.lose(index)
+        self._complaints.warning("clip %d is lost: %s", index, reason)
