@@ -27,10 +27,11 @@ from echo_rtc.engine.factory import create_engine
 from echo_rtc.errors import CapacityError, InputError
 from echo_rtc.model.description import ModelDescription
 from echo_rtc.rendering import Engine
-from echo_rtc.rtc.voice import VoiceTrack
+from echo_rtc.rtc.tracks import FrameTrack, packetizer
+from echo_rtc.rtc.voice import any_track
 from echo_rtc.settings import Settings, named_settings
 from echo_rtc.stream.stream import Stream, StreamOptions
-from echo_rtc.stream.taps import FrameTrack
+from echo_rtc.stream.voice import Voice
 
 __all__ = ["AvatarService", "TalkingFace", "stream_options"]
 
@@ -107,8 +108,8 @@ class AvatarService:
                 f"all {self.capacity} faces that the engine animates in real time are taken; close one first",
                 RETRY_AFTER_S,
             )
-        stream = Stream(self._engine, self._engine.avatars[name], self._options)
-        face = TalkingFace(stream, VoiceTrack(voice))
+        stream = Stream(self._engine, self._engine.avatars[name], self._options, packetizer)
+        face = TalkingFace(stream, any_track(voice))
         self._faces.add(face)
         stream.ended.add_done_callback(lambda _: self._faces.discard(face))
         return face
@@ -125,13 +126,14 @@ class TalkingFace:
     and its last sound has left. A voice that is only muted, or sends nothing, is silence: the idle loop is shown.
     """
 
-    def __init__(self, stream: Stream, voice: VoiceTrack) -> None:
+    def __init__(self, stream: Stream, voice: Voice) -> None:
         self._stream = stream
         self._tap = stream.add_tap()
-        self._voice = voice
-        self._life = asyncio.create_task(self._live(), name="life of a face")
+        self._audio = FrameTrack("audio", self._tap.sound)
+        self._video = FrameTrack("video", self._tap.picture)
         stream.begin()
-        stream.listen(voice)
+        self._listening = stream.listen(voice)
+        self._life = asyncio.create_task(self._live(), name="life of a face")
 
     async def __aenter__(self) -> Self:
         return self
@@ -142,12 +144,12 @@ class TalkingFace:
     @property
     def audio(self) -> FrameTrack[av.AudioFrame]:
         """The voice, late by the delay: mono s16 frames of 20 ms at 48 kHz."""
-        return self._tap.sound
+        return self._audio
 
     @property
     def video(self) -> FrameTrack[av.VideoFrame]:
         """The face: yuv420p frames, pts at 90 kHz that count from the same instant as the sound's."""
-        return self._tap.picture
+        return self._video
 
     @property
     def avatar(self) -> str:
@@ -186,20 +188,18 @@ class TalkingFace:
         finally:
             over.cancel()
             await asyncio.wait({over})
-        await self._stream.close("the voice has ended" if self._voice.over.is_set() else "its tracks were stopped")
+        await self._stream.close("the voice has ended" if self._listening.done() else "its tracks were stopped")
 
     async def _over(self) -> None:
         """Returns when the tracks were stopped, or the voice has ended and its last sound has left."""
-        voice = asyncio.create_task(self._voice.over.wait())
         tracks = asyncio.create_task(self._tap.ended.wait())
         try:
-            await asyncio.wait({voice, tracks}, return_when=asyncio.FIRST_COMPLETED)
-            if voice.done():
+            await asyncio.wait({self._listening, tracks}, return_when=asyncio.FIRST_COMPLETED)
+            if self._listening.done():
                 await asyncio.wait({tracks}, timeout=self._stream.delay_s)
         finally:
-            for task in (voice, tracks):
-                task.cancel()
-            await asyncio.wait({voice, tracks})
+            tracks.cancel()
+            await asyncio.wait({tracks})
 
 
 def _log(line: str) -> None:

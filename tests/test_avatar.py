@@ -15,8 +15,8 @@ from echo_rtc.bench.support.calls import ScriptedMicrophone
 from echo_rtc.clips import ClipFormat, S16Array
 from echo_rtc.engine.card import CardFacts, level_of, read_card
 from echo_rtc.errors import CapacityError, InputError, SettingsError
+from echo_rtc.rtc.tracks import FrameTrack
 from echo_rtc.settings import Settings
-from echo_rtc.stream.taps import FrameTrack
 
 PATIENCE_S = 15.0
 CARD: dict[str, object] = {

@@ -37,10 +37,8 @@ ALLOWED: dict[str, set[str]] = {
     "media": SHARED | {"echo_rtc.media"},
     "engine": SHARED | {"echo_rtc.engine", "echo_rtc.rendering", "echo_rtc.settings"},
     "rendering": SHARED,
-    "codec": SHARED | {"echo_rtc.codec", "echo_rtc.rtc.aiortc_seams", "echo_rtc.stream.log"},
-    "stream": SHARED
-    | {"echo_rtc.stream", "echo_rtc.codec", "echo_rtc.media", "echo_rtc.rendering"}
-    | {"echo_rtc.rtc.guard"},
+    "codec": SHARED | {"echo_rtc.codec"},
+    "stream": SHARED | {"echo_rtc.stream", "echo_rtc.codec", "echo_rtc.media", "echo_rtc.rendering"},
     "rtc": SHARED | {"echo_rtc.rtc", "echo_rtc.stream", "echo_rtc.codec", "echo_rtc.rendering"},
     "web": SHARED | {"echo_rtc.web", "echo_rtc.rtc", "echo_rtc.stream", "echo_rtc.operations", "echo_rtc.rendering"},
     "model": SHARED | {"echo_rtc.model", "echo_rtc.rendering"},
@@ -115,9 +113,30 @@ def test_nothing_imports_the_training() -> None:
         assert not any(belongs(name, {"echo_rtc.train"}) for name in imports_of(path)), path
 
 
-@pytest.mark.parametrize("room", ["settings", "logs", "codec", "stream", "rtc", "web", "engine", "avatar", "server"])
+@pytest.mark.parametrize("room", ["settings", "logs", "web", "engine", "avatars", "avatar", "operations", "server"])
 def test_the_server_process_never_loads_torch(room: str) -> None:
     assert loaded(modules_of(room), TORCH) == {}
+
+
+def test_codecs_know_no_event_loop() -> None:
+    assert loaded(modules_of("codec"), (*TORCH, *WIRE, "asyncio", "socket", "echo_rtc.media")) == {}
+
+
+def test_a_stream_knows_no_webrtc_and_no_http() -> None:
+    assert loaded(modules_of("stream"), (*TORCH, *WIRE, "echo_rtc.engine", "echo_rtc.rtc", "echo_rtc.web")) == {}
+
+
+def test_rendering_offline_knows_no_network() -> None:
+    assert loaded(modules_of("offline"), (*TORCH, *WIRE, "echo_rtc.rtc", "echo_rtc.stream", "echo_rtc.web")) == {}
+
+
+def test_the_webrtc_edge_knows_no_http() -> None:
+    assert loaded(modules_of("rtc"), (*TORCH, "aiohttp", "echo_rtc.engine", "echo_rtc.web")) == {}
+
+
+def test_the_shared_words_need_numpy_only() -> None:
+    shared = [*modules_of("clips"), *modules_of("rendering"), *modules_of("errors"), *modules_of("counting")]
+    assert loaded(shared, (*TORCH, *WIRE, "av", "asyncio", "socket", "echo_rtc.engine", "echo_rtc.settings")) == {}
 
 
 def test_media_needs_numpy_and_nothing_that_waits() -> None:
@@ -125,7 +144,9 @@ def test_media_needs_numpy_and_nothing_that_waits() -> None:
 
 
 def test_the_model_knows_no_wire() -> None:
-    assert loaded(modules_of("model"), (*WIRE, "echo_rtc.rtc", "echo_rtc.web", "echo_rtc.media")) == {}
+    assert (
+        loaded(modules_of("model"), (*WIRE, "echo_rtc.rtc", "echo_rtc.web", "echo_rtc.media", "echo_rtc.engine")) == {}
+    )
 
 
 def test_the_check_sees_what_it_looks_for() -> None:

@@ -24,7 +24,7 @@ from typing import Protocol
 from PIL import Image, ImageOps
 
 from echo_rtc.clips import ClipFormat
-from echo_rtc.codec.encoders import video_frame
+from echo_rtc.codec.picture import video_frame
 from echo_rtc.errors import (
     AvatarConflictError,
     BusyError,

@@ -22,7 +22,7 @@ from echo_rtc.bench.support.call_server import CallServer
 from echo_rtc.bench.support.calls import Caller, Heard, Seen
 from echo_rtc.bench.support.report import report
 from echo_rtc.clips import MEDIA_RATE, S16Array
-from echo_rtc.codec.encoders import PICTURE_RATE
+from echo_rtc.codec.picture import PICTURE_RATE
 from echo_rtc.engine.card import CardError, read_card, rms_of
 
 BEEP_S = 0.3

@@ -22,7 +22,7 @@ from echo_rtc.bench.stream import babble
 from echo_rtc.bench.support.call_server import CallServer
 from echo_rtc.bench.support.calls import Publisher, connect, received_bytes
 from echo_rtc.bench.support.report import report
-from echo_rtc.codec.encoders import PICTURE_RATE
+from echo_rtc.codec.picture import PICTURE_RATE
 from echo_rtc.rtc.aiortc_seams import without_decoding
 
 NAME = "bench"

@@ -23,7 +23,7 @@ from av.container import InputContainer, OutputContainer
 from av.video.stream import VideoStream
 
 from echo_rtc.clips import MEDIA_RATE, ClipFormat, S16Array, YuvFrames
-from echo_rtc.codec.encoders import video_frame
+from echo_rtc.codec.picture import video_frame
 from echo_rtc.errors import InputError
 
 logger = logging.getLogger(__name__)

@@ -19,13 +19,13 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from echo_rtc.clips import MEDIA_RATE, AudioClip, ClipFormat, F16Array, S16Array, YuvFrames
+from echo_rtc.codec.resampling import SpeechResampler, mono_mix
 from echo_rtc.errors import RenderError
 from echo_rtc.media.blend import cross_fade
 from echo_rtc.media.clipper import Clipper
 from echo_rtc.media.gate import SpeechGate
 from echo_rtc.offline.files import MovieFile, SoundFile
 from echo_rtc.rendering import Avatar, Engine, RenderRequest, RenderResult
-from echo_rtc.stream.microphone import SpeechResampler
 
 logger = logging.getLogger(__name__)
 
@@ -137,7 +137,7 @@ class _Sound:
         for block in self._source.blocks():
             self._waiting.append(block)
             self._read += len(block)
-            for clip in clipper.push(resampler.push(_mono(block))):
+            for clip in clipper.push(resampler.push(mono_mix(block))):
                 frames += clip.frames
                 yield clip
         while frames < self.frames:
@@ -162,12 +162,6 @@ class _Sound:
         taken = np.concatenate(parts)
         self._taken += len(taken)
         return taken
-
-
-def _mono(block: S16Array) -> S16Array:
-    """(samples, channels) to (samples,): the mean, as the live microphone takes it."""
-    mean: S16Array = (block.sum(axis=1, dtype=np.int32) // block.shape[1]).astype(np.int16)
-    return mean
 
 
 @dataclass(frozen=True, slots=True)

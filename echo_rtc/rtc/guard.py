@@ -9,7 +9,8 @@ bookkeeping: time comes from a clock that is given, packets are numbers here.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+
+from echo_rtc.stream.counters import GuardCounters
 
 PACKETS_PER_S, PACKETS_BURST = 500.0, 500.0
 """Media packets; a microphone sends 50 a second, 400 with the shortest packets that Opus has."""
@@ -43,19 +44,6 @@ class Allowance:
         granted = min(wanted, int(self._left))
         self._left -= granted
         return granted
-
-
-@dataclass(slots=True)
-class GuardCounters:
-    """What was kept from a stream's peers: media, feedback and data packets too many; packets that were not sent again;
-    packets that could not be handled; and how many peers were sent away."""
-
-    packets_refused: int = 0
-    reports_refused: int = 0
-    data_refused: int = 0
-    resends_refused: int = 0
-    faults: int = 0
-    sent_away: int = 0
 
 
 class Guard:

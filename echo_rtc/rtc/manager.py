@@ -21,6 +21,7 @@ from echo_rtc.rtc.memory import Sweeper
 from echo_rtc.rtc.offer import MediaPlan, Offer, plan_call, plan_publishing, plan_viewing, read_offer
 from echo_rtc.rtc.peer import Peer, PeerOptions
 from echo_rtc.rtc.session import Opened, Role, checked_name
+from echo_rtc.rtc.tracks import packetizer
 from echo_rtc.stream.stream import Stream, StreamOptions
 from echo_rtc.stream.tally import Ledger, Tally
 
@@ -287,7 +288,7 @@ class StreamManager:
         if name is not None:
             self._names[name] = None
         try:
-            stream = Stream(self._engine, self._engine.avatars[avatar], self._options.stream)
+            stream = Stream(self._engine, self._engine.avatars[avatar], self._options.stream, packetizer)
             try:
                 peer = await self._answer(offer, plan, stream)
                 if avatar not in self._engine.avatars:  # it was deleted meanwhile, while nobody showed it

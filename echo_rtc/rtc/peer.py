@@ -23,7 +23,7 @@ from aiortc import (
 from aiortc.exceptions import OperationError
 
 from echo_rtc.clips import ClipFormat
-from echo_rtc.codec.encoders import VideoCodec, codec_preference
+from echo_rtc.codec.picture import VideoCodec, codec_preference
 from echo_rtc.errors import CapacityError, IceRestartError, OfferError, UnsupportedMediaError
 from echo_rtc.rtc.aiortc_seams import (
     guard_connection,
@@ -40,9 +40,11 @@ from echo_rtc.rtc.fragment import Fragment
 from echo_rtc.rtc.guard import Guard
 from echo_rtc.rtc.network import Network
 from echo_rtc.rtc.offer import MAX_CANDIDATES, MediaPlan, Offer, with_rejected, with_rtcp_mux_only, without_unusable
-from echo_rtc.stream.links import delivery_of, reception_of
+from echo_rtc.rtc.reports import delivery_of, reception_of
+from echo_rtc.rtc.tracks import PacketTrack
+from echo_rtc.rtc.voice import microphone
 from echo_rtc.stream.stream import Event, Stream
-from echo_rtc.stream.viewers import PacketTrack, Viewer
+from echo_rtc.stream.viewers import Viewer
 
 CONNECT_TIMEOUT_S = 15.0
 """A peer whose connection is not up this long after the answer is given up."""
@@ -202,30 +204,28 @@ class Peer:
         if answered is not None and plan.picture is not None:
             self._wire_picture(transceivers[plan.picture].sender)
         if plan.sound is not None and self._viewer is not None and self._viewer.sound is not None:
-            sound = transceivers[plan.sound].sender
-            sound.replaceTrack(self._viewer.sound)
-            self._send(sound, self._viewer.sound)
+            self._send(transceivers[plan.sound].sender, PacketTrack("audio", self._viewer.sound))
         if self._viewer is not None:
             senders = [transceivers[i].sender for i in (plan.picture, plan.sound) if i is not None]
             self._stream.watch_delivery(self._viewer, lambda: delivery_of(senders))
         if plan.microphone is not None:
-            microphone = transceivers[plan.microphone].receiver
-            self._stream.listen(microphone.track, lambda: reception_of(microphone))
+            receiver = transceivers[plan.microphone].receiver
+            self._stream.listen(microphone(receiver.track), lambda: reception_of(receiver))
 
     def _wire_picture(self, sender: RTCRtpSender) -> None:
         viewer = self._viewer
         assert viewer is not None
         assert viewer.picture is not None
-        sender.replaceTrack(viewer.picture)
         wire_feedback(
             sender,
             on_key_frame=lambda: self._stream.want_key_frame(viewer),
             on_bitrate=lambda bitrate: self._stream.estimate(viewer, bitrate),
         )
-        self._send(sender, viewer.picture)
+        self._send(sender, PacketTrack("video", viewer.picture))
 
     @staticmethod
     def _send(sender: RTCRtpSender, track: PacketTrack) -> None:
+        sender.replaceTrack(track)
         send_parcels(sender, track)
         report_due_times(sender, lambda: track.due_s, asyncio.get_running_loop().time)
 

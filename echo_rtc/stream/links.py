@@ -1,19 +1,15 @@
-"""What RTCP says of packets on their way: how a microphone's arrive here, and how ours arrive at a viewer.
+"""What RTCP reports say of packets: how a microphone's arrive here, and how a stream's arrive at a viewer.
 
-aiortc keeps the figures; here they are read, in seconds and packets. Counts never become less, although RTP takes a
-packet off the count of lost ones again that comes after all.
+Figures are in seconds and packets. Counts never decrease, although RTP takes a packet that arrives late off the count
+of lost packets again. Knows no connection: a probe asks for the figures.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Generic, Protocol, Self, TypeVar
-
-from aiortc import RTCRtpReceiver, RTCRtpSender
-
-from echo_rtc.clips import MEDIA_RATE
 
 logger = logging.getLogger(__name__)
 
@@ -68,27 +64,3 @@ class Link(Generic[ReportT]):
             self.latest = (await self._probe()).since(self.latest)
         except Exception:  # a boundary: aiortc's figures, of a connection in whatever state it is
             logger.debug("the figures of a connection cannot be had", exc_info=True)
-
-
-async def reception_of(receiver: RTCRtpReceiver) -> Reception:
-    """What ``receiver``, of sound, would tell its sender in a receiver report."""
-    reports = [report for report in (await receiver.getStats()).values() if report.type == "inbound-rtp"]
-    return Reception(
-        packets=sum(report.packetsReceived for report in reports),
-        lost=sum(max(0, report.packetsLost) for report in reports),
-        jitter_s=max((report.jitter for report in reports), default=0) / MEDIA_RATE,
-    )
-
-
-async def delivery_of(senders: Sequence[RTCRtpSender]) -> Delivery:
-    """What the other side has reported of the packets of ``senders``."""
-    reports = [
-        report
-        for sender in senders
-        for report in (await sender.getStats()).values()
-        if report.type == "remote-inbound-rtp"
-    ]
-    return Delivery(
-        lost=sum(max(0, report.packetsLost) for report in reports),
-        round_trip_s=max((report.roundTripTime for report in reports if report.roundTripTime), default=None),
-    )

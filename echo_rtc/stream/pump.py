@@ -16,15 +16,10 @@ from dataclasses import dataclass, field
 from typing import Generic, Protocol, TypeAlias, TypeVarTuple
 
 from echo_rtc.clips import MEDIA_RATE, ClipFormat, S16Array, YuvFrames
-from echo_rtc.codec.encoders import (
-    PICTURE_RATE,
-    SOUND_BLOCK_SAMPLES,
-    EncodedPortion,
-    Parcel,
-    Portion,
-    VideoCodec,
-)
+from echo_rtc.codec.picture import PICTURE_RATE, VideoCodec
+from echo_rtc.codec.sound import SOUND_BLOCK_SAMPLES
 from echo_rtc.media.playout import FrameKind
+from echo_rtc.stream.encoder_bank import EncodedFrame, EncodedPortion, Portion
 from echo_rtc.stream.sync import SyncMeter
 from echo_rtc.stream.taps import Tap
 from echo_rtc.stream.viewers import Viewer
@@ -196,7 +191,7 @@ class Pump:
 
     def _send(self, outbox: _Packets, dues: _Dues, encoded: EncodedPortion) -> None:
         """Puts a portion's packets where they wait until they are due."""
-        waiting: list[tuple[float, VideoCodec | None, Parcel]] = [
+        waiting: list[tuple[float, VideoCodec | None, EncodedFrame]] = [
             (dues.sounds[packet.pts], None, packet) for packet in encoded.sounds
         ]
         for codec, packets in encoded.pictures.items():
@@ -204,7 +199,7 @@ class Pump:
         for entry in sorted(waiting, key=lambda entry: entry[0]):
             outbox.put(*entry)
 
-    def _deliver(self, due: float, codec: VideoCodec | None, packet: Parcel) -> None:
+    def _deliver(self, due: float, codec: VideoCodec | None, packet: EncodedFrame) -> None:
         """Hands a packet that is due to everybody whom it concerns; ``codec`` is None for sound."""
         now = self._clock()
         if codec is None:
@@ -294,5 +289,5 @@ class _Outbox(Generic[*W]):
                 self._timer = self._loop.call_at(self._waiting[0][0], self._hand_over)
 
 
-_Packets: TypeAlias = "_Outbox[VideoCodec | None, Parcel]"
+_Packets: TypeAlias = "_Outbox[VideoCodec | None, EncodedFrame]"
 _RawFrames: TypeAlias = "_Outbox[int, int, S16Array | YuvFrames]"

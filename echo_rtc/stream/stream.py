@@ -14,25 +14,25 @@ from dataclasses import asdict, dataclass
 from enum import StrEnum
 from typing import Any
 
-from aiortc.mediastreams import MediaStreamTrack
-
 from echo_rtc.clips import S16Array
-from echo_rtc.codec.encoders import EncoderBank, VideoCodec
+from echo_rtc.codec.picture import VideoCodec
+from echo_rtc.codec.resampling import SpeechResampler
 from echo_rtc.media.clipper import Clipper
 from echo_rtc.media.gate import SpeechGate
 from echo_rtc.media.playout import DelayPolicy, FrameKind, Playout
 from echo_rtc.media.timeline import Timeline
 from echo_rtc.rendering import Avatar, Engine
-from echo_rtc.rtc.guard import GuardCounters
+from echo_rtc.stream.counters import GuardCounters
 from echo_rtc.stream.dispatch import Dispatcher, RenderOrder
+from echo_rtc.stream.encoder_bank import EncoderBank, PacketizerFactory
 from echo_rtc.stream.links import Delivery, Link, Reception
-from echo_rtc.stream.log import StreamLog
-from echo_rtc.stream.microphone import Microphone, SpeechResampler
+from echo_rtc.stream.log import Complaints, StreamLog
 from echo_rtc.stream.pump import Pump
 from echo_rtc.stream.sync import CallRecord
 from echo_rtc.stream.tally import Tally, TimedRenderer
 from echo_rtc.stream.taps import Tap
 from echo_rtc.stream.viewers import Viewer
+from echo_rtc.stream.voice import UnusableBlock, Voice
 
 logger = logging.getLogger(__name__)
 
@@ -98,7 +98,8 @@ class StreamOptions:
 class Stream:
     """Makes a face from a voice. Runs from the first :meth:`begin` to :meth:`close`."""
 
-    def __init__(self, engine: Engine, avatar: Avatar, options: StreamOptions) -> None:
+    def __init__(self, engine: Engine, avatar: Avatar, options: StreamOptions, packetizer: PacketizerFactory) -> None:
+        """``packetizer`` cuts encoded frames into the payloads of whatever carries them to viewers."""
         self.id = secrets.token_urlsafe(16)
         self.avatar = avatar.name
         self.log = StreamLog(logger, self.id)
@@ -118,7 +119,9 @@ class Stream:
             silence_rms=options.vad_threshold,
         )
         self._playout = Playout(format, avatar.idle, policy)
-        self._microphone = Microphone(self._hear, self.log)
+        self._complaints = Complaints(self.log)
+        self._voice_blocks = 0
+        self._voice_unusable = 0
         order = RenderOrder(
             avatar=avatar,
             format=format,
@@ -134,7 +137,7 @@ class Stream:
         self._viewers: dict[int, Viewer] = {}
         self._viewers_so_far = 0
         self._taps: list[Tap] = []
-        self._bank = EncoderBank(format, self.log)
+        self._bank = EncoderBank(format, packetizer, self.log)
         self._pump = Pump(
             format, self._playout, avatar.idle, self._bank, self._viewers.values(), self._clock, self._taps
         )
@@ -172,15 +175,15 @@ class Stream:
         self._spawn(self._pump.run(), "pump")
         self._spawn(self._report(), "report")
 
-    def listen(self, track: MediaStreamTrack, probe: Callable[[], Awaitable[Reception]] | None = None) -> None:
-        """Takes the voice from ``track`` from now on, until it ends. The one before, if there was one, has ended.
-        ``probe`` says how its packets arrive."""
+    def listen(self, voice: Voice, probe: Callable[[], Awaitable[Reception]] | None = None) -> asyncio.Task[None]:
+        """Takes the blocks of ``voice`` from now on, until it ends; the task is done then. The voice before, if there
+        was one, has ended. ``probe`` says how its packets arrive."""
         self._heard_at = self._clock()
         self._timeline.new_microphone(self._heard_at)
-        self._spawn(self._listen(track, Link(Reception(), probe)), "microphone")
+        return self._spawn(self._listen(voice, Link(Reception(), probe)), "voice")
 
     def add_viewer(self, codec: VideoCodec | None, with_sound: bool) -> Viewer:
-        """A further viewer, whose tracks the caller hands to a connection."""
+        """A further viewer, whose queues the caller hands to a connection."""
         number = self._viewers_so_far
         self._viewers_so_far += 1
         viewer = Viewer(number, codec, with_sound, self._choose_codecs, self._bank.want_key_frame)
@@ -192,7 +195,7 @@ class Stream:
         self._deliveries[viewer.number] = Link(Delivery(), probe)
 
     def remove_viewer(self, viewer: Viewer) -> None:
-        """Ends a viewer's tracks; encoders that only it needed go."""
+        """Closes a viewer's queues and removes encoders that only it needed."""
         viewer.close()
         if self._viewers.pop(viewer.number, None) is not None:
             self._past.count("viewers", self._viewer_counts(viewer))
@@ -202,13 +205,13 @@ class Stream:
             self._choose_codecs()
 
     def add_tap(self) -> Tap:
-        """A pair of tracks that give raw frames."""
+        """A pair of queues that give raw frames."""
         tap = Tap()
         self._taps.append(tap)
         return tap
 
     def remove_tap(self, tap: Tap) -> None:
-        """Ends a tap's tracks."""
+        """Closes a tap's queues."""
         tap.close()
         if tap in self._taps:
             self._taps.remove(tap)
@@ -291,7 +294,7 @@ class Stream:
             tally.counts[f"output.{name}"] = getattr(output, name)
         for name in ("samples", "lost_samples", "silence_samples", "late_dropped", "early_dropped", "re_anchored"):
             tally.counts[f"heard.{name}"] = getattr(heard, name)
-        tally.count("microphone", {"blocks": self._microphone.blocks, "unusable": self._microphone.unusable})
+        tally.count("microphone", {"blocks": self._voice_blocks, "unusable": self._voice_unusable})
         tally.count("clips", asdict(self._dispatcher.counters))
         tally.count("encoder", asdict(self._bank.counters))
         tally.count("bytes", self._pump.sent_bytes)
@@ -322,8 +325,8 @@ class Stream:
                 stage: round(1000 * times.sum / times.count, 1) for stage, times in self._renderer.stages_s.items()
             },
             "microphone": {
-                "blocks": self._microphone.blocks,
-                "unusable": self._microphone.unusable,
+                "blocks": self._voice_blocks,
+                "unusable": self._voice_unusable,
                 **asdict(self._timeline.statistics()),
             },
             "playout": asdict(self._playout.statistics()),
@@ -368,14 +371,18 @@ class Stream:
             "steps": self._dispatcher.steps,
         }
 
-    def _hear(self, pts: int, pcm: S16Array) -> None:
-        now = self._heard_at = self._clock()
-        self._take(self._timeline.block(pts, pcm, now), now)
-
-    async def _listen(self, track: MediaStreamTrack, link: Link[Reception]) -> None:
+    async def _listen(self, voice: Voice, link: Link[Reception]) -> None:
         self._links.append(link)
         try:
-            await self._microphone.run(track)
+            async for block in voice:
+                if isinstance(block, UnusableBlock):
+                    self._voice_unusable += 1
+                    self._complaints.warning("a block of the microphone cannot be used: %s", block.what)
+                    continue
+                self._voice_blocks += 1
+                now = self._heard_at = self._clock()
+                self._take(self._timeline.block(block.pts, block.pcm, now), now)
+            self.log.debug("the voice has ended")
         finally:
             self._links.remove(link)
             self._past.count("microphone", _link_counts(link))
@@ -452,10 +459,11 @@ class Stream:
     def _choose_codecs(self) -> None:
         self._bank.use(viewer.codec for viewer in self._viewers.values() if viewer.live and viewer.codec is not None)
 
-    def _spawn(self, work: Coroutine[Any, Any, None], name: str) -> None:
+    def _spawn(self, work: Coroutine[Any, Any, None], name: str) -> asyncio.Task[None]:
         task = asyncio.create_task(work, name=f"{name} of stream {self.id[:8]}")
         self._tasks.add(task)
         task.add_done_callback(self._task_done)
+        return task
 
     def _task_done(self, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)

@@ -1,77 +1,47 @@
-"""A stream's output as raw frames, for programs that process them or hand them to a peer connection of their own.
+"""A stream's output as raw frames, for programs that process them or encode them on their own.
 
-A tap is a pair of tracks whose ``recv()`` gives a frame when it is due. Each begins with its own first ``recv()``, so
-that either may be read alone, and both carry pts of one count. Queues are bounded: a program that reads too slowly
-loses the oldest frames, which are counted. Knows no clock, no playout and no connection.
+A tap is a pair of queues whose items are due when they are put in. Each begins with its own first read, so that either
+may be read alone, and both carry pts of one count. Queues are bounded: a program that reads too slowly loses the oldest
+frames, which are counted. Knows no clock, no playout and no connection.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections import deque
 from typing import Generic, TypeVar
 
 import av
-from aiortc.mediastreams import MediaStreamError, MediaStreamTrack
 
 from echo_rtc.clips import MEDIA_RATE, S16Array, YuvFrames
-from echo_rtc.codec.encoders import PICTURE_TIME_BASE, SOUND_TIME_BASE, video_frame
+from echo_rtc.codec.picture import PICTURE_TIME_BASE, video_frame
+from echo_rtc.codec.sound import SOUND_TIME_BASE
+from echo_rtc.stream.queues import MediaQueue
 
 SOUND_QUEUE_FRAMES = 50
 """Frames of 20 ms that may wait to be read: one second."""
 PICTURE_QUEUE_FRAMES = 30
 """Pictures that may wait to be read: about one second."""
 
-F = TypeVar("F", av.AudioFrame, av.VideoFrame)
+F = TypeVar("F", bound=av.AudioFrame | av.VideoFrame)
 
 
-class FrameTrack(MediaStreamTrack, Generic[F]):
-    """A track of frames that are due as soon as they are put in; at most ``limit`` wait to be read."""
+class FrameQueue(MediaQueue[tuple[F, int]], Generic[F]):
+    """A queue of (frame, media sample at which it begins); before the first sound of the stream it is negative.
 
-    def __init__(self, kind: str, limit: int) -> None:
-        super().__init__()
-        self.kind = kind
-        self._frames: deque[tuple[F, int]] = deque()
-        self._limit = limit
-        self._arrived = asyncio.Event()
-        self.being_read = False
-        self.media_sample = 0
-        """Media time, in samples at 48 kHz, at which the frame that was read last begins; before the first sound of the
-        stream it is negative."""
+    ``frames``: those offered since the first read. ``dropped``: those of them that the reader was too slow for.
+    """
+
+    def __init__(self, limit: int) -> None:
+        super().__init__(limit)
         self.frames = 0
-        """Frames offered since the first ``recv()``."""
         self.dropped = 0
-        """Those of them that were dropped because the reader was too slow."""
 
-    @property
-    def live(self) -> bool:
-        """Whether somebody reads."""
-        return self.being_read and self.readyState == "live"
-
-    async def recv(self) -> F:
-        """The next frame, as soon as it is due. Raises MediaStreamError once the track has ended."""
-        self.being_read = True
-        while not self._frames:
-            if self.readyState != "live":
-                raise MediaStreamError
-            self._arrived.clear()
-            await self._arrived.wait()
-        frame, self.media_sample = self._frames.popleft()
-        return frame
-
-    def put(self, frame: F, media_sample: int) -> None:
-        """Adds a frame that is due now; of too many the oldest goes."""
-        if len(self._frames) >= self._limit:
-            self._frames.popleft()
-            self.dropped += 1
-        self._frames.append((frame, media_sample))
+    def offer(self, frame: F, media_sample: int) -> None:
+        """Adds a frame that is due now; of too many the oldest is dropped."""
+        if self.full:
+            self.dropped += self.drop(1)
+        self.put((frame, media_sample))
         self.frames += 1
-        self._arrived.set()
-
-    def stop(self) -> None:
-        super().stop()
-        self._frames.clear()
-        self._arrived.set()
 
 
 class Tap:
@@ -79,16 +49,16 @@ class Tap:
     pts at 90 kHz. Both count from the same instant."""
 
     def __init__(self) -> None:
-        self.sound: FrameTrack[av.AudioFrame] = FrameTrack("audio", SOUND_QUEUE_FRAMES)
-        self.picture: FrameTrack[av.VideoFrame] = FrameTrack("video", PICTURE_QUEUE_FRAMES)
+        self.sound: FrameQueue[av.AudioFrame] = FrameQueue(SOUND_QUEUE_FRAMES)
+        self.picture: FrameQueue[av.VideoFrame] = FrameQueue(PICTURE_QUEUE_FRAMES)
         self.ended = asyncio.Event()
-        """Set when both tracks have been stopped, by whoever has them or by :meth:`close`."""
-        for track in (self.sound, self.picture):
-            track.on("ended", self._track_ended)
+        """Set when both queues are closed, by their readers or by :meth:`close`."""
+        self.sound.on_close(self._queue_closed)
+        self.picture.on_close(self._queue_closed)
 
     @property
     def live(self) -> bool:
-        """Whether one of the tracks is being read."""
+        """Whether one of the queues is being read."""
         return self.sound.live or self.picture.live
 
     def take_sound(self, pcm: S16Array, pts: int, media_sample: int) -> None:
@@ -98,7 +68,7 @@ class Tap:
         frame = av.AudioFrame.from_ndarray(pcm.reshape(1, -1), format="s16", layout="mono")
         frame.sample_rate = MEDIA_RATE
         frame.pts, frame.time_base = pts, SOUND_TIME_BASE
-        self.sound.put(frame, media_sample)
+        self.sound.offer(frame, media_sample)
 
     def take_picture(self, picture: YuvFrames, pts: int, media_sample: int) -> None:
         """Offers a frame (F = 1) that is due now; ``pts`` at 90 kHz."""
@@ -106,13 +76,13 @@ class Tap:
             return
         frame = video_frame(picture)
         frame.pts, frame.time_base = pts, PICTURE_TIME_BASE
-        self.picture.put(frame, media_sample)
+        self.picture.offer(frame, media_sample)
 
     def close(self) -> None:
-        """Ends the tracks; whoever reads them gets MediaStreamError."""
-        self.sound.stop()
-        self.picture.stop()
+        """Closes both queues, which ends their readers."""
+        self.sound.close()
+        self.picture.close()
 
-    def _track_ended(self) -> None:
-        if self.sound.readyState == self.picture.readyState == "ended":
+    def _queue_closed(self) -> None:
+        if self.sound.closed and self.picture.closed:
             self.ended.set()

@@ -1,86 +1,33 @@
-"""What one peer gets of a stream: two thin tracks whose ``recv()`` hands out parcels that are due.
+"""One viewer's share of a stream: a pair of bounded queues of encoded frames.
 
-Parcels are made once per stream and shared; a viewer is a pair of bounded queues of references to them. Nothing here
-waits for a peer: what does not fit is dropped and counted, and the picture goes on with the next key frame. Knows no
-clock, no playout and no connection.
+Frames are encoded once per stream and shared; the queues hold references to them. Nothing here waits for a viewer: what
+does not fit is dropped and counted, and the picture goes on with the next keyframe. Knows no clock, no playout and no
+connection.
 """
 
 from __future__ import annotations
 
-import asyncio
-from collections import deque
 from collections.abc import Callable
+from typing import TypeAlias
 
-from aiortc.mediastreams import MediaStreamError, MediaStreamTrack
-
-from echo_rtc.codec.encoders import Parcel, VideoCodec
+from echo_rtc.codec.picture import VideoCodec
+from echo_rtc.stream.encoder_bank import EncodedFrame
+from echo_rtc.stream.queues import MediaQueue
 
 SOUND_QUEUE_PACKETS = 50
 """Packets of 20 ms that may wait for a peer: one second."""
 PICTURE_QUEUE_PACKETS = 30
 """Frames that may wait for a peer: about one second."""
 
-
-class PacketTrack(MediaStreamTrack):
-    """A track of packets that are due as soon as they are put in; at most ``limit`` wait to be read.
-
-    ``on_first_read`` is called when the peer reads for the first time: only then is its connection up.
-    """
-
-    def __init__(self, kind: str, limit: int, on_first_read: Callable[[], None]) -> None:
-        super().__init__()
-        self.kind = kind
-        self._packets: deque[tuple[Parcel, float]] = deque()
-        self._limit = limit
-        self._arrived = asyncio.Event()
-        self._on_first_read = on_first_read
-        self.being_read = False
-        self.due_s: float | None = None
-        """When the packet that was read last was due, by the clock of whoever put it in."""
-
-    async def recv(self) -> Parcel:  # type: ignore[override]  # sent by ``aiortc_seams.send_parcels`` only
-        """The next packet, as soon as it is due. Raises MediaStreamError once the track has ended."""
-        if not self.being_read:
-            self.being_read = True
-            self._on_first_read()
-        while not self._packets:
-            if self.readyState != "live":
-                raise MediaStreamError
-            self._arrived.clear()
-            await self._arrived.wait()
-        packet, self.due_s = self._packets.popleft()
-        return packet
-
-    @property
-    def full(self) -> bool:
-        return len(self._packets) >= self._limit
-
-    def put(self, packet: Parcel, due_s: float) -> None:
-        """Adds a packet that is due now; the caller has seen to it that the track is not full."""
-        self._packets.append((packet, due_s))
-        self._arrived.set()
-
-    def drop(self, count: int) -> int:
-        """Drops the ``count`` oldest packets, or as many as there are; returns how many."""
-        dropped = min(count, len(self._packets))
-        for _ in range(dropped):
-            self._packets.popleft()
-        return dropped
-
-    def waiting(self) -> int:
-        return len(self._packets)
-
-    def stop(self) -> None:
-        super().stop()
-        self._packets.clear()
-        self._arrived.set()
+DueFrame: TypeAlias = tuple[EncodedFrame, float]
+"""An encoded frame, and when it was due by the clock of the stream (s)."""
 
 
 class Viewer:
-    """One peer's share of a stream: a sound track, a picture track, or both, that begin together.
+    """One viewer of a stream: sound, picture, or both, which begin together.
 
-    The viewer goes live once its peer reads every track it has, which calls ``on_change``; the packets begin with a key
-    frame and the sound of that moment. ``ask_key_frame`` is called whenever the picture cannot go on without one.
+    The viewer goes live once its peer reads every queue it has, which calls ``on_change``; the frames begin with a
+    keyframe and the sound of that moment. ``ask_key_frame`` is called whenever the picture needs a keyframe.
     """
 
     def __init__(
@@ -95,8 +42,12 @@ class Viewer:
         self.codec = codec
         self._on_change = on_change
         self._ask_key_frame = ask_key_frame
-        self.sound = PacketTrack("audio", SOUND_QUEUE_PACKETS, self._read) if with_sound else None
-        self.picture = PacketTrack("video", PICTURE_QUEUE_PACKETS, self._read) if codec is not None else None
+        self.sound: MediaQueue[DueFrame] | None = None
+        self.picture: MediaQueue[DueFrame] | None = None
+        if with_sound:
+            self.sound = MediaQueue(SOUND_QUEUE_PACKETS, self._first_read)
+        if codec is not None:
+            self.picture = MediaQueue(PICTURE_QUEUE_PACKETS, self._first_read)
         self._needs_key = codec is not None
         self._begun = codec is None
         self.sound_packets = 0
@@ -106,48 +57,47 @@ class Viewer:
 
     @property
     def live(self) -> bool:
-        """Whether the peer reads all of its tracks."""
-        tracks = [track for track in (self.sound, self.picture) if track is not None]
-        return bool(tracks) and all(track.being_read and track.readyState == "live" for track in tracks)
+        """Whether the peer reads all of its queues."""
+        queues = [queue for queue in (self.sound, self.picture) if queue is not None]
+        return bool(queues) and all(queue.live for queue in queues)
 
-    def take_sound(self, packet: Parcel, due_s: float) -> None:
-        """Offers a packet of sound that is due now, or was at ``due_s``."""
+    def take_sound(self, frame: EncodedFrame, due_s: float) -> None:
+        """Offers a frame of sound that is due now, or was at ``due_s``."""
         if self.sound is None or not self._begun or not self.live:
             return
         if self.sound.full:
             self.sound_dropped += self.sound.drop(1)
-        self.sound.put(packet, due_s)
+        self.sound.put((frame, due_s))
         self.sound_packets += 1
 
-    def take_picture(self, packet: Parcel, due_s: float) -> None:
-        """Offers a packet of this viewer's codec that is due now, or was at ``due_s``."""
+    def take_picture(self, frame: EncodedFrame, due_s: float) -> None:
+        """Offers a frame of this viewer's codec that is due now, or was at ``due_s``."""
         if self.picture is None or not self.live:
             return
         if self.picture.full:
-            # What follows refers to what is dropped, so nothing may be sent before the next key frame.
+            # Later frames refer to those dropped, so nothing may be sent before the next keyframe.
             self.picture_dropped += self.picture.drop(self.picture.waiting())
-            self._lost_the_thread()
+            self._needs_key = True
+            self._request_key_frame()
         if self._needs_key:
-            if not packet.is_keyframe:
+            if not frame.is_keyframe:
                 self.picture_dropped += self._begun
                 return
             self._needs_key, self._begun = False, True
-        self.picture.put(packet, due_s)
+        self.picture.put((frame, due_s))
         self.picture_packets += 1
 
     def close(self) -> None:
-        """Ends the tracks; whoever reads them gets MediaStreamError."""
-        for track in (self.sound, self.picture):
-            if track is not None:
-                track.stop()
+        """Closes the queues, which ends their readers."""
+        for queue in (self.sound, self.picture):
+            if queue is not None:
+                queue.close()
 
-    def _read(self) -> None:
+    def _first_read(self) -> None:
         if self.live:
             self._on_change()
-            if self.codec is not None:
-                self._ask_key_frame(self.codec, self.number)
+            self._request_key_frame()
 
-    def _lost_the_thread(self) -> None:
-        self._needs_key = True
+    def _request_key_frame(self) -> None:
         if self.codec is not None:
             self._ask_key_frame(self.codec, self.number)

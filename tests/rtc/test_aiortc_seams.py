@@ -43,7 +43,7 @@ from aiortc.rtp import (
     pack_remb_fci,
 )
 
-from echo_rtc.codec.encoders import Parcel, SoundEncoder
+from echo_rtc.codec.sound import SoundEncoder
 from echo_rtc.rtc import aiortc_seams
 from echo_rtc.rtc.aiortc_seams import (
     GATHERING_LIMIT_S,
@@ -55,6 +55,7 @@ from echo_rtc.rtc.aiortc_seams import (
 )
 from echo_rtc.rtc.guard import Guard
 from echo_rtc.rtc.ports import PortRange
+from echo_rtc.stream.encoder_bank import EncodedFrame
 
 H264 = next(codec for codec in CODECS["video"] if codec.name == "H264")
 
@@ -144,11 +145,11 @@ async def test_requests_of_the_receiver_reach_the_callbacks() -> None:
 class Parcels:
     """A track that hands out what it is given, then ends."""
 
-    def __init__(self, *parcels: Parcel) -> None:
+    def __init__(self, *parcels: EncodedFrame) -> None:
         self._parcels = list(parcels)
         self.stopped = False
 
-    async def recv(self) -> Parcel:
+    async def recv(self) -> EncodedFrame:
         if not self._parcels:
             raise MediaStreamError
         return self._parcels.pop(0)
@@ -180,8 +181,8 @@ class Wire:
         self.resent.append(data)
 
 
-def parcel(pts: int, *payloads: bytes) -> Parcel:
-    return Parcel(payloads, pts, Fraction(1, 90_000), sum(map(len, payloads)), is_keyframe=True)
+def parcel(pts: int, *payloads: bytes) -> EncodedFrame:
+    return EncodedFrame(payloads, pts, Fraction(1, 90_000), sum(map(len, payloads)), is_keyframe=True)
 
 
 async def sending(track: Parcels, wire: Wire) -> RTCRtpSender:

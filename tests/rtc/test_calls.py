@@ -28,7 +28,7 @@ from echo_rtc.bench.stream import babble
 from echo_rtc.bench.support.calls import Caller, Heard, ScriptedMicrophone, Seen, Voice
 from echo_rtc.bench.sync import Beeps, Recording, offsets
 from echo_rtc.clips import MEDIA_RATE, ClipFormat, S16Array
-from echo_rtc.codec.encoders import PICTURE_RATE
+from echo_rtc.codec.picture import PICTURE_RATE
 from echo_rtc.engine.card import CardFacts, level_of, read_card
 from echo_rtc.engine.testcard import AVATAR, ScriptedFaults, TestCardEngine
 from echo_rtc.errors import CapacityError, EchoRtcError, NotLiveError, OfferError, UnsupportedMediaError

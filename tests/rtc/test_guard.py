@@ -15,8 +15,8 @@ from echo_rtc.rtc.guard import (
     RESENDS_PER_S,
     Allowance,
     Guard,
-    GuardCounters,
 )
+from echo_rtc.stream.counters import GuardCounters
 
 
 class Gate:

@@ -13,11 +13,14 @@ import pytest
 from aiortc.mediastreams import MediaStreamError, MediaStreamTrack
 
 from echo_rtc.clips import MEDIA_RATE, ClipFormat
-from echo_rtc.codec.encoders import PICTURE_RATE, EncodedPortion, EncoderBank, Parcel, Portion, VideoCodec
+from echo_rtc.codec.picture import PICTURE_RATE, VideoCodec
 from echo_rtc.engine.testcard import AVATAR, ScriptedFaults, TestCardEngine
+from echo_rtc.rtc.tracks import PacketTrack, packetizer
+from echo_rtc.rtc.voice import microphone
 from echo_rtc.stream import stream as stream_module
+from echo_rtc.stream.encoder_bank import EncodedFrame, EncodedPortion, EncoderBank, Portion
 from echo_rtc.stream.stream import Stream, StreamOptions
-from echo_rtc.stream.viewers import PacketTrack, Viewer
+from echo_rtc.stream.viewers import Viewer
 from tests.support.virtual import run
 
 FORMAT = ClipFormat(fps=12, clip_frames=6, width=32, height=32)
@@ -33,14 +36,14 @@ class Bank(EncoderBank):
     async def encode(self, portion: Portion, now: float) -> EncodedPortion:
         sounds = tuple(_packet(pts, MEDIA_RATE) for _, pts in portion.sounds)
         pictures = tuple(_packet(pts, PICTURE_RATE) for _, pts in portion.pictures)
-        return EncodedPortion(sounds, dict.fromkeys(self._lanes, pictures))
+        return EncodedPortion(sounds, dict.fromkeys(self._codecs, pictures))
 
     async def close(self) -> None:
         self._thread.shutdown()
 
 
-def _packet(pts: int, rate: int) -> Parcel:
-    return Parcel((b"x",), pts, Fraction(1, rate), size=1, is_keyframe=True)
+def _packet(pts: int, rate: int) -> EncodedFrame:
+    return EncodedFrame((b"x",), pts, Fraction(1, rate), size=1, is_keyframe=True)
 
 
 class Voice(MediaStreamTrack):
@@ -78,8 +81,7 @@ class Voice(MediaStreamTrack):
 class Reader:
     """Reads a track as a connection does: when each packet came, and its pts."""
 
-    def __init__(self, track: PacketTrack | None) -> None:
-        assert track is not None
+    def __init__(self, track: PacketTrack) -> None:
         self._track = track
         self.count = 0
         self.first: tuple[float, int] | None = None
@@ -109,12 +111,15 @@ class Reader:
 async def talk(seconds: int, ppm: float) -> tuple[Stream, Reader, Reader, list[float], list[dict[str, int]]]:
     engine = TestCardEngine(FORMAT, ScriptedFaults(delay_s=0.05))
     await engine.start(lambda _: None)
-    stream = Stream(engine, engine.avatars[AVATAR], StreamOptions())
+    stream = Stream(engine, engine.avatars[AVATAR], StreamOptions(), packetizer)
     viewer: Viewer = stream.add_viewer(VideoCodec.H264, with_sound=True)
-    sound, picture = Reader(viewer.sound), Reader(viewer.picture)
+    assert viewer.sound is not None
+    assert viewer.picture is not None
+    sound = Reader(PacketTrack("audio", viewer.sound))
+    picture = Reader(PacketTrack("video", viewer.picture))
     readers = [asyncio.create_task(reader.run()) for reader in (sound, picture)]
     stream.begin()
-    stream.listen(Voice(seconds, ppm))
+    stream.listen(microphone(Voice(seconds, ppm)))
     delays: list[float] = []
     kept: list[dict[str, int]] = []
     for _ in range(seconds // 10):

@@ -22,6 +22,8 @@ from echo_rtc.errors import CapacityError
 from echo_rtc.rtc.manager import ManagerOptions
 from echo_rtc.rtc.network import Network
 from echo_rtc.rtc.peer import PeerOptions
+from echo_rtc.rtc.tracks import packetizer
+from echo_rtc.rtc.voice import microphone
 from echo_rtc.stream.stream import Stream, StreamOptions
 from tests.rtc.test_aiortc_seams import taken
 from tests.rtc.test_calls import FORMAT, Sight, house, until
@@ -194,9 +196,9 @@ def test_silence_is_something_and_nothing_ends_a_stream_after_its_time() -> None
     async def life(timeout_s: float) -> float:
         engine = TestCardEngine(FORMAT)
         await engine.start(lambda _: None)
-        stream = Stream(engine, engine.avatars[AVATAR], StreamOptions(voice_timeout_s=timeout_s))
+        stream = Stream(engine, engine.avatars[AVATAR], StreamOptions(voice_timeout_s=timeout_s), packetizer)
         begun = asyncio.get_running_loop().time()
-        stream.listen(Microphone(silence_s=10.0))
+        stream.listen(microphone(Microphone(silence_s=10.0)))
         stream.begin()
         await asyncio.wait({stream.ended}, timeout=60.0)
         lasted = asyncio.get_running_loop().time() - begun

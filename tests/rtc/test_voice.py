@@ -1,80 +1,19 @@
-"""Voices of any format: the same sound at 48 kHz, at the same time, with gaps where there were gaps."""
+"""aiortc's tracks as voices: every block in mono, what cannot be used is said, and the end is the track's."""
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import AsyncIterator
 from fractions import Fraction
 from typing import Any
 
 import av
 import numpy as np
-import pytest
 from aiortc.mediastreams import MediaStreamError, MediaStreamTrack
 
-from echo_rtc.rtc.voice import VoiceConverter, VoiceTrack
-
-LAYOUTS = {1: "mono", 2: "stereo"}
-
-
-def frame(pts: int | None, samples: int, rate: int, format: str = "s16", channels: int = 1) -> av.AudioFrame:
-    """A piece of a 300 Hz tone of half scale that begins at time 0, from sample ``pts`` on."""
-    when = (np.arange(samples) + (pts or 0)) / rate
-    tone = 0.5 * np.sin(2 * np.pi * 300 * when)
-    packed = not format.endswith("p")
-    scaled = (tone * 32_767).astype(np.int16) if format.startswith("s16") else tone.astype(np.float32)
-    data: Any = np.repeat(scaled, channels).reshape(1, -1) if packed else np.tile(scaled, (channels, 1))
-    made = av.AudioFrame.from_ndarray(data, format=format, layout=LAYOUTS[channels])
-    made.sample_rate = rate
-    made.pts, made.time_base = pts, Fraction(1, rate)
-    return made
-
-
-def placed(frames: list[av.AudioFrame]) -> np.ndarray[Any, np.dtype[np.int16]]:
-    """The frames' left channel at their places in time."""
-    assert frames
-    end = max((made.pts or 0) + made.samples for made in frames)
-    line = np.zeros(end, np.int16)
-    for made in frames:
-        assert made.time_base == Fraction(1, 48_000)
-        assert (made.sample_rate, made.format.name) == (48_000, "s16")
-        pcm = made.to_ndarray().reshape(-1, made.layout.nb_channels)[:, 0]
-        line[made.pts : (made.pts or 0) + made.samples] = pcm
-    return line
-
-
-@pytest.mark.parametrize(
-    ("rate", "format", "channels"),
-    [(48_000, "s16", 2), (24_000, "s16", 1), (44_100, "fltp", 2), (16_000, "flt", 1), (8_000, "s16p", 1)],
-)
-def test_the_sound_stays_where_it_was(rate: int, format: str, channels: int) -> None:
-    converter, block = VoiceConverter(), rate // 50
-    made = [part for n in range(100) for part in converter.convert(frame(n * block, block, rate, format, channels))]
-    line = placed(made)
-    assert len(line) == pytest.approx(96_000, abs=200)
-    expected = 0.5 * 32_767 * np.sin(2 * np.pi * 300 * np.arange(len(line)) / 48_000)
-    # Filters of resampling lag less than a millisecond.
-    lag = min(range(48), key=lambda n: float(np.abs(line[4_000:90_000] - expected[4_000 - n : 90_000 - n]).mean()))
-    error = np.abs(line[4_000:90_000] - expected[4_000 - lag : 90_000 - lag]).mean()
-    assert error < 0.03 * 32_767
-
-
-@pytest.mark.parametrize("rate", [48_000, 24_000])
-def test_a_gap_stays_a_gap(rate: int) -> None:
-    converter, block = VoiceConverter(), rate // 50
-    numbers = [*range(10), *range(40, 50)]
-    made = [part for n in numbers for part in converter.convert(frame(n * block, block, rate))]
-    line = placed(made)
-    quiet = line[10 * 960 + 50 : 40 * 960]
-    assert not quiet.any()
-    assert np.abs(line[40 * 960 + 50 :]).max() > 10_000
-
-
-def test_frames_without_stamps_follow_on_each_other() -> None:
-    converter = VoiceConverter()
-    for rate in (48_000, 16_000):
-        pts = [part.pts or 0 for _ in range(10) for part in converter.convert(frame(None, rate // 50, rate))]
-        assert len(pts) >= 9
-        assert np.all(np.diff(pts) > 0)
-    assert pts[-1] == pytest.approx(19 * 960, abs=100)
+from echo_rtc.rtc.voice import any_track, microphone
+from echo_rtc.stream.voice import UnusableBlock, VoiceBlock
+from tests.codec.test_resampling import block
 
 
 class Script(MediaStreamTrack):
@@ -85,16 +24,59 @@ class Script(MediaStreamTrack):
         self._given = list(given)
 
     async def recv(self) -> Any:
+        await asyncio.sleep(0)
         if not self._given:
             raise MediaStreamError
         return self._given.pop(0)
 
 
+async def heard(
+    voice: AsyncIterator[VoiceBlock | UnusableBlock],
+) -> tuple[list[VoiceBlock], list[UnusableBlock]]:
+    blocks: list[VoiceBlock] = []
+    unusable: list[UnusableBlock] = []
+    async for one in voice:
+        if isinstance(one, VoiceBlock):
+            blocks.append(one)
+        else:
+            unusable.append(one)
+    return blocks, unusable
+
+
+async def test_all_blocks_go_on_until_the_track_ends() -> None:
+    left, right = np.full(960, 1_000, np.int16), np.full(960, 3_000, np.int16)
+    track = Script(
+        block(0, np.stack([left, right])),
+        block(960, left[None]),
+        block(None, left[None]),
+        block(0, left[None, :160], rate=8_000),
+        block(5_760, np.stack([left, left])),
+    )
+    blocks, unusable = await heard(microphone(track))
+    assert [one.pts for one in blocks] == [0, 960, 5_760]
+    assert [int(one.pcm[0]) for one in blocks] == [2_000, 1_000, 1_000]
+    assert all(one.pcm.shape == (960,) and one.pcm.dtype == np.int16 for one in blocks)
+    assert len(unusable) == 2
+    assert "AudioFrame" in unusable[0].what
+
+
 async def test_what_cannot_be_used_is_left_out_and_the_end_is_told() -> None:
-    track = VoiceTrack(Script(av.Packet(b"opus"), frame(0, 960, 48_000), frame(960, 960, 48_000)))
-    assert [(await track.recv()).pts for _ in range(2)] == [0, 960]
-    assert track.unusable == 1
-    assert not track.over.is_set()
-    with pytest.raises(MediaStreamError):
-        await track.recv()
-    assert track.over.is_set()
+    tone = np.full((1, 960), 5, np.int16)
+    blocks, unusable = await heard(any_track(Script(av.Packet(b"opus"), block(0, tone), block(960, tone))))
+    assert [one.pts for one in blocks] == [0, 960]
+    assert len(unusable) == 1
+
+
+async def test_a_track_of_another_rate_is_converted_in_its_place() -> None:
+    def slow(number: int) -> av.AudioFrame:
+        frame = block(number * 160, np.full((1, 160), 1_000, np.int16), rate=8_000)
+        frame.time_base = Fraction(1, 8_000)
+        return frame
+
+    blocks, unusable = await heard(any_track(Script(*map(slow, range(20)))))
+    assert not unusable
+    ends = [one.pts + len(one.pcm) for one in blocks]
+    assert [one.pts for one in blocks[1:]] == ends[:-1]
+    assert blocks[0].pts == 0
+    assert ends[-1] <= 20 * 960
+    assert ends[-1] > 19 * 960

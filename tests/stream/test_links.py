@@ -1,43 +1,8 @@
-"""What is read from aiortc's RTCP figures: units, sums, and counts that never become less."""
+"""The figures of a link: counts that never decrease, and figures that cannot be had."""
 
 from __future__ import annotations
 
-from types import SimpleNamespace
-from typing import Any
-
-from echo_rtc.stream.links import Delivery, Link, Reception, delivery_of, reception_of
-
-
-class FakeEnd:
-    """A receiver or a sender with these reports."""
-
-    def __init__(self, *reports: dict[str, Any]) -> None:
-        self._reports = {str(i): SimpleNamespace(**report) for i, report in enumerate(reports)}
-
-    async def getStats(self) -> dict[str, Any]:
-        return self._reports
-
-
-async def test_a_reception_is_in_packets_and_seconds() -> None:
-    receiver: Any = FakeEnd(
-        {"type": "inbound-rtp", "packetsReceived": 100, "packetsLost": 3, "jitter": 480},
-        {"type": "inbound-rtp", "packetsReceived": 10, "packetsLost": -1, "jitter": 96},
-        {"type": "transport"},
-    )
-    assert await reception_of(receiver) == Reception(packets=110, lost=3, jitter_s=0.01)
-    nothing: Any = FakeEnd()
-    assert await reception_of(nothing) == Reception()
-
-
-async def test_a_delivery_is_of_sound_and_picture() -> None:
-    senders: Any = [
-        FakeEnd({"type": "outbound-rtp"}, {"type": "remote-inbound-rtp", "packetsLost": 4, "roundTripTime": 0.02}),
-        FakeEnd({"type": "remote-inbound-rtp", "packetsLost": 1, "roundTripTime": 0.03}),
-        FakeEnd({"type": "outbound-rtp"}),
-    ]
-    assert await delivery_of(senders) == Delivery(lost=5, round_trip_s=0.03)
-    unheard: Any = [FakeEnd({"type": "remote-inbound-rtp", "packetsLost": 0, "roundTripTime": None})]
-    assert await delivery_of(unheard) == Delivery()
+from echo_rtc.stream.links import Delivery, Link, Reception
 
 
 async def test_counts_never_become_less() -> None:

@@ -13,11 +13,13 @@ import numpy as np
 import pytest
 
 from echo_rtc.clips import MEDIA_RATE, ClipFormat, S16Array, YuvFrames
-from echo_rtc.codec.encoders import EncodedPortion, Parcel, Portion, VideoCodec
+from echo_rtc.codec.picture import VideoCodec
 from echo_rtc.media.playout import FrameKind
+from echo_rtc.stream.encoder_bank import EncodedFrame, EncodedPortion, Portion
 from echo_rtc.stream.pump import LEAD_S, MAX_LAG_S, MAX_PORTION_BLOCKS, PORTION_BLOCKS, Pump
-from echo_rtc.stream.taps import FrameTrack, Tap
-from echo_rtc.stream.viewers import Viewer
+from echo_rtc.stream.queues import MediaQueue
+from echo_rtc.stream.taps import FrameQueue, Tap
+from echo_rtc.stream.viewers import DueFrame, Viewer
 from tests.support.virtual import run
 
 FORMAT = ClipFormat(fps=24, clip_frames=12, width=16, height=16)
@@ -82,8 +84,8 @@ class Bank:
         return EncodedPortion(tuple(sounds), pictures)
 
 
-def packet(pts: int, rate: int, payload: bytes) -> Parcel:
-    return Parcel((payload,), pts, Fraction(1, rate), len(payload), is_keyframe=True)
+def packet(pts: int, rate: int, payload: bytes) -> EncodedFrame:
+    return EncodedFrame((payload,), pts, Fraction(1, rate), len(payload), is_keyframe=True)
 
 
 @dataclass
@@ -95,9 +97,10 @@ class Watched:
 
 
 async def watch(viewer: Viewer, seen: Watched) -> None:
-    async def read(track: Any, into: list[tuple[float, int, bytes]]) -> None:
+    async def read(queue: MediaQueue[DueFrame] | None, into: list[tuple[float, int, bytes]]) -> None:
+        assert queue is not None
         while True:
-            got = await track.recv()
+            got, _ = await queue.get()
             into.append((asyncio.get_running_loop().time(), got.pts, got.payloads[0]))
 
     await asyncio.gather(read(viewer.sound, seen.sound), read(viewer.picture, seen.picture))
@@ -231,12 +234,12 @@ def test_nobody_watching_costs_no_encoding_and_the_source_goes_on() -> None:
     assert len(asked) > 50
 
 
-async def read_frames(track: FrameTrack[Any], into: list[tuple[float, int, int, int]]) -> None:
+async def read_frames(queue: FrameQueue[Any], into: list[tuple[float, int, int, int]]) -> None:
     """Reads (time, pts, media sample, first sample or luma) for ever."""
     while True:
-        frame = await track.recv()
+        frame, media_sample = await queue.get()
         first = int(frame.to_ndarray().flat[0])
-        into.append((asyncio.get_running_loop().time(), frame.pts, track.media_sample, first))
+        into.append((asyncio.get_running_loop().time(), frame.pts, media_sample, first))
 
 
 def test_a_tap_gets_raw_frames_when_they_are_due_with_the_sound_of_their_own_time() -> None:
@@ -249,8 +252,8 @@ def test_a_tap_gets_raw_frames_when_they_are_due_with_the_sound_of_their_own_tim
         sound: list[tuple[float, int, int, int]] = []
         picture: list[tuple[float, int, int, int]] = []
         reading = [
-            asyncio.create_task(read_frames(track, into))
-            for track, into in ((tap.sound, sound), (tap.picture, picture))
+            asyncio.create_task(read_frames(queue, into))
+            for queue, into in ((tap.sound, sound), (tap.picture, picture))
         ]
         await asyncio.sleep(3.0)
         for task in (pumping, *reading):

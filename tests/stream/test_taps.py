@@ -1,4 +1,4 @@
-"""Raw tracks: each begins with its own reader, loses the oldest frames of a slow one, and ends for whoever waits."""
+"""Raw frames: each begins with its own reader, loses the oldest frames of a slow one, and ends for whoever waits."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from fractions import Fraction
 
 import numpy as np
 import pytest
-from aiortc.mediastreams import MediaStreamError
 
 from echo_rtc.clips import YuvFrames
+from echo_rtc.stream.queues import QueueClosedError
 from echo_rtc.stream.taps import PICTURE_QUEUE_FRAMES, SOUND_QUEUE_FRAMES, Tap
 
 PCM = np.arange(960, dtype=np.int16)
@@ -20,11 +20,11 @@ PICTURE = YuvFrames(
 
 async def test_frames_are_as_they_went_in() -> None:
     tap = Tap()
-    sound, picture = asyncio.create_task(tap.sound.recv()), asyncio.create_task(tap.picture.recv())
+    sound, picture = asyncio.create_task(tap.sound.get()), asyncio.create_task(tap.picture.get())
     await asyncio.sleep(0)
     tap.take_sound(PCM, 1_920, 5_000)
     tap.take_picture(PICTURE, 3_750, 2_000)
-    heard, seen = await sound, await picture
+    (heard, heard_at), (seen, seen_at) = await sound, await picture
     assert (heard.pts, heard.time_base, heard.sample_rate, heard.layout.name) == (
         1_920,
         Fraction(1, 48_000),
@@ -32,7 +32,7 @@ async def test_frames_are_as_they_went_in() -> None:
         "mono",
     )
     assert np.array_equal(heard.to_ndarray()[0], PCM)
-    assert (tap.sound.media_sample, tap.picture.media_sample) == (5_000, 2_000)
+    assert (heard_at, seen_at) == (5_000, 2_000)
     assert (seen.pts, seen.time_base, seen.format.name) == (3_750, Fraction(1, 90_000), "yuv420p")
     assert (seen.width, seen.height) == (6, 4)
     assert int(seen.to_ndarray(format="yuv420p")[0, 0]) == 90
@@ -45,13 +45,13 @@ async def test_what_nobody_reads_is_not_kept() -> None:
     for number in range(200):
         tap.take_sound(PCM, number * 960, number * 960)
         tap.take_picture(PICTURE, number, number)
-    reading = asyncio.create_task(tap.sound.recv())
+    reading = asyncio.create_task(tap.sound.get())
     await asyncio.sleep(0)
     assert tap.live
     assert tap.sound.live
     assert not tap.picture.live
     tap.take_sound(PCM, 77, 0)
-    assert (await reading).pts == 77
+    assert (await reading)[0].pts == 77
     assert tap.sound.frames == 1
     assert tap.picture.frames == 0
     tap.close()
@@ -59,7 +59,7 @@ async def test_what_nobody_reads_is_not_kept() -> None:
 
 async def test_a_slow_reader_loses_the_oldest_frames_and_they_are_counted() -> None:
     tap = Tap()
-    readings = [asyncio.create_task(track.recv()) for track in (tap.sound, tap.picture)]
+    readings = [asyncio.create_task(queue.get()) for queue in (tap.sound, tap.picture)]
     await asyncio.sleep(0)
     for number in range(SOUND_QUEUE_FRAMES + 7):
         tap.take_sound(PCM, number, 0)
@@ -67,20 +67,20 @@ async def test_a_slow_reader_loses_the_oldest_frames_and_they_are_counted() -> N
     # Those who waited had not run yet, so they are as slow as the rest.
     assert tap.sound.dropped == 7
     assert tap.picture.dropped == SOUND_QUEUE_FRAMES + 7 - PICTURE_QUEUE_FRAMES
-    assert [(await reading).pts for reading in readings] == [7, SOUND_QUEUE_FRAMES + 7 - PICTURE_QUEUE_FRAMES]
+    assert [(await reading)[0].pts for reading in readings] == [7, SOUND_QUEUE_FRAMES + 7 - PICTURE_QUEUE_FRAMES]
     tap.close()
 
 
 async def test_the_end_reaches_whoever_waits() -> None:
     tap = Tap()
-    readings = [asyncio.create_task(track.recv()) for track in (tap.sound, tap.picture)]
+    readings = [asyncio.create_task(queue.get()) for queue in (tap.sound, tap.picture)]
     await asyncio.sleep(0)
-    tap.picture.stop()
+    tap.picture.close()
     assert not tap.ended.is_set()
-    tap.sound.stop()
+    tap.sound.close()
     assert tap.ended.is_set()
     for reading in readings:
-        with pytest.raises(MediaStreamError):
+        with pytest.raises(QueueClosedError):
             await reading
     tap.take_sound(PCM, 0, 0)
     assert tap.sound.frames == 0

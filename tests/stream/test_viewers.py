@@ -1,4 +1,4 @@
-"""A viewer's two tracks begin together with a key frame, and a viewer that does not keep up harms only itself."""
+"""A viewer's two queues begin together with a key frame, and a viewer that does not keep up harms only itself."""
 
 from __future__ import annotations
 
@@ -6,14 +6,15 @@ import asyncio
 from fractions import Fraction
 
 import pytest
-from aiortc.mediastreams import MediaStreamError
 
-from echo_rtc.codec.encoders import Parcel, VideoCodec
-from echo_rtc.stream.viewers import PICTURE_QUEUE_PACKETS, SOUND_QUEUE_PACKETS, Viewer
+from echo_rtc.codec.picture import VideoCodec
+from echo_rtc.stream.encoder_bank import EncodedFrame
+from echo_rtc.stream.queues import QueueClosedError
+from echo_rtc.stream.viewers import PICTURE_QUEUE_PACKETS, SOUND_QUEUE_PACKETS, DueFrame, Viewer
 
 
-def packet(pts: int, key: bool = False) -> Parcel:
-    return Parcel((b"x",), pts, Fraction(1, 90_000), size=1, is_keyframe=key)
+def packet(pts: int, key: bool = False) -> EncodedFrame:
+    return EncodedFrame((b"x",), pts, Fraction(1, 90_000), size=1, is_keyframe=key)
 
 
 class Calls:
@@ -30,9 +31,9 @@ class Calls:
         self.changes += 1
 
 
-async def reading(viewer: Viewer) -> list[asyncio.Task[Parcel]]:
-    """Both tracks being read, with nothing there yet."""
-    tasks = [asyncio.create_task(track.recv()) for track in (viewer.sound, viewer.picture) if track is not None]
+async def reading(viewer: Viewer) -> list[asyncio.Task[DueFrame]]:
+    """Both queues being read, with nothing there yet."""
+    tasks = [asyncio.create_task(track.get()) for track in (viewer.sound, viewer.picture) if track is not None]
     await asyncio.sleep(0)
     return tasks
 
@@ -48,7 +49,7 @@ async def test_both_tracks_begin_with_the_same_key_frame() -> None:
     one.take_picture(packet(0, key=True), 0.0)
     assert not one.live
     assert one.sound is not None
-    sound = asyncio.create_task(one.sound.recv())
+    sound = asyncio.create_task(one.sound.get())
     await asyncio.sleep(0)
     assert not one.live
     assert calls.changes == 0
@@ -60,11 +61,13 @@ async def test_both_tracks_begin_with_the_same_key_frame() -> None:
     for number in range(1, 5):
         one.take_sound(packet(number), 0.0)
         one.take_picture(packet(number, key=number == 3), float(number))
-    assert [(await task).pts for task in tasks] == [4, 3]
+    (heard, _), (seen, due_s) = [await task for task in tasks]
+    assert [heard.pts, seen.pts] == [4, 3]
     assert one.picture is not None
-    assert one.picture.due_s == 3.0
-    assert (await one.picture.recv()).pts == 4
-    assert one.picture.due_s == 4.0
+    assert due_s == 3.0
+    seen, due_s = await one.picture.get()
+    assert seen.pts == 4
+    assert due_s == 4.0
     assert one.picture_dropped == 0
 
 
@@ -72,14 +75,14 @@ async def test_sound_alone_begins_at_once() -> None:
     one = viewer(Calls(), codec=None)
     (task,) = await reading(one)
     one.take_sound(packet(5), 0.0)
-    assert (await task).pts == 5
+    assert (await task)[0].pts == 5
 
 
 async def test_a_picture_alone_needs_no_sound() -> None:
     one = viewer(Calls(), with_sound=False)
     (task,) = await reading(one)
     one.take_picture(packet(5, key=True), 0.0)
-    assert (await task).pts == 5
+    assert (await task)[0].pts == 5
 
 
 async def test_a_peer_that_stops_reading_loses_its_own_packets_only() -> None:
@@ -99,7 +102,7 @@ async def test_a_peer_that_stops_reading_loses_its_own_packets_only() -> None:
             one.take_sound(shared, 0.0)
         assert quick.picture is not None
         assert quick.sound is not None
-        got += ((await quick.picture.recv()).pts, (await quick.sound.recv()).pts) == (number, number)
+        got += ((await quick.picture.get())[0].pts, (await quick.sound.get())[0].pts) == (number, number)
     assert got == 199
     assert quick.picture_dropped == quick.sound_dropped == 0
     assert slow.sound_dropped == 199 - SOUND_QUEUE_PACKETS
@@ -109,7 +112,7 @@ async def test_a_peer_that_stops_reading_loses_its_own_packets_only() -> None:
     assert calls.keys == [(VideoCodec.H264, 0)]
     slow.take_picture(packet(200, key=True), 0.0)
     slow.take_picture(packet(201), 0.0)
-    assert [(await slow.picture.recv()).pts for _ in range(2)] == [200, 201]
+    assert [(await slow.picture.get())[0].pts for _ in range(2)] == [200, 201]
 
 
 async def test_waiting_packets_are_bounded() -> None:
@@ -132,9 +135,9 @@ async def test_closing_ends_who_waits() -> None:
     tasks = await reading(one)
     one.close()
     for task in tasks:
-        with pytest.raises(MediaStreamError):
+        with pytest.raises(QueueClosedError):
             await task
     one.take_sound(packet(1), 0.0)
     assert one.sound is not None
-    with pytest.raises(MediaStreamError):
-        await one.sound.recv()
+    with pytest.raises(QueueClosedError):
+        await one.sound.get()

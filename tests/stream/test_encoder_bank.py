@@ -10,26 +10,18 @@ import av
 import numpy as np
 import pytest
 from aiortc.codecs import depayload
-from aiortc.codecs.opus import OpusDecoder
-from aiortc.jitterbuffer import JitterFrame
 from aiortc.rtcrtpparameters import RTCRtpCodecParameters
 
-from echo_rtc.clips import ClipFormat, S16Array, YuvFrames
-from echo_rtc.codec.encoders import (
-    BITRATES,
+from echo_rtc.clips import ClipFormat, YuvFrames
+from echo_rtc.codec.picture import BITRATES, BitrateRange, VideoCodec
+from echo_rtc.rtc.tracks import packetizer
+from echo_rtc.stream.encoder_bank import (
     KEY_FRAME_PATIENCE_S,
     KEY_FRAME_SPACING_S,
-    BitrateRange,
+    EncodedFrame,
     EncodedPortion,
     EncoderBank,
-    Parcel,
-    PictureEncoder,
     Portion,
-    SoundEncoder,
-    VideoCodec,
-    codec_preference,
-    h264_level,
-    video_frame,
 )
 from echo_rtc.stream.log import StreamLog
 
@@ -54,15 +46,15 @@ def noise(number: int, format: ClipFormat) -> YuvFrames:
 
 @pytest.fixture
 async def bank() -> AsyncIterator[EncoderBank]:
-    made = EncoderBank(FORMAT, LOG)
+    made = EncoderBank(FORMAT, packetizer, LOG)
     yield made
     await made.close()
 
 
-def whole(parcel: Parcel, codec: VideoCodec) -> av.Packet[Any]:
-    """The encoded frame that a parcel was cut from."""
+def whole(frame: EncodedFrame, codec: VideoCodec) -> av.Packet[Any]:
+    """The packet that an encoded frame was packetized from."""
     parameters = RTCRtpCodecParameters(mimeType=f"video/{codec}", clockRate=90_000)
-    return av.Packet(b"".join(depayload(parameters, payload) for payload in parcel.payloads))
+    return av.Packet(b"".join(depayload(parameters, payload) for payload in frame.payloads))
 
 
 async def encode(
@@ -89,18 +81,6 @@ async def test_each_frame_gives_one_packet_that_decodes_to_it(bank: EncoderBank,
             luma = frame.to_ndarray()[: FORMAT.height].astype(int)
             assert np.abs(luma - wanted).mean() < 6
     assert set((await encode(bank, 12)).pictures) == {codec}
-
-
-def test_h264_is_what_every_browser_decodes() -> None:
-    encoder = PictureEncoder(VideoCodec.H264, FORMAT, 500_000)
-    for forced in (False, True):
-        (packet,) = encoder.encode(video_frame(picture(90)), 0, key=forced)
-        data = bytes(packet)
-        start = data.index(b"\x00\x00\x01\x67") + 3
-        profile, constraints, level = data[start + 1 : start + 4]
-        assert (profile, constraints & 0xC0, level) == (66, 0xC0, 31)
-        assert b"\x00\x00\x01\x65" in data
-    assert data.count(b"\x00\x00\x01\x67") == 1
 
 
 async def test_all_codecs_in_use_are_encoded_and_no_others(bank: EncoderBank) -> None:
@@ -144,7 +124,7 @@ async def test_a_viewer_who_always_loses_the_picture_does_not_blur_it_for_others
 
 async def test_frames_are_cut_for_the_network_once(bank: EncoderBank) -> None:
     format = ClipFormat(width=192, height=192)
-    large = EncoderBank(format, LOG)
+    large = EncoderBank(format, packetizer, LOG)
     large.use([VideoCodec.VP8, VideoCodec.H264])
     encoded = await encode(large, 0, shown=noise(0, format))
     await large.close()
@@ -195,7 +175,7 @@ async def test_one_slow_viewer_of_two_does_not_lower_the_bitrate(bank: EncoderBa
 async def test_the_bitrate_is_kept(codec: VideoCodec) -> None:
     format = ClipFormat(width=192, height=192)
     rate = 300_000
-    bank = EncoderBank(format, LOG, {codec: BitrateRange(rate, rate, rate)})
+    bank = EncoderBank(format, packetizer, LOG, {codec: BitrateRange(rate, rate, rate)})
     bank.use([codec])
     sizes: list[int] = []
     for number in range(72):
@@ -219,42 +199,6 @@ async def test_a_frame_of_the_wrong_size_is_counted_and_the_next_one_goes_out(
     assert len([record for record in caplog.records if "could not encode" in record.message]) == 1
     recovered = await encode(bank, 5)
     assert recovered.pictures[VideoCodec.H264][0].is_keyframe
-
-
-def test_sound_comes_back_in_place() -> None:
-    encoder, decoder = SoundEncoder(), OpusDecoder()
-    assert 0 < encoder.lookahead_samples < 960
-    tone = (np.sin(np.arange(48_000) * 2 * np.pi * 300 / 48_000) * 12_000).astype(np.int16)
-    tone[:20_000] = 0
-    played: list[S16Array] = []
-    for start in range(0, 40_000 - 960, 960):
-        ahead = start + encoder.lookahead_samples
-        packet = encoder.encode(tone[ahead : ahead + 960], start)
-        assert packet.pts == start
-        played += [mono(frame) for frame in decoder.decode(JitterFrame(bytes(packet), start))]
-    heard = np.concatenate(played).astype(float)
-    lag = max(range(-75, 76), key=lambda n: float(np.dot(heard[22_000 + n : 34_000 + n], tone[22_000:34_000])))
-    assert abs(lag) <= 2
-    onset = int(np.argmax(np.abs(heard) > 1_000))
-    assert abs(onset - 20_000) < 100
-
-
-def mono(frame: Any) -> S16Array:
-    return np.asarray(frame.to_ndarray().reshape(-1, 2)[:, 0], np.int16)
-
-
-def test_levels_and_preference_follow_the_size() -> None:
-    assert h264_level(ClipFormat(width=512, height=512, fps=24)) == "31"
-    assert h264_level(ClipFormat(width=1024, height=1024, fps=24)) == "32"
-    assert h264_level(ClipFormat(width=1280, height=720, fps=60)) == "32"
-    assert h264_level(ClipFormat(width=4096, height=2304, fps=60)) == "52"
-    assert codec_preference(ClipFormat())[0] is VideoCodec.H264
-    assert codec_preference(ClipFormat(width=1024, height=1024))[0] is VideoCodec.VP8
-
-
-def test_bitrates_out_of_order_are_refused() -> None:
-    with pytest.raises(ValueError, match="not in order"):
-        BitrateRange(start=1, minimum=2, maximum=3)
 
 
 async def test_an_easy_picture_is_not_taken_for_a_narrow_way(bank: EncoderBank) -> None:

@@ -1,0 +1,152 @@
+"""Frames in YUV 4:2:0 to H.264 or VP8 packets.
+
+Synchronous; PyAV releases the interpreter lock while it encodes. Knows no connection and no event loop: positions come
+in and go out as pts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from fractions import Fraction
+from typing import Any
+
+import av
+import numpy as np
+from av.video.codeccontext import VideoCodecContext
+from av.video.frame import PictureType
+
+from echo_rtc.clips import ClipFormat, YuvFrames
+
+PICTURE_RATE = 90_000
+"""RTP clock of video, Hz."""
+PICTURE_TIME_BASE = Fraction(1, PICTURE_RATE)
+KEY_FRAME_INTERVAL_S = 10
+"""A keyframe comes at least this often, whether or not a viewer asks for one."""
+
+
+class VideoCodec(StrEnum):
+    """The picture codecs, by their names in SDP."""
+
+    H264 = "H264"
+    VP8 = "VP8"
+
+
+@dataclass(frozen=True, slots=True)
+class BitrateRange:
+    """Bit/s: where an encoder starts, and the bounds within which viewers' estimates move it."""
+
+    start: int
+    minimum: int
+    maximum: int
+
+    def __post_init__(self) -> None:
+        if not 0 < self.minimum <= self.start <= self.maximum:
+            raise ValueError(f"bitrates {self.minimum} <= {self.start} <= {self.maximum} are not in order")
+
+    def clamp(self, bitrate: float) -> int:
+        return int(min(max(bitrate, self.minimum), self.maximum))
+
+
+BITRATES: Mapping[VideoCodec, BitrateRange] = {
+    VideoCodec.H264: BitrateRange(start=1_000_000, minimum=300_000, maximum=3_000_000),
+    VideoCodec.VP8: BitrateRange(start=800_000, minimum=250_000, maximum=1_500_000),
+}
+
+
+class PictureEncoder:
+    """One codec at one bitrate: frames in, a packet each out, without delay. The first is a keyframe."""
+
+    def __init__(self, codec: VideoCodec, format: ClipFormat, bitrate: int) -> None:
+        self.bitrate = bitrate
+        context = av.CodecContext.create("libx264" if codec is VideoCodec.H264 else "libvpx", "w")
+        assert isinstance(context, VideoCodecContext)
+        context.width, context.height = format.width, format.height
+        context.pix_fmt = "yuv420p"
+        context.framerate = Fraction(format.fps)
+        context.time_base = Fraction(1, format.fps)
+        context.bit_rate = bitrate
+        context.gop_size = KEY_FRAME_INTERVAL_S * format.fps
+        context.thread_count = 1
+        context.options = _h264_options(format, bitrate) if codec is VideoCodec.H264 else _vp8_options(bitrate)
+        self._codec = context
+        self._count = 0
+
+    def encode(self, frame: av.VideoFrame, pts: int, key: bool) -> list[av.Packet[Any]]:
+        """The packets (one) of a frame made by :func:`video_frame`; ``pts`` at 90 kHz is written on it.
+
+        Raises ValueError for a frame of another size, which FFmpeg would read past its end.
+        """
+        if (frame.width, frame.height) != (self._codec.width, self._codec.height):
+            size = f"{self._codec.width}x{self._codec.height}"
+            raise ValueError(f"a frame has {frame.width}x{frame.height} pixels where the stream has {size}")
+        frame.pict_type = PictureType.I if key else PictureType.NONE
+        # The codec sees an even cadence, so that a pause in the stream does not look like bits to spare.
+        frame.pts, frame.time_base = self._count, Fraction(1, self._codec.framerate)
+        self._count += 1
+        packets = self._codec.encode(frame)
+        for packet in packets:
+            packet.pts = packet.dts = pts
+            packet.time_base = PICTURE_TIME_BASE
+        return packets
+
+
+def _h264_options(format: ClipFormat, bitrate: int) -> dict[str, str]:
+    # Constrained baseline (42e01f is what every browser decodes), headers before every keyframe, and a buffer of
+    # half a second so that a keyframe does not leave as a burst ten times an ordinary frame: nothing paces packets.
+    return {
+        "preset": "ultrafast",
+        "tune": "zerolatency",
+        "profile": "baseline",
+        "level": h264_level(format),
+        "forced-idr": "1",
+        "maxrate": str(bitrate),
+        "bufsize": str(bitrate // 2),
+    }
+
+
+def _vp8_options(bitrate: int) -> dict[str, str]:
+    return {
+        "deadline": "realtime",
+        "cpu-used": "-6",
+        "lag-in-frames": "0",
+        "minrate": str(bitrate),
+        "maxrate": str(bitrate),
+        "bufsize": str(bitrate),
+        "static-thresh": "1",
+        "undershoot-pct": "100",
+        "overshoot-pct": "15",
+    }
+
+
+def h264_level(format: ClipFormat) -> str:
+    """The lowest level from 3.1 on whose macroblock limits (H.264 table A-1) hold the format: "31" to "52"."""
+    blocks = -(-format.width // 16) * -(-format.height // 16)
+    for level, blocks_per_s, blocks_per_frame in (
+        ("31", 108_000, 3_600),
+        ("32", 216_000, 5_120),
+        ("40", 245_760, 8_192),
+        ("50", 589_824, 22_080),
+        ("51", 983_040, 36_864),
+    ):
+        if blocks <= blocks_per_frame and blocks * format.fps <= blocks_per_s:
+            return level
+    return "52"
+
+
+def codec_preference(format: ClipFormat) -> tuple[VideoCodec, ...]:
+    """The codecs in the order in which they are wanted. H.264 costs a third of VP8; but what browsers offer for it is
+    level 3.1, and some show black above what was agreed, so larger pictures prefer VP8."""
+    if h264_level(format) == "31":
+        return VideoCodec.H264, VideoCodec.VP8
+    return VideoCodec.VP8, VideoCodec.H264
+
+
+def video_frame(picture: YuvFrames) -> av.VideoFrame:
+    """PyAV's form of one frame (F = 1); the planes are copied once."""
+    frame = av.VideoFrame(picture.width, picture.height, "yuv420p")
+    for plane, samples in zip(frame.planes, (picture.y[0], picture.u[0], picture.v[0]), strict=True):
+        rows, columns = samples.shape
+        np.frombuffer(memoryview(plane), np.uint8).reshape(-1, plane.line_size)[:rows, :columns] = samples
+    return frame

@@ -1,0 +1,34 @@
+"""What aiortc keeps of RTCP reports, in seconds and packets."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from aiortc import RTCRtpReceiver, RTCRtpSender
+
+from echo_rtc.clips import MEDIA_RATE
+from echo_rtc.stream.links import Delivery, Reception
+
+
+async def reception_of(receiver: RTCRtpReceiver) -> Reception:
+    """What ``receiver``, of sound, would tell its sender in a receiver report."""
+    reports = [report for report in (await receiver.getStats()).values() if report.type == "inbound-rtp"]
+    return Reception(
+        packets=sum(report.packetsReceived for report in reports),
+        lost=sum(max(0, report.packetsLost) for report in reports),
+        jitter_s=max((report.jitter for report in reports), default=0) / MEDIA_RATE,
+    )
+
+
+async def delivery_of(senders: Sequence[RTCRtpSender]) -> Delivery:
+    """What the other side has reported of the packets of ``senders``."""
+    reports = [
+        report
+        for sender in senders
+        for report in (await sender.getStats()).values()
+        if report.type == "remote-inbound-rtp"
+    ]
+    return Delivery(
+        lost=sum(max(0, report.packetsLost) for report in reports),
+        round_trip_s=max((report.roundTripTime for report in reports if report.roundTripTime), default=None),
+    )

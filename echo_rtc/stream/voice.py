@@ -1,0 +1,32 @@
+"""What a stream hears: an async iterator of blocks, whoever speaks.
+
+The iterator ends with the voice, which is not the end of the stream. Whoever makes one drains its source for ever, so
+that nothing builds up before the stream.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from typing import TypeAlias
+
+from echo_rtc.clips import S16Array
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class VoiceBlock:
+    """``pcm``: mono int16 (n,) at 48 kHz. ``pts``: of its first sample at 48 kHz, from wherever the sender's clock
+    began. Lost packets are gaps between blocks."""
+
+    pts: int
+    pcm: S16Array
+
+
+@dataclass(frozen=True, slots=True)
+class UnusableBlock:
+    """A block arrived that cannot be used; ``what`` describes it for the log. It becomes silence."""
+
+    what: str
+
+
+Voice: TypeAlias = AsyncIterator[VoiceBlock | UnusableBlock]
