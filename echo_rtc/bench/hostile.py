@@ -1,9 +1,9 @@
-"""``python -m echo_rtc.bench hostile``: thousands of hostile requests at a real server, and what they leave behind.
+"""``python -m echo_rtc.bench hostile``: hostile requests and named attacks at a real server, and what they do to it.
 
 A server of test cards, started as an operator does it, takes one request after the other, each over a connection of its
 own; calls and sessions that come of it are ended again. Counted: answers of the 500s other than a 503 that says when to
 come back, complete requests without an answer, tracebacks and errors in the log, UDP sockets that stay, and the growth
-of its memory after the first fifth.
+of its memory after the first fifth. Then the named attacks of ``siege``, each beside an honest call.
 """
 
 from __future__ import annotations
@@ -15,15 +15,19 @@ import json
 import re
 import tempfile
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import psutil
 
 from echo_rtc.bench.support.attacks import KNOWN_KEPT, Attack, Attacker, RealOffer, Route, read_offers
+from echo_rtc.bench.support.http_attacks import ATTACKS as HTTP_ATTACKS
 from echo_rtc.bench.support.real_server import ROOT, RealServer
-from echo_rtc.bench.support.report import report
+from echo_rtc.bench.support.report import report, table
+from echo_rtc.bench.support.siege import HEADINGS, TOKEN, NamedAttack, Outcome, besiege
+from echo_rtc.bench.support.siege import rows as attack_rows
+from echo_rtc.errors import InputError
 from echo_rtc.web.app import routes
 
 ANSWER_S = 30.0
@@ -33,7 +37,8 @@ HANG_UP_S = 0.2
 SETTLE_S = 20.0
 """Time that what was opened may take to be gone."""
 MAX_GROWTH_MB = 20.0
-TOKEN = "a-token-of-this-measurement-only"
+ATTACKS = (*HTTP_ATTACKS,)
+"""All named attacks."""
 OFFERS = ROOT / "tests" / "data" / "offers"
 
 
@@ -62,19 +67,65 @@ class Tally:
 def main(argv: list[str]) -> int:
     """Attacks and prints; 1 if anything was wrong."""
     parser = argparse.ArgumentParser(prog="echo_rtc.bench hostile", description=__doc__)
-    parser.add_argument("--requests", type=int, default=10_000, help="how many requests to send")
+    parser.add_argument("--requests", type=int, default=10_000, help="how many requests to send; 0 for none")
     parser.add_argument("--seed", type=int, default=1, help="of the requests: the same seed sends the same ones")
     parser.add_argument("--offers", type=Path, default=OFFERS, help="folder of real offers (.sdp)")
+    parser.add_argument(
+        "--attacks",
+        default="all",
+        metavar="NAME,...",
+        help="named attacks to run, separated by commas: names or beginnings of names, all or none",
+    )
+    parser.add_argument("--seconds", type=float, default=3.0, help="length of each named attack (s)")
     arguments = parser.parse_args(argv)
-    tally, figures = asyncio.run(measure(arguments.requests, arguments.seed, read_offers(arguments.offers)))
-    rows = [
+    attacks = chosen(arguments.attacks)
+    tally, fuzzed = Tally(), dict[str, float]()
+    if arguments.requests:
+        tally, fuzzed = asyncio.run(measure(arguments.requests, arguments.seed, read_offers(arguments.offers)))
+    outcomes = asyncio.run(besiege(attacks, arguments.seconds))
+    kinds = [
         [kind, counts.total(), *(sum(n for status, n in counts.items() if status // 100 == k) for k in range(6))]
         for kind, counts in sorted(tally.statuses.items())
     ]
     for failure in tally.failures[:20]:
         print(failure)  # noqa: T201  what went wrong stands above the table
-    report(["attack", "requests", "no answer", "1xx", "2xx", "3xx", "4xx", "5xx"], rows, figures)
-    return 0 if figures["failures"] == figures["sockets_left"] == 0 and figures["rss_growth_mb"] < MAX_GROWTH_MB else 1
+    if kinds:
+        headings = ["requests", "sent", "no answer", "1xx", "2xx", "3xx", "4xx", "5xx"]
+        print(table(headings, kinds), end="\n\n")  # noqa: T201  the first of two tables
+    report(HEADINGS, attack_rows(outcomes), {**fuzzed, **figures_of(outcomes)})
+    return 0 if withstood(fuzzed, outcomes) else 1
+
+
+def chosen(names: str) -> list[NamedAttack]:
+    """The named attacks that ``--attacks`` asks for. Raises InputError for a name that no attack has."""
+    if names in ("all", "none"):
+        return list(ATTACKS) if names == "all" else []
+    found: list[NamedAttack] = []
+    for name in (word.strip() for word in names.split(",")):
+        fitting = [attack for attack in ATTACKS if attack.name.lower().startswith(name.lower())]
+        if not fitting:
+            known = ", ".join(attack.name for attack in ATTACKS)
+            raise InputError(f"--attacks names {name[:60]!r}, which is no attack; there are {known}")
+        found += fitting
+    return found
+
+
+def figures_of(outcomes: Sequence[Outcome]) -> dict[str, float | int]:
+    """The figures of all attacks together; 0 where there was none."""
+    return {
+        "attacks": len(outcomes),
+        "failed": sum(bool(outcome.failures) for outcome in outcomes),
+        "worst_gap_s": round(max((outcome.gap_s for outcome in outcomes), default=0.0), 3),
+        "worst_healthz_s": round(max((outcome.healthz_s for outcome in outcomes), default=0.0), 3),
+        "memory_mb": round(max((outcome.memory_mb for outcome in outcomes), default=0.0), 1),
+    }
+
+
+def withstood(fuzzed: Mapping[str, float], outcomes: Sequence[Outcome]) -> bool:
+    """Whether nothing was wrong; ``fuzzed`` is empty where no requests were sent."""
+    left = fuzzed.get("failures", 0) + fuzzed.get("sockets_left", 0)
+    growth_mb = fuzzed.get("rss_growth_mb", 0.0)
+    return not left and growth_mb < MAX_GROWTH_MB and not any(outcome.failures for outcome in outcomes)
 
 
 async def measure(requests: int, seed: int, offers: list[RealOffer]) -> tuple[Tally, dict[str, float]]:

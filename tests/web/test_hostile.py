@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 import server
 from echo_rtc.bench import hostile
 from echo_rtc.bench.hostile import Tally, assault, end_all, send, settled, udp_sockets
+from echo_rtc.bench.support import siege
 from echo_rtc.bench.support.attacks import ELSEWHERE, Attacker, Route, harmless, read_offers, spoilt
 from echo_rtc.errors import InputError, OfferError
 from echo_rtc.logs import LogFile
@@ -51,7 +52,7 @@ async def port(request: pytest.FixtureRequest) -> AsyncIterator[int]:
         width=64,
         height=64,
         max_streams=16,
-        auth_token=hostile.TOKEN,
+        auth_token=siege.TOKEN,
         token_secret=SECRETS[0],
         **getattr(request, "param", {}),
     )
@@ -74,7 +75,7 @@ async def test_hostile_requests_get_their_answers_and_leave_nothing(
     port: int, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO, "echo_rtc")
-    attacker = Attacker(OFFERS, ROUTES, seed=20, token=hostile.TOKEN)
+    attacker = Attacker(OFFERS, ROUTES, seed=20, token=siege.TOKEN)
     tally = Tally()
     await assault(port, attacker, REQUESTS, tally)
     await end_all(port, attacker)
@@ -85,14 +86,14 @@ async def test_hostile_requests_get_their_answers_and_leave_nothing(
     assert tally.opened > 30
     refused = sum(count for counter in tally.statuses.values() for status, count in counter.items() if status >= 400)
     assert refused > REQUESTS / 2
-    authorised = f"Connection: close\r\nAuthorization: Bearer {hostile.TOKEN}\r\n\r\n"
+    authorised = f"Connection: close\r\nAuthorization: Bearer {siege.TOKEN}\r\n\r\n"
     metrics = await send(port, f"GET /metrics HTTP/1.1\r\nHost: x\r\n{authorised}".encode())
     unreadable = re.search(rb"^echo_rtc_requests_unreadable_total (\S+)$", metrics.body, re.MULTILINE)
     assert unreadable
     assert float(unreadable[1]) > 10
     alarms = [record for record in caplog.records if record.levelno >= logging.ERROR or record.exc_info]
     assert alarms == []
-    assert hostile.TOKEN not in caplog.text
+    assert siege.TOKEN not in caplog.text
 
 
 @pytest.mark.parametrize(
@@ -105,7 +106,7 @@ async def test_nothing_secret_is_told(port: int, caplog: pytest.LogCaptureFixtur
     told: list[bytes] = []
     for route in ROUTES:
         path = re.sub(r"\{[^}]+\}", "studio", route.path)
-        for token in (None, wrong, signed, hostile.TOKEN):
+        for token in (None, wrong, signed, siege.TOKEN):
             head = f"{route.method} {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Length: 2\r\n"
             head += f"Authorization: Bearer {token}\r\n" if token else ""
             answer = await send(port, f"{head}Content-Type: application/json\r\n\r\n{{}}".encode())
@@ -113,7 +114,7 @@ async def test_nothing_secret_is_told(port: int, caplog: pytest.LogCaptureFixtur
             assert answer.status < 500 or answer.status == 503
             told += [answer.body, repr(answer.headers).encode()]
     everything = b"\n".join(told) + caplog.text.encode()
-    for secret in (*SECRETS, hostile.TOKEN, wrong, signed):
+    for secret in (*SECRETS, siege.TOKEN, wrong, signed):
         assert secret.encode() not in everything, secret
 
 

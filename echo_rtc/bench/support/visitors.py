@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import StrEnum
 
@@ -42,7 +43,8 @@ class RefusedError(Exception):
 
 @dataclass(eq=False)
 class Visitor:
-    """One connection to the stream of a name. ``frames`` and ``blocks`` count what came."""
+    """One connection to the stream of a name. ``frames`` and ``blocks`` count what came; ``on_block`` is called for
+    each block of sound."""
 
     part: Part
     name: str
@@ -50,6 +52,7 @@ class Visitor:
     connection: RTCPeerConnection = field(default_factory=lambda: RTCPeerConnection(RTCConfiguration(iceServers=[])))
     frames: int = 0
     blocks: int = 0
+    on_block: Callable[[], None] | None = None
     _path: str = ""
 
     async def come(self, session: aiohttp.ClientSession, url: str) -> None:
@@ -111,6 +114,8 @@ class Visitor:
 
     def _hear(self, _: int) -> None:
         self.blocks += 1
+        if self.on_block is not None:
+            self.on_block()
 
     def _see(self, _: int) -> None:
         self.frames += 1
