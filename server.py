@@ -94,11 +94,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 async def serve(settings: Settings, log_file: LogFile) -> None:
     """A server's life, from binding its port to its end by SIGINT or SIGTERM. ``log_file`` is what metrics tell of.
 
-    Raises SettingsError or InputError before anything is loaded, ListenError if the port cannot be had, what the engine
-    raises if it does not start, and RenderError if it cannot go on later. Whatever was begun is ended.
+    Raises SettingsError or InputError before anything is loaded, ListenError if the port cannot be had, and what the
+    engine raises if it does not start. Whatever was begun is ended.
     """
     lifecycle = Lifecycle()
-    failure: EchoRtcError | None = None
     async with AsyncExitStack() as life:
         stop = life.enter_context(_stop_signal())
         access, network = _access(settings), _network(settings)
@@ -127,12 +126,10 @@ async def serve(settings: Settings, log_file: LogFile) -> None:
             logger.info("echo_rtc is ready: %s", url)
             life.enter_context(settled())
             async with _running(PerformanceLog(streams, watch.workers, watch.usage).run(), "performance log"):
-                failure = await _stopped_or_failed(stop, engine)
+                await stop.wait()
         lifecycle.phase = Phase.STOPPING
         logger.info("stopping: streams end, workers are closed")
     logger.info("stopped")
-    if failure is not None:
-        raise failure
 
 
 @contextmanager
@@ -173,7 +170,13 @@ def _stream_settings(settings: Settings, network: Network) -> ManagerOptions:
 
 def _network(settings: Settings) -> Network:
     """How peers get through to each other, by the settings. Raises SettingsError."""
-    return Network.of(settings.ice_server, settings.turn_secret, settings.udp_ports, settings.public_ip)
+    return Network.of(
+        settings.ice_server,
+        settings.turn_secret,
+        settings.udp_ports,
+        settings.public_ip,
+        private_peers=not settings.public_peers_only,
+    )
 
 
 def _access(settings: Settings) -> Access:
@@ -209,19 +212,6 @@ def _say_how_it_is_reached(settings: Settings, url: str, tls: Certificate | None
             "browsers on other machines give out no microphone to pages without HTTPS; use --tls-cert and --tls-key, "
             "--tls-self-signed, or a proxy with HTTPS in front"
         )
-
-
-async def _stopped_or_failed(stop: asyncio.Event, engine: Engine) -> EchoRtcError | None:
-    """Wait until the server is told to stop (None), or its engine cannot go on: the reason."""
-    stopped = asyncio.create_task(stop.wait(), name="stop signal")
-    failed = asyncio.create_task(engine.failed(), name="engine failure")
-    try:
-        await asyncio.wait({stopped, failed}, return_when=asyncio.FIRST_COMPLETED)
-        return None if stopped.done() else failed.result()
-    finally:
-        for task in (stopped, failed):
-            task.cancel()
-        await asyncio.wait({stopped, failed})
 
 
 async def _started(engine: Engine, library: AvatarLibrary, lifecycle: Lifecycle, stop: asyncio.Event) -> bool:

@@ -35,6 +35,10 @@ class CapacityError(EchoRtcError):
         self.retry_after_s = retry_after_s
 
 
+class TooManyError(CapacityError):
+    """One client asks for more at once than it may; others are served."""
+
+
 class StoppingError(CapacityError):
     """The server is stopping and takes nothing new."""
 
@@ -73,6 +77,10 @@ class StorageError(EchoRtcError):
 
 class IceRestartError(EchoRtcError):
     """ICE candidates of another ICE session than the one that was agreed on, which goes on."""
+
+
+class RenegotiationError(EchoRtcError):
+    """A further offer of a connection that is up, which goes on as it is."""
 
 
 class RenderError(EchoRtcError):

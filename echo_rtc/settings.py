@@ -570,8 +570,9 @@ class Settings:
         default=None,
         metadata=_about(
             "network",
-            "UDP ports for sound and picture, such as 40000-40100; each peer takes one, or two if there is a TURN "
-            "server over UDP. Without it the system picks any.",
+            "UDP ports for sound and picture, such as 40000-40100; each peer takes one (one for each section if its "
+            "offer has no BUNDLE group), and as many again if there is a TURN server. Up to a quarter is kept for "
+            "publishers. Without it the system picks any.",
             kind=str,
             form=r"[0-9]{1,5}-[0-9]{1,5}",
             words="a range such as 40000-40100",
@@ -585,6 +586,15 @@ class Settings:
             "address where the server is in a container; may be given once for IPv4 and once for IPv6.",
             form=r"[0-9A-Fa-f:.]+",
             words="an address such as 203.0.113.5",
+        ),
+    )
+    public_peers_only: bool = field(
+        default=False,
+        metadata=_about(
+            "network",
+            "Send nothing to peers at addresses that the Internet does not route (10.0.0.0/8, fd00::/8 and the like), "
+            "which a stranger may name to make the server probe its own network. Peers of the same network cannot "
+            "connect then, unless through a TURN server.",
         ),
     )
     log_dir: Path = field(

@@ -42,7 +42,6 @@ from echo_rtc.engine.devices import usable_cores
 from echo_rtc.engine.factory import create_engine, fleet_options, worker_specs
 from echo_rtc.engine.fleet import FleetEngine, FleetOptions
 from echo_rtc.engine.local import LocalEngine
-from echo_rtc.engine.ray_environment import RayOptions, prepare_environment
 from echo_rtc.engine.testcard import CardLoader, TestCardEngine
 from echo_rtc.engine.worker import ModelLoader, Renderer, WorkerSpec
 from echo_rtc.errors import RenderError, SettingsError
@@ -142,10 +141,7 @@ def over(settings: Settings, specs: Sequence[WorkerSpec], options: FleetOptions)
     """An engine of the settings' kind with these workers."""
     if settings.engine == "local":
         return LocalEngine(settings.clip_format, lambda: specs, options)
-
-    ray_options = RayOptions(settings.ray_address or "", settings.devices, len(specs))
-    prepare_environment(ray_options.address)
-    from echo_rtc.engine.ray_engine import RayEngine
+    from echo_rtc.engine.ray_engine import RayEngine, RayOptions
 
     def spec(name: str, device: str, cores: float | None) -> WorkerSpec:
         given = specs[int(name.removeprefix("ray-"))]
@@ -154,6 +150,7 @@ def over(settings: Settings, specs: Sequence[WorkerSpec], options: FleetOptions)
             given, name=name, loader=replace(loader, device=device) if isinstance(loader, ModelLoader) else loader
         )
 
+    ray_options = RayOptions(settings.ray_address or "", settings.devices, len(specs))
     return RayEngine(settings.clip_format, spec, ray_options, options)
 
 

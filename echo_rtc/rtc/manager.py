@@ -10,17 +10,28 @@ from __future__ import annotations
 import asyncio
 import logging
 import secrets
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
-from echo_rtc.errors import CapacityError, NameTakenError, NotLiveError, OfferError, StoppingError
+from echo_rtc.errors import (
+    CapacityError,
+    NameTakenError,
+    NotLiveError,
+    OfferError,
+    RenegotiationError,
+    StoppingError,
+    TooManyError,
+)
 from echo_rtc.rendering import Engine
 from echo_rtc.rtc.fragment import read_fragment
 from echo_rtc.rtc.memory import Sweeper
+from echo_rtc.rtc.negotiation import Negotiation
 from echo_rtc.rtc.offer import MediaPlan, Offer, plan_call, plan_publishing, plan_viewing, read_offer
-from echo_rtc.rtc.peer import Peer, PeerOptions
-from echo_rtc.rtc.session import Opened, Role, checked_name
+from echo_rtc.rtc.peer import PORTS_RETRY_S, Peer, PeerOptions, Terms
+from echo_rtc.rtc.ports import Lease, PortsExhaustedError
+from echo_rtc.rtc.session import Caller, Opened, Role, checked_name
 from echo_rtc.rtc.tracks import packetizer
 from echo_rtc.stream.stream import Stream, StreamOptions
 from echo_rtc.stream.tally import Ledger, Tally
@@ -34,6 +45,18 @@ NAME_RETRY_S = 2
 LINGER_S = 10.0
 """How long viewers see the idle loop after their publisher was lost, before the stream ends."""
 LOST = "the publisher was lost"
+MAX_HALF_OPEN = 8
+"""Peers of one address that are answered and not connected yet. A connection is up within a second; who never connects
+holds ports for ``--connect-timeout``."""
+HALF_OPEN_RETRY_S = 2
+PORTS_KEPT = 4
+"""Of a range of UDP ports, one part in so many is kept for publishers, or fewer where there is room for fewer."""
+
+_PLANS: Mapping[Role, Callable[[Offer], MediaPlan]] = {
+    Role.CALL: plan_call,
+    Role.PUBLISH: plan_publishing,
+    Role.VIEW: plan_viewing,
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,13 +74,24 @@ class ManagerOptions:
 @dataclass(slots=True)
 class ManagerCounters:
     """Offers refused: for want of room in the server; in one stream; because the name is taken; because nothing is live
-    under the name. And streams that a lost publisher came back to."""
+    under the name; because too many of the client's connections are not up yet. And streams that a lost publisher came
+    back to."""
 
     full: int = 0
+    half_open: int = 0
     crowded: int = 0
     name_taken: int = 0
     not_live: int = 0
     resumed: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class _Request:
+    """An offer as it came: nothing of it has been read."""
+
+    role: Role
+    sdp: str
+    caller: Caller
 
 
 @dataclass(slots=True, eq=False)
@@ -73,10 +107,12 @@ class _Session:
 
 @dataclass(slots=True, eq=False)
 class _Live:
-    """A stream, its name if it has one, its peers, and the task that ends it with all of them."""
+    """A stream, its name if it has one, its peers, and the task that ends it with all of them. ``key``: the id that its
+    publisher holds, who may end it; another publisher gets another one."""
 
     stream: Stream
     name: str | None
+    key: str
     supervisor: asyncio.Task[None] | None = None
     publisher: _Session | None = None
     sessions: dict[str, _Session] = field(default_factory=dict)
@@ -103,6 +139,9 @@ class StreamManager:
         self._engine = engine
         self._options = options
         self._live: dict[str, _Live] = {}
+        """By the streams' ids, which operators know."""
+        self._keys: dict[str, _Live] = {}
+        """By what their publishers hold."""
         self._names: dict[str, _Live | None] = {}
         """Every name in use; None while its stream is being built."""
         self._new_streams = 0
@@ -112,6 +151,8 @@ class StreamManager:
         self._built = asyncio.Event()
         """Set whenever nothing is being built."""
         self._built.set()
+        self._half_open: Counter[str] = Counter()
+        """Peers that are not up yet, by client."""
         self._closed = False
         self._sweeper = Sweeper()
         self.counters = ManagerCounters()
@@ -138,31 +179,31 @@ class StreamManager:
         roles = [session.role for live in self._live.values() for session in live.sessions.values()]
         return {role: roles.count(role) for role in Role}
 
-    async def open_call(self, offer_sdp: str, avatar: str, name: str | None = None) -> Opened:
+    async def open_call(
+        self, offer_sdp: str, avatar: str, name: str | None = None, caller: Caller | None = None
+    ) -> Opened:
         """Lets a peer in that sends a microphone and receives the avatar; with ``name``, others may view it under that.
 
-        Raises OfferError, UnsupportedMediaError, NameTakenError or CapacityError; nothing is left behind then.
+        Raises OfferError, UnsupportedMediaError, RenegotiationError, NameTakenError or CapacityError; nothing is left
+        behind then. The offer is read only where a name and a place are free for it.
         """
-        offer = read_offer(offer_sdp)
-        return await self._publish(offer, plan_call(offer), Role.CALL, avatar, name)
+        return await self._publish(_Request(Role.CALL, offer_sdp, caller or Caller()), avatar, name)
 
-    async def publish(self, name: str, offer_sdp: str, avatar: str) -> Opened:
+    async def publish(self, name: str, offer_sdp: str, avatar: str, caller: Caller | None = None) -> Opened:
         """Lets a peer in that sends a microphone, whose avatar is to be viewed under ``name``. Raises as above."""
-        offer = read_offer(offer_sdp)
-        return await self._publish(offer, plan_publishing(offer), Role.PUBLISH, avatar, name)
+        return await self._publish(_Request(Role.PUBLISH, offer_sdp, caller or Caller()), avatar, name)
 
-    async def view(self, name: str, offer_sdp: str) -> Opened:
+    async def view(self, name: str, offer_sdp: str, caller: Caller | None = None) -> Opened:
         """Lets a peer in that receives the stream of that name or id.
 
-        Raises OfferError, UnsupportedMediaError, NotLiveError or CapacityError; nothing is left behind then.
+        Raises OfferError, UnsupportedMediaError, RenegotiationError, NotLiveError or CapacityError; nothing is left
+        behind then. The offer is read only where something is live and has a place free.
         """
-        offer = read_offer(offer_sdp)
-        plan = plan_viewing(offer)
         if self._closed:
             raise _stopping()
         live = self._find(name)
         with self._build(), self._seat(live):
-            peer = await self._answer(offer, plan, live.stream)
+            peer = await self._answer(self._read(_Request(Role.VIEW, offer_sdp, caller or Caller())), live.stream)
             if live.stream.ended.done():  # meanwhile; another one may have its name already
                 await peer.close()
                 raise self._not_live(name)
@@ -170,16 +211,16 @@ class StreamManager:
 
     def find(self, role: Role, name: str, session_id: str) -> Opened | None:
         """The peer of this id, if it has this role in the stream of this name or id."""
-        live = self._names.get(name) or self._live.get(name)
+        live = self._names.get(name) or self._keys.get(name)
         session = live.find(session_id) if live else None
         if live is None or session is None or session.role is not role:
             return None
-        return Opened(session.id, live.stream.id, session.tag, session.peer.answer_sdp)
+        return Opened(session.id, live.key, session.tag, session.peer.answer_sdp)
 
     async def add_candidates(self, opened: Opened, fragment: str) -> None:
         """Takes ICE candidates of a peer that come after its offer. Raises OfferError or IceRestartError."""
         read = read_fragment(fragment)
-        live = self._live.get(opened.stream)
+        live = self._keys.get(opened.stream)
         session = live.find(opened.session) if live else None
         if session is not None:
             await session.peer.add_candidates(read)
@@ -187,16 +228,22 @@ class StreamManager:
     async def close_session(self, opened: Opened, reason: str) -> bool:
         """Ends a peer, and its stream if it is the publisher; waits until nothing of it is left. False if it has ended
         already."""
-        live = self._live.get(opened.stream)
+        live = self._keys.get(opened.stream)
         session = live.find(opened.session) if live else None
         if live is None or session is None:
             return False
         if session in (live.publisher, live.lost):
-            return await self.close_stream(opened.stream, reason)
+            return await self.close_stream(live.stream.id, reason)
         await session.peer.close(reason)
         assert session.attendant is not None
         await asyncio.wait({session.attendant})
         return True
+
+    def stream_of(self, key: str) -> str | None:
+        """The id of the stream that a publisher holds by ``key`` (``Opened.stream``); None if it has ended, or another
+        publisher has taken it over."""
+        live = self._keys.get(key)
+        return None if live is None else live.stream.id
 
     async def close_stream(self, stream_id: str, reason: str) -> bool:
         """Ends a stream with all its peers and waits until nothing of it is left; False if there is none of that id."""
@@ -228,20 +275,20 @@ class StreamManager:
         finally:
             self._sweeper.close()
 
-    async def _publish(self, offer: Offer, plan: MediaPlan, role: Role, avatar: str, name: str | None) -> Opened:
+    async def _publish(self, request: _Request, avatar: str, name: str | None) -> Opened:
         if avatar not in self._engine.avatars:
             raise self._no_avatar(avatar)
         orphan = self._orphan(name, avatar) if name is not None else None
         if orphan is not None:
             with self._build():
-                return await self._resume(orphan, offer, plan, role)
+                return await self._resume(orphan, request)
         self._require_room()
         with self._build():
-            return await self._open(offer, plan, role, avatar, name)
+            return await self._open(request, avatar, name)
 
     def _find(self, name: str) -> _Live:
         """The live stream of that name or id. Raises NotLiveError."""
-        live = self._names.get(name) or self._live.get(name)
+        live = self._names.get(name) or self._keys.get(name)
         if live is None or live.stream.ended.done():
             raise self._not_live(name)
         return live
@@ -256,7 +303,7 @@ class StreamManager:
         Raises NameTakenError, and OfferError for what cannot be a name.
         """
         checked_name(name)
-        if name not in self._names and name not in self._live:
+        if name not in self._names and name not in self._keys:
             return None
         live = self._names.get(name)
         if live is None or live.linger is None or live.claimed or live.stream.avatar != avatar:
@@ -282,15 +329,16 @@ class StreamManager:
                 RETRY_AFTER_S,
             )
 
-    async def _open(self, offer: Offer, plan: MediaPlan, role: Role, avatar: str, name: str | None) -> Opened:
+    async def _open(self, request: _Request, avatar: str, name: str | None) -> Opened:
         """A new stream with its publisher. Leaves nothing behind if it fails or is cancelled."""
+        terms = self._read(request)
         self._new_streams += 1
         if name is not None:
             self._names[name] = None
         try:
             stream = Stream(self._engine, self._engine.avatars[avatar], self._options.stream, packetizer)
             try:
-                peer = await self._answer(offer, plan, stream)
+                peer = await self._answer(terms, stream)
                 if avatar not in self._engine.avatars:  # it was deleted meanwhile, while nobody showed it
                     await peer.close()
                     raise self._no_avatar(avatar)
@@ -298,25 +346,27 @@ class StreamManager:
                 await stream.close(f"the offer could not be answered ({type(error).__name__})")
                 raise
         except BaseException:
+            terms.release()
             if name is not None:
                 del self._names[name]
             raise
         finally:
             self._new_streams -= 1
-        live = _Live(stream, name)
-        self._live[stream.id] = live
+        live = _Live(stream, name, stream.id)
+        self._live[stream.id] = self._keys[live.key] = live
         self.ledger.opened += 1
         if name is not None:
             self._names[name] = live
         live.supervisor = asyncio.create_task(self._supervise(live), name=f"supervise stream {stream.id[:8]}")
-        stream.log.info("opened%s: avatar %s, %s", f" as {name}" if name else "", stream.avatar, role)
-        return self._admit(live, peer, role)
+        stream.log.info("opened%s: avatar %s, %s", f" as {name}" if name else "", stream.avatar, request.role)
+        return self._admit(live, peer, request.role)
 
-    async def _resume(self, live: _Live, offer: Offer, plan: MediaPlan, role: Role) -> Opened:
-        """A new publisher for a stream whose own was lost."""
+    async def _resume(self, live: _Live, request: _Request) -> Opened:
+        """A new publisher for a stream whose own was lost, who can neither look at it nor end it from then on."""
+        terms = self._read(request)
         live.claimed = True
         try:
-            peer = await self._answer(offer, plan, live.stream)
+            peer = await self._answer(terms, live.stream)
         except BaseException:
             if live.linger is None:
                 live.stream.end(LOST)
@@ -331,7 +381,10 @@ class StreamManager:
             live.linger = None
         self.counters.resumed += 1
         live.stream.log.info("the publisher is back")
-        return self._admit(live, peer, role)
+        del self._keys[live.key]
+        live.key = secrets.token_urlsafe(16)
+        self._keys[live.key] = live
+        return self._admit(live, peer, request.role)
 
     def _admit(self, live: _Live, peer: Peer, role: Role) -> Opened:
         """Makes a peer that was answered one of a stream's, and looks after it from now on."""
@@ -341,14 +394,63 @@ class StreamManager:
             live.publisher, live.lost = session, None
         name = f"attend a peer of stream {live.stream.id[:8]}"
         session.attendant = asyncio.create_task(self._attend(live, session), name=name)
-        return Opened(session.id, live.stream.id, session.tag, peer.answer_sdp, peer.ended)
+        return Opened(session.id, live.key, session.tag, peer.answer_sdp, peer.ended)
 
-    async def _answer(self, offer: Offer, plan: MediaPlan, stream: Stream) -> Peer:
+    def _read(self, request: _Request) -> Terms:
+        """Reads an offer, for which there is a name and a place. Raises OfferError, UnsupportedMediaError,
+        RenegotiationError and CapacityError."""
+        client = request.caller.client
+        if client and self._half_open[client] >= MAX_HALF_OPEN:
+            self.counters.half_open += 1
+            raise TooManyError(
+                f"{MAX_HALF_OPEN} connections from this address are being made and none is up yet; try again later",
+                HALF_OPEN_RETRY_S,
+            )
+        reach = self._options.peer.network.reach(request.caller.on_loopback)
+        offer = read_offer(request.sdp, reach)
+        plan = _PLANS[request.role](offer)
+        sessions = (session for live in self._live.values() for session in live.sessions.values())
+        if any(session.peer.is_up and offer.source.is_same(session.peer.source) for session in sessions):
+            raise RenegotiationError(
+                "this offer is of a connection that is up, and connections are not renegotiated here; it goes on as it "
+                "is, and another one needs an RTCPeerConnection of its own"
+            )
+        negotiation = Negotiation.of(offer, plan)
+        return Terms(offer, negotiation, reach, client, self._lease(negotiation.transports, request.role))
+
+    def _lease(self, transports: int, role: Role) -> Lease | None:
+        """UDP ports for a peer, where there is a range of them; some are kept for publishers. Raises CapacityError."""
+        network = self._options.peer.network
+        ports = network.ports
+        if ports is None:
+            return None
+        kept = 0
+        if role is Role.VIEW:
+            waiting = sum(live.publisher is None for live in self._live.values())
+            kept = min((self.free + waiting) * network.ports_per_transport, len(ports) // PORTS_KEPT)
         try:
-            return await Peer.answer(offer, plan, stream, self._engine.format, self._options.peer)
+            return ports.lease(transports * network.ports_per_transport, kept)
+        except PortsExhaustedError as error:
+            raise CapacityError(f"{error.strerror}; try again later", PORTS_RETRY_S) from None
+
+    async def _answer(self, terms: Terms, stream: Stream) -> Peer:
+        client = terms.client
+        self._half_open[client] += 1
+        try:
+            peer = await Peer.answer(terms, stream, self._engine.format, self._options.peer)
         except BaseException:
+            terms.release()
+            self._connected(client)
             self._sweeper.sweep_soon()
             raise
+        peer.settled.add_done_callback(lambda _: self._connected(client))
+        return peer
+
+    def _connected(self, client: str) -> None:
+        """A peer of this client is up or over."""
+        self._half_open[client] -= 1
+        if not self._half_open[client]:
+            del self._half_open[client]
 
     @contextmanager
     def _seat(self, live: _Live) -> Iterator[None]:
@@ -421,7 +523,7 @@ class StreamManager:
             try:
                 await asyncio.gather(*(session.peer.close(reason) for session in peers), *attendants)
             finally:
-                del self._live[live.stream.id]
+                del self._live[live.stream.id], self._keys[live.key]
                 self.ledger.close(live.stream, reason)
                 if live.name is not None:
                     del self._names[live.name]

@@ -15,9 +15,11 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from urllib.parse import unquote
 
+import ifaddr
 from aiortc import RTCConfiguration, RTCIceServer
 
 from echo_rtc.errors import SettingsError
+from echo_rtc.rtc.candidates import Reach
 from echo_rtc.rtc.ports import PortRange
 
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
@@ -74,18 +76,25 @@ class Network:
 
     ``servers`` are told to clients and used by this server. ``turn_secret`` makes credentials for those TURN servers
     that have none of their own (coturn's ``use-auth-secret``). ``ports`` are the UDP ports that media may use, None for
-    any. ``public`` are this machine's addresses as the outside sees them, at most one of each kind.
+    any. ``public`` are this machine's addresses as the outside sees them, at most one of each kind. ``private_peers``:
+    whether peers may be at addresses that the Internet does not route.
     """
 
     servers: tuple[IceServer, ...] = ()
     turn_secret: str | None = None
     ports: PortRange | None = None
     public: tuple[Address, ...] = ()
+    private_peers: bool = True
     now_s: Callable[[], float] = time.time
 
     @classmethod
     def of(
-        cls, ice_server: Iterable[str], turn_secret: str | None, udp_ports: str | None, public_ip: Iterable[str]
+        cls,
+        ice_server: Iterable[str],
+        turn_secret: str | None,
+        udp_ports: str | None,
+        public_ip: Iterable[str],
+        private_peers: bool = True,
     ) -> Network:
         """From the settings of these names. Raises SettingsError."""
         servers = tuple(IceServer.parse(text) for text in ice_server)
@@ -97,7 +106,12 @@ class Network:
         if turn_secret is not None and not any(server.is_turn and server.username is None for server in servers):
             raise SettingsError("turn_secret is set, but no ice_server is a turn server without a password of its own")
         ports = None if udp_ports is None else PortRange.parse(udp_ports)
-        return cls(servers, turn_secret, ports, _addresses(public_ip))
+        return cls(servers, turn_secret, ports, _addresses(public_ip), private_peers)
+
+    @property
+    def ports_per_transport(self) -> int:
+        """UDP ports that one connection needs: its own, and one towards a TURN server."""
+        return 1 + any(server.is_turn for server in self.servers)
 
     def ice_servers(self) -> list[dict[str, str]]:
         """The servers as clients take them (RTCIceServer of the WebRTC standard), with credentials from now on."""
@@ -116,6 +130,11 @@ class Network:
             known = self._with_credentials(server)
             own.append(RTCIceServer(known["urls"], known.get("username"), known.get("credential")))
         return RTCConfiguration(iceServers=own)
+
+    def reach(self, on_loopback: bool) -> Reach:
+        """Which addresses a caller may name; ``on_loopback``: a program of this machine."""
+        own = broadcast_addresses()
+        return Reach(on_loopback, self.private_peers, own)
 
     def seen_from_outside(self, sdp: str) -> str:
         """A description in which this machine's own addresses are replaced by those that the outside sees (NAT 1:1: the
@@ -142,6 +161,17 @@ def turn_credentials(secret: str, until_s: float) -> tuple[str, str]:
     username = f"{int(until_s)}:{TURN_USER}"
     digest = hmac.new(secret.encode(), username.encode(), hashlib.sha1).digest()
     return username, base64.b64encode(digest).decode()
+
+
+def broadcast_addresses() -> frozenset[Address]:
+    """The broadcast addresses of the networks that this machine is in."""
+    found: set[Address] = set()
+    for adapter in ifaddr.get_adapters():
+        for own in adapter.ips:
+            if isinstance(own.ip, str) and own.network_prefix <= 30:
+                network = ipaddress.ip_network((own.ip, own.network_prefix), strict=False)
+                found.update((network.broadcast_address, network.network_address))
+    return frozenset(found)
 
 
 def _rewritten(line: str, outside: dict[int, str]) -> str:

@@ -9,10 +9,12 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from contextlib import suppress
+from dataclasses import dataclass, field
 
 from aiortc import (
     RTCDataChannel,
+    RTCIceCandidate,
     RTCPeerConnection,
     RTCRtpCodecCapability,
     RTCRtpSender,
@@ -36,10 +38,13 @@ from echo_rtc.rtc.aiortc_seams import (
     shorten_microphone_buffer,
     wire_feedback,
 )
+from echo_rtc.rtc.candidates import MAX_NAMED, Candidate, Reach
 from echo_rtc.rtc.fragment import Fragment
 from echo_rtc.rtc.guard import Guard
+from echo_rtc.rtc.negotiation import Negotiation, with_rtcp_mux_only
 from echo_rtc.rtc.network import Network
-from echo_rtc.rtc.offer import MAX_CANDIDATES, MediaPlan, Offer, with_rejected, with_rtcp_mux_only, without_unusable
+from echo_rtc.rtc.offer import Offer, OfferSource
+from echo_rtc.rtc.ports import Lease
 from echo_rtc.rtc.reports import delivery_of, reception_of
 from echo_rtc.rtc.tracks import PacketTrack
 from echo_rtc.rtc.voice import microphone
@@ -68,15 +73,33 @@ class PeerOptions:
     network: Network = field(default_factory=Network)
 
 
+@dataclass(frozen=True, slots=True)
+class Terms:
+    """What a peer is answered by: the offer, what is negotiated of it, which addresses may be checked, the ``client``
+    that counts as the one who asks, and the UDP ports that are set aside, None where there is no range."""
+
+    offer: Offer
+    negotiation: Negotiation
+    reach: Reach
+    client: str = ""
+    lease: Lease | None = None
+
+    def release(self) -> None:
+        """Gives the UDP ports back; idempotent."""
+        if self.lease is not None:
+            self.lease.release()
+
+
 class Peer:
     """A connection that is being answered, up, or over. Made by :meth:`answer`."""
 
-    def __init__(self, offer: Offer, plan: MediaPlan, stream: Stream, options: PeerOptions) -> None:
+    def __init__(self, terms: Terms, stream: Stream, options: PeerOptions) -> None:
         shorten_consent()
         harden_ice()
         shorten_gathering()
         loop = asyncio.get_running_loop()
-        self._offer, self._plan = without_unusable(offer, plan)
+        self._terms = terms
+        self._plan = terms.negotiation.plan
         self._stream = stream
         self._network = options.network
         self._connection = RTCPeerConnection(options.network.configuration())
@@ -85,25 +108,25 @@ class Peer:
         self._connect_timer: asyncio.TimerHandle | None = None
         self._closing: asyncio.Task[None] | None = None
         self.answer_sdp = ""
-        self._candidates = offer.sdp.count("a=candidate:")
-        self.candidates_dropped = 0
-        """ICE candidates that came after the offer and are of no use, or too many."""
+        self._named = terms.offer.named
+        self.is_up = False
+        """Whether the connection has come up, ever."""
+        self.settled: asyncio.Future[None] = loop.create_future()
+        """Done as soon as the connection is up or over."""
         self.ended: asyncio.Future[str] = loop.create_future()
         """Done, with the reason, as soon as the connection is over or given up."""
         self._connection.on("connectionstatechange", self._on_state)
         self._connection.on("datachannel", self._on_channel)
 
     @classmethod
-    async def answer(
-        cls, offer: Offer, plan: MediaPlan, stream: Stream, format: ClipFormat, options: PeerOptions
-    ) -> Peer:
+    async def answer(cls, terms: Terms, stream: Stream, format: ClipFormat, options: PeerOptions) -> Peer:
         """Answers an offer: its microphone, if the plan has one, drives ``stream``; picture and sound of the stream go
         where the plan says.
 
         Raises UnsupportedMediaError if no codec fits, OfferError if aiortc finds another fault and CapacityError if no
         UDP port is free; nothing is left of the connection then.
         """
-        peer = cls(offer, plan, stream, options)
+        peer = cls(terms, stream, options)
         answering = asyncio.create_task(peer._answer(format), name="answer an offer")
         try:
             await asyncio.shield(answering)
@@ -119,30 +142,31 @@ class Peer:
         return peer
 
     @property
-    def viewer(self) -> Viewer | None:
-        return self._viewer
+    def source(self) -> OfferSource:
+        """The client's connection that this is the other end of."""
+        return self._terms.offer.source
 
     async def add_candidates(self, fragment: Fragment) -> None:
-        """Takes ICE candidates that come after the offer; those that are of no use are counted and left out.
+        """Takes ICE candidates that come after the offer; those that are of no use or too many are left out.
 
         Raises IceRestartError if they are not of the ICE session that the offer began.
         """
-        if fragment.ufrag is not None and fragment.ufrag != self._offer.ufrag:
+        offer, reach = self._terms.offer, self._terms.reach
+        if fragment.ufrag is not None and fragment.ufrag != offer.ufrag:
             raise IceRestartError(
                 "the candidates belong to another ICE session, and this server does not restart ICE; "
                 "the session goes on as it is, delete it and post a new offer to begin anew"
             )
-        self.candidates_dropped += fragment.unusable
-        for candidate in fragment.candidates:
-            mid = self._offer.transport_of(candidate.sdpMid, candidate.sdpMLineIndex or 0)
-            if mid is None or self._candidates >= MAX_CANDIDATES or self.ended.done():
-                self.candidates_dropped += 1
+        for trickled in fragment.candidates:
+            candidate = trickled.candidate
+            mid = offer.transport_of(trickled.mid, trickled.index)
+            if mid is None or self._named >= MAX_NAMED or self.ended.done():
                 continue
-            self._candidates += 1
-            try:
-                await self._connection.addIceCandidate(replace(candidate, sdpMid=mid, sdpMLineIndex=None))
-            except ValueError:  # no address, or the offer said that these were all
-                self.candidates_dropped += 1
+            if not reach.allows(candidate.address, candidate.port):
+                continue
+            self._named += 1
+            with suppress(ValueError):  # the offer said that there were no more
+                await self._connection.addIceCandidate(_ice_candidate(candidate, mid))
 
     async def close(self, reason: str = "closed by the server") -> None:
         """Closes the connection and waits for it. The first reason counts."""
@@ -154,7 +178,7 @@ class Peer:
     async def _answer(self, format: ClipFormat) -> None:
         transceivers = self._add_transceivers(format)
         try:
-            await self._connection.setRemoteDescription(RTCSessionDescription(self._offer.sdp, "offer"))
+            await self._connection.setRemoteDescription(RTCSessionDescription(self._terms.negotiation.sdp, "offer"))
         except OperationError as error:
             raise UnsupportedMediaError(
                 "a section of the offer has no codec in common with this server; offer Opus, and H264 or VP8"
@@ -175,7 +199,7 @@ class Peer:
         answer = self._connection.localDescription.sdp
         self._wire(transceivers, answer)
         answer = with_rtcp_mux_only(self._network.seen_from_outside(answer))
-        self.answer_sdp = with_rejected(answer, self._offer.rejected)
+        self.answer_sdp = self._terms.negotiation.answer(answer)
 
     def _add_transceivers(self, format: ClipFormat) -> dict[int, RTCRtpTransceiver]:
         """One per section of sound or picture, in the offer's order, which is how aiortc pairs them."""
@@ -183,7 +207,7 @@ class Peer:
         directions: dict[int | None, str] = {plan.picture: "sendonly", plan.sound: "sendonly"}
         directions[plan.microphone] = "sendrecv" if plan.sound == plan.microphone else "recvonly"
         transceivers: dict[int, RTCRtpTransceiver] = {}
-        for i, section in enumerate(self._offer.sections):
+        for i, section in enumerate(self._terms.negotiation.sections):
             if section.kind == "application":
                 continue
             transceiver = self._connection.addTransceiver(section.kind, directions.get(i, "inactive"))
@@ -233,6 +257,8 @@ class Peer:
         state = self._connection.connectionState
         if state == "connected":
             self._stop_timer()
+            self.is_up = True
+            self._settle()
             self._stream.begin()
         elif state == "failed":
             self._end("the connection failed")
@@ -257,8 +283,13 @@ class Peer:
 
     def _end(self, reason: str) -> None:
         self._stop_timer()
+        self._settle()
         if not self.ended.done():
             self.ended.set_result(reason)
+
+    def _settle(self) -> None:
+        if not self.settled.done():
+            self.settled.set_result(None)
 
     async def _close(self) -> None:
         await self._say_goodbye()
@@ -273,6 +304,7 @@ class Peer:
             self._stream.log.error("a connection did not close within %g s", CLOSE_TIMEOUT_S)
         except Exception:  # a boundary: whatever aiortc trips over, the peer is gone, and its place has to be free
             self._stream.log.exception("a connection did not close as it should")
+        self._terms.release()
 
     async def _say_goodbye(self) -> None:
         """Lets events that were sent just now leave; aiortc's channels buffer and its close does not wait for them."""
@@ -292,6 +324,19 @@ def send_event(channel: RTCDataChannel, event: Event) -> bool:
         return False
     channel.send(json.dumps(event))
     return True
+
+
+def _ice_candidate(candidate: Candidate, mid: str) -> RTCIceCandidate:
+    return RTCIceCandidate(
+        component=1,
+        foundation=candidate.foundation,
+        ip=str(candidate.address),
+        port=candidate.port,
+        priority=candidate.priority,
+        protocol="udp",
+        type="srflx" if candidate.kind == "prflx" else candidate.kind,
+        sdpMid=mid,
+    )
 
 
 def _preferences(kind: str, format: ClipFormat) -> list[RTCRtpCodecCapability]:

@@ -31,6 +31,8 @@ class PortRange:
     low: int
     high: int
     exhausted: int = 0
+    leased: int = 0
+    """Ports that peers have or may still open."""
     _next: int = field(default=0, repr=False)
 
     @classmethod
@@ -46,6 +48,15 @@ class PortRange:
     def __len__(self) -> int:
         return self.high - self.low + 1
 
+    def lease(self, count: int, kept: int = 0) -> Lease:
+        """Sets ``count`` ports aside for a peer, as long as ``kept`` more remain for others. Raises
+        PortsExhaustedError."""
+        if self.leased + count > len(self) - kept:
+            self.exhausted += 1
+            raise PortsExhaustedError(errno.EADDRINUSE, f"all UDP ports from {self.low} to {self.high} are taken")
+        self.leased += count
+        return Lease(self, count)
+
     async def open(self, bind: Callable[[int], Awaitable[T]]) -> T:
         """What ``bind`` makes with the first port that it can have. Raises PortsExhaustedError if it can have none, and
         whatever else ``bind`` raises."""
@@ -59,3 +70,16 @@ class PortRange:
                     raise
         self.exhausted += 1
         raise PortsExhaustedError(errno.EADDRINUSE, f"all UDP ports from {self.low} to {self.high} are in use")
+
+
+@dataclass(slots=True)
+class Lease:
+    """Ports that are set aside for one peer."""
+
+    ports: PortRange
+    count: int
+
+    def release(self) -> None:
+        """Gives the ports back; idempotent."""
+        self.ports.leased -= self.count
+        self.count = 0

@@ -25,8 +25,17 @@ class Role(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
+class Caller:
+    """Who sent an offer, as far as HTTP says: ``client`` is the address, or the network, that counts as one client; ""
+    where it is not known. ``on_loopback``: a program of this machine."""
+
+    client: str = ""
+    on_loopback: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class Opened:
-    """A peer that was let in. ``session`` is its own id; ``stream`` the id of the stream that it speaks to or watches;
+    """A peer that was let in. ``session`` is its own id; ``stream`` the key to the stream that it speaks to or watches;
     ``tag`` names its ICE session, which candidates that come later must be meant for. ``over`` is done once the peer
     is; None where nobody needs to know."""
 

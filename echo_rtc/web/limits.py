@@ -15,6 +15,7 @@ from dataclasses import dataclass
 
 from aiohttp import web
 
+from echo_rtc.rtc.session import Caller
 from echo_rtc.web.clients import Clients, household
 from echo_rtc.web.problems import Problem, ProblemType
 
@@ -35,7 +36,8 @@ class LimitOptions:
 class Claim:
     """One client's claim to one peer: made before the peer is, kept as long as it lives."""
 
-    def __init__(self, release: Callable[[], None]) -> None:
+    def __init__(self, caller: Caller, release: Callable[[], None]) -> None:
+        self.caller = caller
         self._release = release
         self._kept = False
 
@@ -68,9 +70,9 @@ class Limits:
 
     def claim(self, request: web.Request) -> Claim:
         """To be called for an offer, before anything is done with it. Raises Problem 429."""
-        if self._clients.on_this_machine(request):
-            return Claim(lambda: None)
         client = household(self._clients.address(request))
+        if self._clients.on_this_machine(request):
+            return Claim(Caller(client, on_loopback=True), lambda: None)
         self._take_offer(client)
         if self._options.peers and self._peers[client] >= self._options.peers:
             raise _too_many(
@@ -78,7 +80,7 @@ class Limits:
                 PEERS_RETRY_S,
             )
         self._peers[client] += 1
-        return Claim(lambda: self._end(client))
+        return Claim(Caller(client), lambda: self._end(client))
 
     def _take_offer(self, client: str) -> None:
         limit = self._options.offers_per_minute

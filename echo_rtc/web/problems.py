@@ -23,7 +23,9 @@ from echo_rtc.errors import (
     NameTakenError,
     NotLiveError,
     OfferError,
+    RenegotiationError,
     StoppingError,
+    TooManyError,
     UnknownAvatarError,
     UnsupportedMediaError,
 )
@@ -52,6 +54,7 @@ class ProblemType(StrEnum):
     NAME_TAKEN = "urn:echo-rtc:problem:name-taken"
     NOT_LIVE = "urn:echo-rtc:problem:not-live"
     NO_RESTART = "urn:echo-rtc:problem:no-restart"
+    NO_RENEGOTIATION = "urn:echo-rtc:problem:no-renegotiation"
     TOO_MANY = "urn:echo-rtc:problem:too-many"
     FULL = "urn:echo-rtc:problem:full"
     STARTING = "urn:echo-rtc:problem:starting"
@@ -76,6 +79,7 @@ _TITLES = {
     ProblemType.NAME_TAKEN: "The name is taken",
     ProblemType.NOT_LIVE: "Nothing is live under this name",
     ProblemType.NO_RESTART: "ICE is not restarted",
+    ProblemType.NO_RENEGOTIATION: "Connections are not renegotiated",
     ProblemType.TOO_MANY: "Too much is asked from this address",
     ProblemType.FULL: "The server is full",
     ProblemType.STARTING: "The server is starting",
@@ -152,6 +156,8 @@ async def _answer(request: web.Request, handler: Handler) -> web.StreamResponse 
 def _from_error(error: EchoRtcError) -> Problem:
     text = str(error)
     detail = f"{text[:1].upper()}{text[1:].rstrip('.')}."
+    if isinstance(error, TooManyError):
+        return Problem(429, detail, ProblemType.TOO_MANY, {"Retry-After": str(error.retry_after_s)})
     if isinstance(error, CapacityError):
         kind = {StoppingError: ProblemType.STOPPING, BusyError: ProblemType.GENERIC}.get(type(error), ProblemType.FULL)
         return Problem(503, detail, kind, {"Retry-After": str(error.retry_after_s)})
@@ -165,6 +171,8 @@ def _from_error(error: EchoRtcError) -> Problem:
         return Problem(409, detail, ProblemType.AVATAR_CONFLICT)
     if isinstance(error, IceRestartError):
         return Problem(422, detail, ProblemType.NO_RESTART)
+    if isinstance(error, RenegotiationError):
+        return Problem(422, detail, ProblemType.NO_RENEGOTIATION)
     if isinstance(error, UnsupportedMediaError):
         return Problem(422, detail, ProblemType.UNSUPPORTED_MEDIA)
     if isinstance(error, OfferError):

@@ -14,7 +14,7 @@ from typing import Protocol
 
 from aiohttp import web
 
-from echo_rtc.rtc.session import Opened
+from echo_rtc.rtc.session import Caller, Opened
 from echo_rtc.web.auth import grant_of, require_name
 from echo_rtc.web.health import Health
 from echo_rtc.web.limits import CLAIM
@@ -29,8 +29,14 @@ BODY_TIMEOUT_S = 10.0
 class Streams(Protocol):
     """What the HTTP edge asks of the streams."""
 
-    async def open_call(self, offer_sdp: str, avatar: str, name: str | None = None) -> Opened:
-        """Raises OfferError, UnsupportedMediaError, NameTakenError, CapacityError."""
+    async def open_call(
+        self, offer_sdp: str, avatar: str, name: str | None = None, caller: Caller | None = None
+    ) -> Opened:
+        """Raises OfferError, UnsupportedMediaError, RenegotiationError, NameTakenError, CapacityError."""
+        ...
+
+    def stream_of(self, key: str) -> str | None:
+        """The id of the stream that whoever opened it holds by ``key``; None where it is no longer theirs."""
         ...
 
     async def close_stream(self, stream_id: str, reason: str) -> bool:
@@ -72,7 +78,9 @@ class Signalling:
         name = grant_of(request).name if offer.name is None else offer.name
         require_name(request, name)
         self.health.require_ready()
-        opened = await self.streams.open_call(offer.sdp, choose_avatar(self.health, offer.avatar), name)
+        opened = await self.streams.open_call(
+            offer.sdp, choose_avatar(self.health, offer.avatar), name, request[CLAIM].caller
+        )
         request[CLAIM].keep(opened.over)
         return web.json_response(
             {"sdp": opened.answer_sdp, "type": "answer", "stream": opened.stream}, headers={"Cache-Control": "no-store"}
@@ -80,14 +88,16 @@ class Signalling:
 
     async def statistics(self, request: web.Request) -> web.StreamResponse:
         """200 with the stream's counters; 404 as a problem."""
-        found = self.streams.statistics(request.match_info["id"])
+        stream_id = self.streams.stream_of(request.match_info["id"])
+        found = None if stream_id is None else self.streams.statistics(stream_id)
         if found is None:
             raise unknown_stream()
         return web.json_response(found, headers={"Cache-Control": "no-store"})
 
     async def close(self, request: web.Request) -> web.StreamResponse:
         """204 once the stream is closed; 404 as a problem."""
-        if not await self.streams.close_stream(request.match_info["id"], "closed by the client"):
+        stream_id = self.streams.stream_of(request.match_info["id"])
+        if stream_id is None or not await self.streams.close_stream(stream_id, "closed by the client"):
             raise unknown_stream()
         return web.Response(status=204)
 

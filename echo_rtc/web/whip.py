@@ -12,7 +12,7 @@ from typing import Protocol
 
 from aiohttp import web
 
-from echo_rtc.rtc.session import Opened, Role
+from echo_rtc.rtc.session import Caller, Opened, Role
 from echo_rtc.web.health import Health, IceServer
 from echo_rtc.web.limits import CLAIM
 from echo_rtc.web.problems import Problem, ProblemType
@@ -26,12 +26,12 @@ _NO_STORE = {"Cache-Control": "no-store"}
 class Sessions(Protocol):
     """What WHIP and WHEP ask of the streams."""
 
-    async def publish(self, name: str, offer_sdp: str, avatar: str) -> Opened:
-        """Raises OfferError, UnsupportedMediaError, NameTakenError, CapacityError."""
+    async def publish(self, name: str, offer_sdp: str, avatar: str, caller: Caller | None = None) -> Opened:
+        """Raises OfferError, UnsupportedMediaError, RenegotiationError, NameTakenError, CapacityError."""
         ...
 
-    async def view(self, name: str, offer_sdp: str) -> Opened:
-        """Raises OfferError, UnsupportedMediaError, NotLiveError, CapacityError."""
+    async def view(self, name: str, offer_sdp: str, caller: Caller | None = None) -> Opened:
+        """Raises OfferError, UnsupportedMediaError, RenegotiationError, NotLiveError, CapacityError."""
         ...
 
     def find(self, role: Role, name: str, session_id: str) -> Opened | None: ...
@@ -58,9 +58,9 @@ class WhipWhep:
         if self.role is Role.PUBLISH:
             self.health.require_ready()
             avatar = choose_avatar(self.health, request.query.get("avatar"))
-            opened = await self.sessions.publish(name, offer, avatar)
+            opened = await self.sessions.publish(name, offer, avatar, request[CLAIM].caller)
         else:
-            opened = await self.sessions.view(name, offer)
+            opened = await self.sessions.view(name, offer, request[CLAIM].caller)
         request[CLAIM].keep(opened.over)
         response = web.Response(status=201, text=opened.answer_sdp, content_type=SDP, headers=_NO_STORE)
         response.headers["Location"] = f"{request.rel_url.raw_path}/{opened.session}"

@@ -7,8 +7,8 @@ import random
 import pytest
 
 from echo_rtc.errors import OfferError
+from echo_rtc.rtc.description import MAX_CANDIDATE_LINES, MAX_LINES, MAX_SDP_CHARACTERS
 from echo_rtc.rtc.fragment import read_fragment
-from echo_rtc.rtc.offer import MAX_CANDIDATES, MAX_SDP_CHARACTERS
 
 CANDIDATE = "a=candidate:1 1 udp 2130706431 192.0.2.1 3478 typ host"
 WHOLE = f"""a=ice-ufrag:EsAw
@@ -24,13 +24,14 @@ a=end-of-candidates
 def test_candidates_know_their_section() -> None:
     read = read_fragment(WHOLE)
     assert read.ufrag == "EsAw"
-    assert [(c.sdpMid, c.ip, c.port, c.type) for c in read.candidates] == [
+    found = [(c.mid, str(c.candidate.address), c.candidate.port, c.candidate.kind) for c in read.candidates]
+    assert found == [
         ("voice", "192.0.2.1", 3478, "host"),
         ("voice", "2001:db8::1", 3478, "srflx"),
     ]
     bare = read_fragment(f"{CANDIDATE}\nm=audio 9 X 0\nm=video 9 X 0\n{CANDIDATE}")
     assert bare.ufrag is None
-    assert [(c.sdpMid, c.sdpMLineIndex) for c in bare.candidates] == [(None, 0), (None, 1)]
+    assert [(c.mid, c.index) for c in bare.candidates] == [(None, 0), (None, 1)]
 
 
 @pytest.mark.parametrize(
@@ -52,12 +53,17 @@ def test_candidates_of_no_use_are_counted(old: str, new: str) -> None:
         ("a=candidate:1 x udp 1 192.0.2.1 9 typ host", "cannot be read"),
         (f"{WHOLE}a=ice-ufrag:other", "several"),
         ("x" * (MAX_SDP_CHARACTERS + 1), "characters"),
-        (f"{CANDIDATE}\n" * (MAX_CANDIDATES + 1), "candidates"),
+        ("a=x\n" * (MAX_LINES + 1), "lines"),
     ],
 )
 def test_what_cannot_be_read_is_said(text: str, words: str) -> None:
     with pytest.raises(OfferError, match=words):
         read_fragment(text)
+
+
+def test_candidates_beyond_the_limit_are_left_out() -> None:
+    read = read_fragment(f"{CANDIDATE}\n" * (MAX_CANDIDATE_LINES + 9))
+    assert (len(read.candidates), read.unusable) == (MAX_CANDIDATE_LINES, 9)
 
 
 def test_mutated_fragments_are_refused_in_words_or_read() -> None:

@@ -18,10 +18,11 @@ from aiortc.mediastreams import MediaStreamTrack
 from echo_rtc.bench.stream import babble
 from echo_rtc.bench.support.calls import Caller
 from echo_rtc.engine.testcard import AVATAR, TestCardEngine
-from echo_rtc.errors import CapacityError
-from echo_rtc.rtc.manager import ManagerOptions
+from echo_rtc.errors import CapacityError, RenegotiationError, TooManyError
+from echo_rtc.rtc.manager import MAX_HALF_OPEN, ManagerOptions
 from echo_rtc.rtc.network import Network
 from echo_rtc.rtc.peer import PeerOptions
+from echo_rtc.rtc.session import Caller as Client
 from echo_rtc.rtc.tracks import packetizer
 from echo_rtc.rtc.voice import microphone
 from echo_rtc.stream.stream import Stream, StreamOptions
@@ -136,6 +137,76 @@ async def test_a_range_holds_as_many_peers_as_it_has_ports() -> None:
             await home.manager.open_call(await offer(), AVATAR)
         await home.manager.close_stream(opened[0].stream, "making room")
         await home.manager.open_call(await offer(), AVATAR)
+
+
+def unbundled(text: str) -> str:
+    return re.sub(r"a=group:BUNDLE[^\r\n]*\r\n", "", text)
+
+
+async def test_viewers_leave_ports_to_publishers() -> None:
+    async with house(options=reachable(Network.of([], None, "25350-25357", []))) as home:
+        await home.manager.open_call(await offer(), AVATAR, "studio")
+        viewers = [await home.manager.view("studio", await offer("recvonly")) for _ in range(5)]
+        with pytest.raises(CapacityError, match="all UDP ports"):
+            await home.manager.view("studio", await offer("recvonly"))
+        await home.manager.open_call(await offer(), AVATAR)
+        for viewer in viewers[:2]:
+            await home.manager.close_session(viewer, "making room")
+        await home.manager.view("studio", await offer("recvonly"))
+
+
+async def test_an_offer_without_bundle_takes_two_ports_or_none() -> None:
+    network = Network.of([], None, "25350-25352", [])
+    assert network.ports is not None
+    async with house(options=reachable(network)) as home:
+        opened = await home.manager.open_call(unbundled(await offer()), AVATAR)
+        assert network.ports.leased == 2
+        assert "a=group" not in opened.answer_sdp
+        assert len({port for _, port, _ in candidates(opened.answer_sdp)}) >= 2
+        with pytest.raises(CapacityError, match="all UDP ports"):
+            await home.manager.open_call(unbundled(await offer()), AVATAR)
+        await home.manager.open_call(await offer(), AVATAR)
+        await home.manager.close_stream(opened.stream, "making room")
+        assert network.ports.leased == 1
+    assert network.ports.leased == 0
+
+
+async def test_a_call_without_bundle_works() -> None:
+    sight = Sight()
+    async with house(options=reachable(Network.of([], None, "25360-25399", []))) as home:
+        caller = Caller(babble, sight.hear, sight.see)
+        home.callers.append(caller)
+
+        async def exchange(text: str) -> str:
+            return (await home.manager.open_call(unbundled(text), AVATAR)).answer_sdp
+
+        await caller.connect(exchange)
+        await until(lambda: len(sight.spoken) > 12 and len(sight.sound) > 50)
+
+
+async def test_one_client_has_few_connections_that_are_not_up() -> None:
+    async with house(options=ManagerOptions(peer=PeerOptions(connect_timeout_s=0.5))) as home:
+        client, other = Client("192.0.2.9"), Client("192.0.2.10")
+        await home.manager.open_call(await offer(), AVATAR, "studio")
+        for _ in range(MAX_HALF_OPEN):
+            await home.manager.view("studio", await offer("recvonly"), client)
+        with pytest.raises(TooManyError, match="none is up yet"):
+            await home.manager.view("studio", "this is not even read", client)
+        await home.manager.view("studio", await offer("recvonly"), other)
+        await until(lambda: not home.manager.streams)
+        await home.manager.open_call(await offer(), AVATAR, None, client)
+
+
+async def test_a_connection_that_is_up_is_not_renegotiated() -> None:
+    sight = Sight()
+    async with house() as home:
+        caller = Caller(babble, sight.hear, sight.see)
+        await home.call(caller)
+        again = (await caller.connection.createOffer()).sdp
+        with pytest.raises(RenegotiationError, match="not renegotiated"):
+            await home.manager.open_call(again, AVATAR)
+        seen = len(sight.cards)
+        await until(lambda: len(sight.cards) > seen + 12)
 
 
 async def test_a_call_stays_within_its_range() -> None:

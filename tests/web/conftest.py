@@ -14,7 +14,7 @@ from aiohttp.test_utils import TestClient, TestServer
 from echo_rtc.clips import ClipFormat
 from echo_rtc.errors import UnknownAvatarError
 from echo_rtc.rtc.manager import ManagerCounters
-from echo_rtc.rtc.session import Opened, Role
+from echo_rtc.rtc.session import Caller, Opened, Role
 from echo_rtc.stream.tally import Ledger, Tally
 from echo_rtc.web.app import Access, create_app
 from echo_rtc.web.avatars import Gallery
@@ -52,18 +52,23 @@ class FakeStreams:
     def tally(self) -> Tally:
         return self.ledger.total(())
 
-    async def open_call(self, offer_sdp: str, avatar: str, name: str | None = None) -> Opened:
+    async def open_call(
+        self, offer_sdp: str, avatar: str, name: str | None = None, caller: Caller | None = None
+    ) -> Opened:
         self.offers.append((offer_sdp, avatar))
         self.names.append(name)
         return self._open(Role.CALL, name or "")
 
-    async def publish(self, name: str, offer_sdp: str, avatar: str) -> Opened:
+    async def publish(self, name: str, offer_sdp: str, avatar: str, caller: Caller | None = None) -> Opened:
         self.offers.append((offer_sdp, avatar))
         return self._open(Role.PUBLISH, name)
 
-    async def view(self, name: str, offer_sdp: str) -> Opened:
+    async def view(self, name: str, offer_sdp: str, caller: Caller | None = None) -> Opened:
         self.offers.append((offer_sdp, ""))
         return self._open(Role.VIEW, name)
+
+    def stream_of(self, key: str) -> str | None:
+        return key
 
     def find(self, role: Role, name: str, session_id: str) -> Opened | None:
         return self.sessions.get((role, name, session_id))

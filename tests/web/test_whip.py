@@ -405,6 +405,10 @@ async def test_viewers_wait_for_a_publisher_who_was_lost(serve: Serve) -> None:
     await watcher.until(lambda w: w.idle[seen:].count(False) > 12)
     assert list(service.manager.streams) == [stream_id]
     assert service.manager.counters.resumed == 1
+    # What the former publisher holds opens nothing any more.
+    for ask in (service.client.get, service.client.delete):
+        async with ask(f"/streams/{stream_id}") as response:
+            assert response.status == 404
     statistics = service.manager.statistics(stream_id)
     assert statistics is not None
     assert statistics["viewers"][0]["picture_dropped"] == 0  # type: ignore[index]
