@@ -1,4 +1,5 @@
-"""Counts for operators: histograms that can be added up, quantiles over a whole call, names with a bound on how many.
+"""Counts for operators: histograms that can be added up, quantiles over a whole call, names with a bound on how many,
+and the declaration of a counter as a metric.
 
 Pure bookkeeping of bounded size. Knows nothing of what is counted, nor of how it is shown.
 """
@@ -8,7 +9,9 @@ from __future__ import annotations
 import bisect
 import math
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, fields, is_dataclass
+from typing import Any
 
 OTHER = "other"
 """The name under which everything is counted once there are too many names."""
@@ -44,6 +47,76 @@ class Histogram:
             total += count
             rows.append(("+Inf" if bound == math.inf else repr(float(bound)), total))
         return rows
+
+
+@dataclass(frozen=True, slots=True)
+class Metric:
+    """How counters are published, declared once for all that differ in the value of one label only.
+
+    ``name``: without the server's prefix and "_total". ``meaning``: one sentence or more. ``label``: what tells several
+    counters of this name apart; "" where there is one.
+    """
+
+    name: str
+    meaning: str
+    label: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class CounterMetric(Metric):
+    """The metric of counters. ``scale`` turns their unit into the metric's."""
+
+    scale: float = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class HistogramMetric(Metric):
+    """The metric of histograms."""
+
+
+def counter(metric: CounterMetric, value: str = "") -> Any:
+    """Declares a dataclass field that counts from 0; ``value`` of the metric's label."""
+    return field(default=0, metadata={_DECLARED: (metric, (value,))})
+
+
+def counters(metric: CounterMetric, *values: str) -> Any:
+    """Declares a dataclass field that is a dictionary of counters by label value; ``values`` are published from the
+    start, with 0."""
+    return field(default_factory=dict, metadata={_DECLARED: (metric, values)})
+
+
+def histogram(metric: HistogramMetric, bounds: Sequence[float]) -> Any:
+    """Declares a dataclass field that is a histogram."""
+    return field(default_factory=lambda: Histogram(bounds), metadata={_DECLARED: (metric, ("",))})
+
+
+def histograms(metric: HistogramMetric) -> Any:
+    """Declares a dataclass field that is a dictionary of histograms by label value."""
+    return field(default_factory=dict, metadata={_DECLARED: (metric, ())})
+
+
+_DECLARED = "metric"
+
+
+def published(declared: object) -> Iterator[tuple[Metric, Mapping[str, Any]]]:
+    """Every field that is declared as a metric in a dataclass, in the dataclasses that it holds, and in tuples of such:
+    the metric, and the numbers or histograms by the value of its label ("" where it has none)."""
+    if isinstance(declared, tuple):
+        for part in declared:
+            yield from published(part)
+        return
+    if not is_dataclass(declared):
+        return
+    for item in fields(declared):
+        value = getattr(declared, item.name)
+        if _DECLARED not in item.metadata:
+            yield from published(value)
+            continue
+        metric, labels = item.metadata[_DECLARED]
+        if isinstance(value, Mapping):
+            yield metric, {**dict.fromkeys(labels, 0), **value}
+        else:
+            yield metric, {labels[0]: value}
 
 
 class Quantiles:

@@ -19,6 +19,7 @@ from enum import StrEnum
 import numpy as np
 
 from echo_rtc.clips import MEDIA_RATE, AudioClip, ClipFormat, S16Array, YuvFrames
+from echo_rtc.counting import CounterMetric, counter
 from echo_rtc.media.timeline import HOLD_OFF_S
 
 SLACK_S = 2.0
@@ -98,6 +99,19 @@ class DelayPolicy:
         return min(clip_s + render_s + self.margin_s, self.max_latency_s)
 
 
+FRAMES = CounterMetric(
+    "frames",
+    "Frames by what became of them. Shown: rendered, idle, held (the one before once more). Not shown: dropped "
+    "(rendered, but too late), skipped (nobody asked for them), unencoded (late before they were encoded).",
+    "kind",
+)
+DELAY_CHANGES = CounterMetric("delay_changes", "Frames by which the delay grew or shrank, in silence.", "direction")
+UNDERRUNS = CounterMetric("sound_underruns", "How often no sound was there when it had to leave.")
+UNDERRUN_SECONDS = CounterMetric(
+    "sound_underrun_seconds", "Silence that left because no sound was there.", scale=1 / MEDIA_RATE
+)
+
+
 @dataclass(frozen=True, slots=True)
 class PlayoutStatistics:
     """What a playout has done so far.
@@ -110,20 +124,20 @@ class PlayoutStatistics:
     ``rate_ppm``: the playout clock against ours.
     """
 
-    rendered: int
-    idle: int
-    held: int
-    skipped: int
-    dropped: int
-    lost_clips: int
-    stretched: int
-    cut: int
-    underruns: int
-    underrun_samples: int
-    delay_s: float
-    target_delay_s: float
-    render_p95_s: float
-    rate_ppm: float
+    rendered: int = counter(FRAMES, "rendered")
+    idle: int = counter(FRAMES, "idle")
+    held: int = counter(FRAMES, "held")
+    skipped: int = counter(FRAMES, "skipped")
+    dropped: int = counter(FRAMES, "dropped")
+    lost_clips: int = 0
+    stretched: int = counter(DELAY_CHANGES, "grew")
+    cut: int = counter(DELAY_CHANGES, "shrank")
+    underruns: int = counter(UNDERRUNS)
+    underrun_samples: int = counter(UNDERRUN_SECONDS)
+    delay_s: float = 0.0
+    target_delay_s: float = 0.0
+    render_p95_s: float = 0.0
+    rate_ppm: float = 0.0
 
 
 class SlewedClock:

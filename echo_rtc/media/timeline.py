@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from echo_rtc.clips import MEDIA_RATE, S16Array
+from echo_rtc.counting import CounterMetric, counter
 
 Piece = tuple[int, S16Array]
 """A stretch of media time: its first sample's number and its samples (n,) int16."""
@@ -47,6 +48,24 @@ _SILENCE = np.zeros(MEDIA_RATE, np.int16)
 _SILENCE.setflags(write=False)
 
 
+MEDIA_SECONDS = CounterMetric("media_seconds", "Seconds of microphone that streams have heard.", scale=1 / MEDIA_RATE)
+FILLED = CounterMetric(
+    "microphone_filled_seconds",
+    "Silence put in for the microphone: lost = for gaps between its stamps, silent = while nothing came.",
+    "cause",
+    1 / MEDIA_RATE,
+)
+DROPPED = CounterMetric(
+    "microphone_dropped_seconds",
+    "Sound of the microphone left out because it came too late, or ran ahead of our clock.",
+    "cause",
+    1 / MEDIA_RATE,
+)
+JUMPS = CounterMetric(
+    "microphone_jumps", "How often a microphone's time stamps jumped and were tied to our clock again."
+)
+
+
 @dataclass(frozen=True, slots=True)
 class TimelineStatistics:
     """What a timeline has seen so far; all but ``re_anchored`` and ``drift_ppm`` in samples at 48 kHz.
@@ -54,16 +73,16 @@ class TimelineStatistics:
     ``samples``: length of media time. ``lost_samples``: silence for gaps between stamps. ``silence_samples``: silence
     by our clock. ``late_dropped``: samples that came after their place was taken (late, duplicate, overlapping).
     ``early_dropped``: samples that would have run ahead of our clock. ``re_anchored``: how often the stamps were tied
-    anew to our clock. ``drift_ppm``: the microphone's clock against ours, positive if it is fast.
+    to our clock again. ``drift_ppm``: the microphone's clock against ours, positive if it is fast.
     """
 
-    samples: int
-    lost_samples: int
-    silence_samples: int
-    late_dropped: int
-    early_dropped: int
-    re_anchored: int
-    drift_ppm: float
+    samples: int = counter(MEDIA_SECONDS)
+    lost_samples: int = counter(FILLED, "lost")
+    silence_samples: int = counter(FILLED, "silent")
+    late_dropped: int = counter(DROPPED, "late")
+    early_dropped: int = counter(DROPPED, "early")
+    re_anchored: int = counter(JUMPS)
+    drift_ppm: float = 0.0
 
 
 class ArrivalClock:

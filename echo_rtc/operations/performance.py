@@ -11,8 +11,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from echo_rtc.operations.usage import Usage, Use
+from echo_rtc.operations.view import StreamsView
 from echo_rtc.rendering import WorkerStatus
-from echo_rtc.web.metrics import StreamsView
+from echo_rtc.stream.tally import Sample
 
 INTERVAL_S = 60.0
 
@@ -32,7 +33,7 @@ class Look:
     """What had been counted at ``now`` (s)."""
 
     now: float
-    counts: Mapping[str, float] = field(default_factory=dict)
+    counts: Mapping[Sample, float] = field(default_factory=dict)
     workers: Mapping[str, WorkerStatus] = field(default_factory=dict)
     uses: Mapping[str, Use] = field(default_factory=dict)
     server: Use = field(default_factory=Use)
@@ -71,14 +72,14 @@ class PerformanceLog:
         """What there is to say of the time in between; nothing where no stream was open and no worker did anything."""
         elapsed_s = max(1e-3, now.now - before.now)
         more = {key: count - before.counts.get(key, 0) for key, count in now.counts.items()}
-        if more.get("heard.samples", 0) or self._streams.streams:
+        if more.get(("media_seconds", ""), 0) or self._streams.streams:
             yield self._of_streams(more, _cores(before.server, now.server, elapsed_s), now.server)
         for name, worker in now.workers.items():
             earlier = before.workers.get(name)
             if earlier is not None and _moved(earlier, worker):
                 yield _of_worker(earlier, worker, before.uses.get(name, Use()), now.uses.get(name, Use()), elapsed_s)
 
-    def _of_streams(self, more: Mapping[str, float], cores: float | None, use: Use) -> Line:
+    def _of_streams(self, more: Mapping[Sample, float], cores: float | None, use: Use) -> Line:
         vitals = [stream.vitals for stream in self._streams.streams.values()]
         delays_ms = [round(1000 * vital.delay_s) for vital in vitals]
         offsets_ms = [round(vital.offset_ms, 1) for vital in vitals if vital.offset_ms is not None]
@@ -88,8 +89,8 @@ class PerformanceLog:
             "capacity": self._streams.capacity,
             "viewers": sum(vital.viewers for vital in vitals),
             "waiting_clips": sum(vital.waiting_clips for vital in vitals),
-            **{name: round(more.get(f"frames.{name}", 0)) for name in ("rendered", "held", "dropped")},
-            "lost_clips": round(sum(more.get(f"clips.{name}", 0) for name in ("failed", "late", "overflowed"))),
+            **{name: round(more.get(("frames", name), 0)) for name in ("rendered", "held", "dropped")},
+            "lost_clips": round(sum(more.get(("clips", name), 0) for name in ("failed", "late", "overflowed"))),
             "longest_delay_ms": max(delays_ms, default=None),
             "worst_av_offset_ms": max(offsets_ms, key=abs, default=None),
             "cores": cores,

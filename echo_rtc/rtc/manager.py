@@ -25,6 +25,7 @@ from echo_rtc.errors import (
     TooManyError,
 )
 from echo_rtc.rendering import Engine
+from echo_rtc.rtc.aiortc_seams import IceDatagrams
 from echo_rtc.rtc.fragment import read_fragment
 from echo_rtc.rtc.memory import Sweeper
 from echo_rtc.rtc.negotiation import Negotiation
@@ -261,6 +262,11 @@ class StreamManager:
         if live is None:
             return None
         return {**live.stream.statistics(), "name": live.name, "published": live.publisher is not None}
+
+    @property
+    def datagrams_refused(self) -> int:
+        """Datagrams dropped before any peer was known to have sent them."""
+        return IceDatagrams.refused
 
     def tally(self) -> Tally:
         """What all streams have counted since the start, those that ended too."""

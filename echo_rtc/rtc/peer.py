@@ -48,7 +48,8 @@ from echo_rtc.rtc.ports import Lease
 from echo_rtc.rtc.reports import delivery_of, reception_of
 from echo_rtc.rtc.tracks import PacketTrack
 from echo_rtc.rtc.voice import microphone
-from echo_rtc.stream.stream import Event, Stream
+from echo_rtc.stream.events import Event
+from echo_rtc.stream.stream import Stream
 from echo_rtc.stream.viewers import Viewer
 
 CONNECT_TIMEOUT_S = 15.0
@@ -187,7 +188,9 @@ class Peer:
             self._stream.log.warning("an offer that could be read cannot be answered (%s)", type(error).__name__)
             self._stream.log.debug("where it fails", exc_info=True)
             raise OfferError("the session description cannot be answered; send that of an RTCPeerConnection") from error
-        guard_connection(self._connection, Guard(self._end, asyncio.get_running_loop().time, self._stream.guarded))
+        guard_connection(
+            self._connection, Guard(self._end, asyncio.get_running_loop().time, self._stream.guard_counters)
+        )
         if self._plan.microphone is not None:
             shorten_microphone_buffer(transceivers[self._plan.microphone].receiver)
         with ports_from(self._network.ports) as binding:

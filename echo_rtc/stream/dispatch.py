@@ -11,11 +11,12 @@ from __future__ import annotations
 import asyncio
 import math
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
 from echo_rtc.clips import MEDIA_RATE, AudioClip, ClipFormat, F16Array, YuvFrames
+from echo_rtc.counting import CounterMetric, Histogram, HistogramMetric, counter, histogram, histograms
 from echo_rtc.errors import LateError, RenderError
 from echo_rtc.media.blend import Seams
 from echo_rtc.media.steps import StepLadder
@@ -24,11 +25,27 @@ from echo_rtc.stream.log import Complaints, StreamLog
 
 MAX_PENDING_CLIPS = 8
 """Clips of a stream that may be on their way; the oldest is given up for a further one."""
-RENDER_SMOOTHING = 0.3
-"""Weight of the latest clip in the expected render time."""
+TIME_BOUNDS_S = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75, 1.0, 2.0, 5.0, 30.0)
+MAX_STAGES = 16
+"""Stages of rendering that are told apart; those of the engines here are fewer."""
+
+CLIPS = CounterMetric(
+    "clips",
+    "Clips with speech: rendered; failed in the engine; late or overflowed: given up before they began.",
+    "outcome",
+)
+STEPS_CHANGES = CounterMetric(
+    "steps_changes",
+    "How often the denoising steps of a stream's clips were lowered because it was late, and raised again.",
+    "direction",
+)
+CLIP_SECONDS = HistogramMetric(
+    "clip_seconds", "Seconds from a clip's hand-over to the engine until its frames were there."
+)
+STAGE_SECONDS = HistogramMetric("clip_stage_seconds", "Seconds of each stage of rendering a clip.", "stage")
 
 
-class Renderer(Protocol):
+class ClipRenderer(Protocol):
     """The part of an engine that a stream uses."""
 
     async def render(self, request: RenderRequest) -> RenderResult: ...
@@ -51,15 +68,13 @@ class RenderOrder:
     """What all clips of a stream have in common: its name for the engine, the avatar, the seed of its noise, how clips
     join.
 
-    ``steps``, ``min_steps``: denoising steps of a clip, and how few there may be while clips come late. ``expected_s``:
-    seconds a clip is expected to take before one has been measured.
+    ``steps``, ``min_steps``: denoising steps of a clip, and how few there may be while clips come late.
     """
 
     avatar: Avatar
     format: ClipFormat
     seed: int
     continuity: Continuity
-    expected_s: float
     stream: str = ""
     steps: int = 1
     min_steps: int = 1
@@ -70,17 +85,36 @@ class DispatchCounters:
     """Clips: rendered; failed in the engine; not begun because they would have been late; given up as one too many.
     ``steps_lowered``, ``steps_raised``: how often the number of steps fell and climbed."""
 
-    rendered: int = 0
-    failed: int = 0
-    late: int = 0
-    overflowed: int = 0
-    steps_lowered: int = 0
-    steps_raised: int = 0
+    rendered: int = counter(CLIPS, "rendered")
+    failed: int = counter(CLIPS, "failed")
+    late: int = counter(CLIPS, "late")
+    overflowed: int = counter(CLIPS, "overflowed")
+    steps_lowered: int = counter(STEPS_CHANGES, "lowered")
+    steps_raised: int = counter(STEPS_CHANGES, "raised")
 
     @property
     def lost(self) -> int:
         """Clips that were admitted and have no frames."""
         return self.failed + self.late + self.overflowed
+
+
+@dataclass(slots=True)
+class RenderTimes:
+    """How long rendered clips took, waiting included, and each stage of rendering that the engine tells of."""
+
+    clip_s: Histogram = histogram(CLIP_SECONDS, TIME_BOUNDS_S)
+    stages_s: dict[str, Histogram] = histograms(STAGE_SECONDS)
+
+    def observe(self, took_s: float, stages_ms: Mapping[str, float]) -> None:
+        """A clip was rendered."""
+        self.clip_s.observe(took_s)
+        for stage, took_ms in stages_ms.items():
+            if stage in self.stages_s or len(self.stages_s) < MAX_STAGES:
+                self.stages_s.setdefault(stage, Histogram(TIME_BOUNDS_S)).observe(took_ms / 1000)
+
+    def means_ms(self) -> dict[str, float]:
+        """The mean of each stage in milliseconds."""
+        return {stage: round(1000 * times.sum / times.count, 1) for stage, times in self.stages_s.items()}
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +128,7 @@ class Dispatcher:
 
     def __init__(
         self,
-        engine: Renderer,
+        engine: ClipRenderer,
         order: RenderOrder,
         sink: FrameSink,
         log: StreamLog,
@@ -118,8 +152,8 @@ class Dispatcher:
         self._after_idle = True
         self._latent: F16Array | None = None
         self._last_done_s = 0.0
-        self.expected_s = order.expected_s
         self.counters = DispatchCounters()
+        self.times = RenderTimes()
 
     @property
     def pending(self) -> int:
@@ -166,6 +200,7 @@ class Dispatcher:
         begun = self._clock()
         try:
             result = await self._engine.render(self._request(pending))
+            self.times.observe(self._clock() - begun, result.stages_ms)
             self._take(clip, result, begun)
         except LateError as error:
             self.counters.late += 1
@@ -186,7 +221,6 @@ class Dispatcher:
             self._latent = result.final_latent
         self._last_done_s = now
         took_s = now - begun
-        self.expected_s += RENDER_SMOOTHING * (took_s - self.expected_s)
         own, seams = self._seams.push(clip.index, result.frames)
         slack_s = self._leaves(clip.first_frame) - now
         self._sink.put(clip.index, own, took_s, now)

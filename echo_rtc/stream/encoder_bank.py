@@ -22,6 +22,7 @@ import av
 from echo_rtc.clips import ClipFormat, S16Array, YuvFrames
 from echo_rtc.codec.picture import BITRATES, PICTURE_TIME_BASE, BitrateRange, PictureEncoder, VideoCodec, video_frame
 from echo_rtc.codec.sound import SOUND_TIME_BASE, SoundEncoder
+from echo_rtc.counting import CounterMetric, counter
 from echo_rtc.stream.log import Complaints, StreamLog
 
 KEY_FRAME_SPACING_S = 0.5
@@ -101,15 +102,22 @@ class _EncodeOrder:
     key: bool
 
 
+ENCODER_SECONDS = CounterMetric("encoder_seconds", "Time that encoding took, sound and picture.")
+ENCODED_FRAMES = CounterMetric("encoded_frames", "Frames encoded.")
+ENCODED_KEY_FRAMES = CounterMetric("encoded_key_frames", "Keyframes among the encoded frames.")
+ENCODER_FAILURES = CounterMetric("encoder_failures", "Encodings that failed.")
+ENCODER_BUILDS = CounterMetric("encoder_builds", "Picture encoders built: for a codec, or for another bitrate.")
+
+
 @dataclass(slots=True)
 class EncoderCounters:
     """A stream's encoders: frames, keyframes and failures; encoders built; wall-clock seconds of the encoder thread."""
 
-    frames: int = 0
-    key_frames: int = 0
-    failures: int = 0
-    builds: int = 0
-    busy_s: float = 0.0
+    busy_s: float = counter(ENCODER_SECONDS)
+    frames: int = counter(ENCODED_FRAMES)
+    key_frames: int = counter(ENCODED_KEY_FRAMES)
+    failures: int = counter(ENCODER_FAILURES)
+    builds: int = counter(ENCODER_BUILDS)
 
 
 class EncoderBank:

@@ -11,15 +11,25 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Generic, Protocol, Self, TypeVar
 
+from echo_rtc.counting import CounterMetric, counter
+
 logger = logging.getLogger(__name__)
+
+
+MICROPHONE_PACKETS = CounterMetric(
+    "microphone_packets", "RTP packets of microphones, as in RTCP receiver reports.", "outcome"
+)
+LOST_PACKETS = CounterMetric(
+    "viewer_lost_packets", "RTP packets that did not reach viewers at first, as their RTCP receiver reports say."
+)
 
 
 @dataclass(frozen=True, slots=True)
 class Reception:
     """How a microphone's packets arrive (RFC 3550): received, lost, and the jitter between arrivals (s)."""
 
-    packets: int = 0
-    lost: int = 0
+    packets: int = counter(MICROPHONE_PACKETS, "received")
+    lost: int = counter(MICROPHONE_PACKETS, "lost")
     jitter_s: float = 0.0
 
     def since(self, before: Reception) -> Reception:
@@ -30,7 +40,7 @@ class Reception:
 class Delivery:
     """How our packets arrive at a viewer, as it reports: lost, and the time there and back (s); None: not known yet."""
 
-    lost: int = 0
+    lost: int = counter(LOST_PACKETS)
     round_trip_s: float | None = None
 
     def since(self, before: Delivery) -> Delivery:

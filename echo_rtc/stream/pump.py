@@ -11,14 +11,15 @@ from __future__ import annotations
 import asyncio
 import math
 from collections import deque
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Generic, Protocol, TypeAlias, TypeVarTuple
 
 from echo_rtc.clips import MEDIA_RATE, ClipFormat, S16Array, YuvFrames
 from echo_rtc.codec.picture import PICTURE_RATE, VideoCodec
 from echo_rtc.codec.sound import SOUND_BLOCK_SAMPLES
-from echo_rtc.media.playout import FrameKind
+from echo_rtc.counting import CounterMetric, counter, counters
+from echo_rtc.media.playout import FRAMES, FrameKind
 from echo_rtc.stream.encoder_bank import EncodedFrame, EncodedPortion, Portion
 from echo_rtc.stream.sync import SyncMeter
 from echo_rtc.stream.taps import Tap
@@ -63,16 +64,38 @@ class PortionEncoder(Protocol):
     async def encode(self, portion: Portion, now: float) -> EncodedPortion: ...
 
 
+class Receivers(Protocol):
+    """Who receives the output, as it stands at each moment."""
+
+    @property
+    def viewers(self) -> Sequence[Viewer]: ...
+
+    @property
+    def taps(self) -> Sequence[Tap]: ...
+
+
+SOUND_BLOCKS = CounterMetric("sound_blocks", "Blocks of 20 ms of sound that left.")
+SOUND_SKIPPED_BLOCKS = CounterMetric(
+    "sound_skipped_blocks", "Blocks of 20 ms left out because the server was more than half a second late."
+)
+LATE_PACKETS = CounterMetric("late_packets", "Packets that left more than 20 ms after they were due.")
+ENCODED_BYTES = CounterMetric(
+    "encoded_bytes", "Bytes of encoded packets that left, once each however many viewers there are.", "codec"
+)
+
+
 @dataclass(slots=True)
 class PumpCounters:
     """Blocks of sound sent; blocks skipped because the pump was more than MAX_LAG_S late; frames not encoded because
-    they were late already; packets that left more than LATE_S after they were due; and the most that one was late."""
+    they were late already; packets that left more than LATE_S after they were due; the most that one was late; and the
+    bytes that left by codec ("Opus"), once each however many viewers there are."""
 
-    blocks: int = 0
-    skipped_blocks: int = 0
-    skipped_frames: int = 0
-    late_packets: int = 0
+    blocks: int = counter(SOUND_BLOCKS)
+    skipped_blocks: int = counter(SOUND_SKIPPED_BLOCKS)
+    skipped_frames: int = counter(FRAMES, "unencoded")
+    late_packets: int = counter(LATE_PACKETS)
     worst_late_s: float = 0.0
+    sent_bytes: dict[str, int] = counters(ENCODED_BYTES, "Opus", *VideoCodec)
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +108,7 @@ class Recent:
 
 
 class Pump:
-    """Runs a stream's output. ``viewers`` and ``taps`` are the stream's own collections, read anew every time."""
+    """Runs a stream's output for its audience."""
 
     def __init__(
         self,
@@ -93,22 +116,17 @@ class Pump:
         source: Source,
         idle: YuvFrames,
         bank: PortionEncoder,
-        viewers: Collection[Viewer],
-        clock: Callable[[], float],
-        taps: Collection[Tap] = (),
+        audience: Receivers,
     ) -> None:
         self._format = format
         self._source = source
         self._idle = idle
         self._bank = bank
-        self._viewers = viewers
-        self._taps = taps
-        self._clock = clock
+        self._audience = audience
+        self._clock = asyncio.get_running_loop().time
         self._shown: deque[tuple[float, FrameKind]] = deque(maxlen=2 * math.ceil((RECENT_S + LEAD_S) * format.fps))
         self.counters = PumpCounters()
         self.sync = SyncMeter()
-        self.sent_bytes: dict[str, int] = {}
-        """Bytes of the packets that have left, once each however many viewers there are, by codec ("Opus")."""
 
     async def run(self) -> None:
         """Runs for ever. The source must have begun: ``due(0)`` is finite."""
@@ -144,9 +162,9 @@ class Pump:
             while end < number + MAX_PORTION_BLOCKS and self._source.due(end * SOUND_BLOCK_SAMPLES) - LEAD_S <= now:
                 end += 1
             dues, portion = self._take(range(number, end), base, now)
-            if any(tap.live for tap in self._taps):
+            if any(tap.live for tap in self._audience.taps):
                 self._send_raw(raw, range(number, end), base, portion.pictures)
-            if any(viewer.live for viewer in self._viewers):
+            if any(viewer.live for viewer in self._audience.viewers):
                 self._send(outbox, dues, await self._bank.encode(portion, now))
             number = end
 
@@ -207,12 +225,12 @@ class Pump:
         else:
             self.sync.picture(packet.pts / PICTURE_RATE, now)
         name = "Opus" if codec is None else codec.value
-        self.sent_bytes[name] = self.sent_bytes.get(name, 0) + packet.size
+        self.counters.sent_bytes[name] = self.counters.sent_bytes.get(name, 0) + packet.size
         late_s = now - due
         self.counters.late_packets += late_s > LATE_S
         self.counters.worst_late_s = max(self.counters.worst_late_s, late_s)
         self.counters.blocks += codec is None
-        for viewer in tuple(self._viewers):
+        for viewer in self._audience.viewers:
             if codec is None:
                 viewer.take_sound(packet, due)
             elif viewer.codec is codec:
@@ -236,7 +254,7 @@ class Pump:
 
     def _deliver_raw(self, _: float, pts: int, media_sample: int, what: S16Array | YuvFrames) -> None:
         """Hands a frame that is due to every tap that is read."""
-        for tap in tuple(self._taps):
+        for tap in self._audience.taps:
             if isinstance(what, YuvFrames):
                 tap.take_picture(what, pts, media_sample)
             else:

@@ -8,8 +8,9 @@ from __future__ import annotations
 import statistics
 from collections import deque
 from collections.abc import Mapping
+from dataclasses import dataclass
 
-from echo_rtc.counting import Histogram, Quantiles
+from echo_rtc.counting import Histogram, HistogramMetric, Quantiles, histogram
 
 DELAY_BOUNDS_S = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0, 1.25, 1.5, 2.0, 2.5, 3.0, 5.0, 10.0)
 OFFSET_BOUNDS_MS = (1.0, 2.0, 5.0, 10.0, 15.0, 20.0, 30.0, 45.0, 60.0, 100.0, 200.0, 500.0)
@@ -48,8 +49,25 @@ class SyncMeter:
         return offset_s
 
 
+DELAY_SECONDS = HistogramMetric(
+    "delay_seconds", "Media time minus playout time, looked at once a second in every stream."
+)
+AV_OFFSET_SIZE_MS = HistogramMetric(
+    "av_offset_size_ms",
+    "How far sound and picture left apart, without the sign, looked at once a second in every stream.",
+)
+
+
+@dataclass(slots=True)
+class SyncHistograms:
+    """The delay and the offset of sound and picture of every second."""
+
+    delay_s: Histogram = histogram(DELAY_SECONDS, DELAY_BOUNDS_S)
+    offset_size_ms: Histogram = histogram(AV_OFFSET_SIZE_MS, OFFSET_BOUNDS_MS)
+
+
 class CallRecord:
-    """What is looked at once a second for as long as a call lasts.
+    """What is sampled once a second for as long as a call lasts.
 
     ``offset_ms``: of the last second, None where nothing left; ``worst_offset_ms``: the one farthest from 0 so far.
     ``bitrates``: bit/s of the last second by what was sent.
@@ -57,26 +75,25 @@ class CallRecord:
 
     def __init__(self, now: float) -> None:
         self.delays_s = Quantiles(DELAY_STEP_S)
-        self.delay_s = Histogram(DELAY_BOUNDS_S)
-        self.offset_size_ms = Histogram(OFFSET_BOUNDS_MS)
+        self.histograms = SyncHistograms()
         self.offset_ms: float | None = None
         self.worst_offset_ms: float | None = None
         self.bitrates: dict[str, int] = {}
-        self._looked_at = now
+        self._sampled_at = now
         self._sent: dict[str, int] = {}
 
-    def look(self, now: float, delay_s: float, offset_s: float | None, sent_bytes: Mapping[str, int]) -> None:
-        """A further look. ``sent_bytes`` are those sent so far."""
+    def sample(self, now: float, delay_s: float, offset_s: float | None, sent_bytes: Mapping[str, int]) -> None:
+        """Takes the figures of another second. ``sent_bytes`` are those sent so far."""
         self.delays_s.observe(delay_s)
-        self.delay_s.observe(delay_s)
+        self.histograms.delay_s.observe(delay_s)
         self.offset_ms = None if offset_s is None else offset_s * 1000
         if self.offset_ms is not None:
-            self.offset_size_ms.observe(abs(self.offset_ms))
+            self.histograms.offset_size_ms.observe(abs(self.offset_ms))
             if self.worst_offset_ms is None or abs(self.offset_ms) > abs(self.worst_offset_ms):
                 self.worst_offset_ms = self.offset_ms
-        elapsed_s = now - self._looked_at
+        elapsed_s = now - self._sampled_at
         if elapsed_s > 0:
             self.bitrates = {
                 name: round(8 * (count - self._sent.get(name, 0)) / elapsed_s) for name, count in sent_bytes.items()
             }
-            self._looked_at, self._sent = now, dict(sent_bytes)
+            self._sampled_at, self._sent = now, dict(sent_bytes)

@@ -1,45 +1,51 @@
-"""Everything that streams count, in a form that adds up: what ended streams have counted is kept, so that no total of
-the server ever goes back.
+"""Counters in a form that adds up: what ended streams have counted is kept, so that no total of the server decreases.
 
-Knows no stream: they say what they have counted.
+Knows no stream: each gives what it has counted.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
-from typing import Protocol
+from collections.abc import Iterable
+from typing import Protocol, TypeAlias
 
-from echo_rtc.counting import Histogram, Names
-from echo_rtc.rendering import RenderRequest, RenderResult
+from echo_rtc.counting import Histogram, Metric, Names, published
+from echo_rtc.stream.counters import StreamCounters
 
-STAGE_BOUNDS_S = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75, 1.0, 2.0, 5.0, 30.0)
-MAX_STAGES = 16
-"""Stages of rendering that are told apart; those of the engines here are fewer."""
+Sample: TypeAlias = tuple[str, str]
+"""The name of a metric, and the value of its label: ("frames", "held"), ("late_packets", "")."""
+
+METRICS: dict[str, Metric] = {metric.name: metric for metric, _ in published(StreamCounters())}
+"""Every metric of streams by its name, in the order in which they are declared."""
 
 
-@dataclass(slots=True)
 class Tally:
-    """Counts by their names ("frames.held"), histograms by theirs ("delay_s"), and the seconds of each stage of
-    rendering. All of them only grow."""
+    """Counters and histograms of any number of streams; they only grow. ``counted``: trees of counters to begin
+    with."""
 
-    counts: dict[str, float] = field(default_factory=dict)
-    histograms: dict[str, Histogram] = field(default_factory=dict)
-    stages_s: dict[str, Histogram] = field(default_factory=dict)
+    def __init__(self, *counted: object) -> None:
+        self.counts: dict[Sample, float] = {}
+        self.histograms: dict[Sample, Histogram] = {}
+        for counters in counted:
+            self.count(counters)
 
-    def count(self, group: str, values: Mapping[str, float]) -> None:
-        """Counts ``values`` as "group.name"."""
-        for name, value in values.items():
-            key = f"{group}.{name}"
-            self.counts[key] = self.counts.get(key, 0) + value
+    def count(self, counters: object) -> None:
+        """Adds every counter of a tree; see :func:`echo_rtc.counting.published`."""
+        for metric, values in published(counters):
+            for label, value in values.items():
+                self._add((metric.name, label), value)
 
     def add(self, other: Tally) -> None:
-        """Counts all that ``other`` has counted."""
-        for key, value in other.counts.items():
-            self.counts[key] = self.counts.get(key, 0) + value
-        for mine, theirs in ((self.histograms, other.histograms), (self.stages_s, other.stages_s)):
-            for name, histogram in theirs.items():
-                mine.setdefault(name, Histogram(histogram.bounds)).add(histogram)
+        """Adds all that ``other`` has counted."""
+        for sample, count in other.counts.items():
+            self._add(sample, count)
+        for sample, histogram in other.histograms.items():
+            self._add(sample, histogram)
+
+    def _add(self, sample: Sample, value: float | Histogram) -> None:
+        if isinstance(value, Histogram):
+            self.histograms.setdefault(sample, Histogram(value.bounds)).add(value)
+        else:
+            self.counts[sample] = self.counts.get(sample, 0) + value
 
 
 class Tallied(Protocol):
@@ -54,10 +60,10 @@ class Ledger:
     def __init__(self) -> None:
         self.opened = 0
         self.ended = Names()
-        self._past = Tally()
+        self._past = Tally(StreamCounters())
 
     def close(self, stream: Tallied, reason: str) -> None:
-        """A stream is over. It must not be among the live ones of :meth:`total` any more."""
+        """A stream has ended. It must not be among the live ones of :meth:`total` any more."""
         self.ended.count(reason)
         self._past.add(stream.tally())
 
@@ -68,30 +74,3 @@ class Ledger:
         for stream in live:
             total.add(stream.tally())
         return total
-
-
-class Renderer(Protocol):
-    """The part of an engine that renders."""
-
-    async def render(self, request: RenderRequest) -> RenderResult: ...
-
-
-class TimedRenderer:
-    """Passes clips on to an engine and notes how long they took in all, waiting included (``clip_s``), and how long
-    each stage took that the result tells of. ``clock``: monotonic, in seconds."""
-
-    def __init__(self, engine: Renderer, clock: Callable[[], float]) -> None:
-        self._engine = engine
-        self._clock = clock
-        self.clip_s = Histogram(STAGE_BOUNDS_S)
-        self.stages_s: dict[str, Histogram] = {}
-
-    async def render(self, request: RenderRequest) -> RenderResult:
-        begun = self._clock()
-        result = await self._engine.render(request)
-        self.clip_s.observe(self._clock() - begun)
-        for stage, took_ms in result.stages_ms.items():
-            if stage not in self.stages_s and len(self.stages_s) >= MAX_STAGES:
-                continue
-            self.stages_s.setdefault(stage, Histogram(STAGE_BOUNDS_S)).observe(took_ms / 1000)
-        return result

@@ -8,9 +8,11 @@ connection.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import TypeAlias
 
 from echo_rtc.codec.picture import VideoCodec
+from echo_rtc.counting import CounterMetric, counter
 from echo_rtc.stream.encoder_bank import EncodedFrame
 from echo_rtc.stream.queues import MediaQueue
 
@@ -21,6 +23,20 @@ PICTURE_QUEUE_PACKETS = 30
 
 DueFrame: TypeAlias = tuple[EncodedFrame, float]
 """An encoded frame, and when it was due by the clock of the stream (s)."""
+
+
+PACKETS = CounterMetric("viewer_packets", "Encoded packets handed to viewers.", "kind")
+DROPPED_PACKETS = CounterMetric("viewer_dropped_packets", "Encoded packets that viewers did not take in time.", "kind")
+
+
+@dataclass(slots=True)
+class ViewerCounters:
+    """Packets handed to a viewer, and packets that it did not take in time."""
+
+    sound_packets: int = counter(PACKETS, "sound")
+    picture_packets: int = counter(PACKETS, "picture")
+    sound_dropped: int = counter(DROPPED_PACKETS, "sound")
+    picture_dropped: int = counter(DROPPED_PACKETS, "picture")
 
 
 class Viewer:
@@ -50,10 +66,7 @@ class Viewer:
             self.picture = MediaQueue(PICTURE_QUEUE_PACKETS, self._first_read)
         self._needs_key = codec is not None
         self._begun = codec is None
-        self.sound_packets = 0
-        self.picture_packets = 0
-        self.sound_dropped = 0
-        self.picture_dropped = 0
+        self.counters = ViewerCounters()
 
     @property
     def live(self) -> bool:
@@ -66,9 +79,9 @@ class Viewer:
         if self.sound is None or not self._begun or not self.live:
             return
         if self.sound.full:
-            self.sound_dropped += self.sound.drop(1)
+            self.counters.sound_dropped += self.sound.drop(1)
         self.sound.put((frame, due_s))
-        self.sound_packets += 1
+        self.counters.sound_packets += 1
 
     def take_picture(self, frame: EncodedFrame, due_s: float) -> None:
         """Offers a frame of this viewer's codec that is due now, or was at ``due_s``."""
@@ -76,16 +89,16 @@ class Viewer:
             return
         if self.picture.full:
             # Later frames refer to those dropped, so nothing may be sent before the next keyframe.
-            self.picture_dropped += self.picture.drop(self.picture.waiting())
+            self.counters.picture_dropped += self.picture.drop(self.picture.waiting())
             self._needs_key = True
             self._request_key_frame()
         if self._needs_key:
             if not frame.is_keyframe:
-                self.picture_dropped += self._begun
+                self.counters.picture_dropped += self._begun
                 return
             self._needs_key, self._begun = False, True
         self.picture.put((frame, due_s))
-        self.picture_packets += 1
+        self.counters.picture_packets += 1
 
     def close(self) -> None:
         """Closes the queues, which ends their readers."""

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import TypeAlias
 
 from echo_rtc.clips import S16Array
+from echo_rtc.counting import CounterMetric, counter
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -27,6 +28,17 @@ class UnusableBlock:
     """A block arrived that cannot be used; ``what`` describes it for the log. It becomes silence."""
 
     what: str
+
+
+BLOCKS = CounterMetric("microphone_blocks", "Decoded blocks of microphones.", "outcome")
+
+
+@dataclass(slots=True)
+class VoiceCounters:
+    """Blocks of a stream's voices."""
+
+    blocks: int = counter(BLOCKS, "used")
+    unusable: int = counter(BLOCKS, "unusable")
 
 
 Voice: TypeAlias = AsyncIterator[VoiceBlock | UnusableBlock]

@@ -68,7 +68,7 @@ class Admin:
             "capacity": watched.streams.capacity,
             "opened": watched.streams.ledger.opened,
             "refusals": dict(watch.refusals.items()),
-            "frames": {name: counts.get(f"frames.{name}", 0) for name in ("rendered", "idle", "held", "dropped")},
+            "frames": {name: counts.get(("frames", name), 0) for name in ("rendered", "idle", "held", "dropped")},
             "log": {"writable": watch.log.writable, "lost": watch.log.lost},
             "server": asdict(watch.usage.server),
             "workers": [{**asdict(worker), "use": asdict(watch.usage.of(worker.name))} for worker in workers],

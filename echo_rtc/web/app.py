@@ -13,6 +13,7 @@ from typing import Protocol
 from aiohttp import web
 from aiohttp.typedefs import Middleware
 
+from echo_rtc.operations.view import StreamsView
 from echo_rtc.rtc.session import Role
 from echo_rtc.web.access_log import RouteLogger
 from echo_rtc.web.admin import Admin
@@ -22,7 +23,7 @@ from echo_rtc.web.clients import Clients
 from echo_rtc.web.cors import CrossOrigin
 from echo_rtc.web.health import Health
 from echo_rtc.web.limits import CLAIM, LimitOptions, Limits
-from echo_rtc.web.metrics import Metrics, StreamsView, Watch, Watched
+from echo_rtc.web.metrics import Metrics, Watch, Watched
 from echo_rtc.web.pages import CONTENT_POLICY, OPERATORS_PAGE, SELF, Pages, content_policy
 from echo_rtc.web.problems import answering_problems
 from echo_rtc.web.protocol_log import protocol_logger

@@ -7,62 +7,27 @@ is a stream's id or anything else that a client could make many of, and no count
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
 from aiohttp import web
 from prometheus_client import CollectorRegistry, ProcessCollector
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
+from prometheus_client.core import Metric as Family
 from prometheus_client.exposition import choose_encoder
 
-from echo_rtc.clips import MEDIA_RATE
-from echo_rtc.counting import Histogram, Names
+from echo_rtc.counting import CounterMetric, Metric, Names
 from echo_rtc.operations.usage import Usage, Use
+from echo_rtc.operations.view import StreamsView
 from echo_rtc.rendering import WorkerStatus
-from echo_rtc.rtc.aiortc_seams import IceDatagrams
 from echo_rtc.rtc.session import Role
 from echo_rtc.stream.stream import StreamState, Vitals
-from echo_rtc.stream.tally import Ledger, Tally
+from echo_rtc.stream.tally import METRICS, Tally
 from echo_rtc.web.problems import ProblemType
 from echo_rtc.web.protocol_log import NOT_HTTP
 
 PREFIX = "echo_rtc_"
-
-
-class StreamView(Protocol):
-    """What is seen of a stream."""
-
-    @property
-    def vitals(self) -> Vitals: ...
-
-
-class ResumedView(Protocol):
-    """What is seen of lost publishers."""
-
-    @property
-    def resumed(self) -> int: ...
-
-
-class StreamsView(Protocol):
-    """What is seen of all streams."""
-
-    @property
-    def streams(self) -> Mapping[str, StreamView]: ...
-
-    @property
-    def capacity(self) -> int: ...
-
-    @property
-    def peers(self) -> Mapping[Role, int]: ...
-
-    @property
-    def ledger(self) -> Ledger: ...
-
-    @property
-    def counters(self) -> ResumedView: ...
-
-    def tally(self) -> Tally: ...
 
 
 class EngineView(Protocol):
@@ -90,160 +55,6 @@ class AvatarsView(Protocol):
 
     @property
     def deleted(self) -> int: ...
-
-
-@dataclass(frozen=True, slots=True)
-class Counted:
-    """A counter of streams: its name without prefix and "_total", what it means, and the tally's keys that it adds up,
-    by the value of its ``label``; without a label there is one key, under "". ``scale`` turns the tally's unit into the
-    metric's."""
-
-    name: str
-    meaning: str
-    keys: Mapping[str, str]
-    label: str = ""
-    scale: float = 1.0
-
-    def family(self, counts: Mapping[str, float]) -> CounterMetricFamily:
-        family = CounterMetricFamily(PREFIX + self.name, self.meaning, labels=[self.label] if self.label else [])
-        for value, key in self.keys.items():
-            family.add_metric([value] if self.label else [], counts.get(key, 0) * self.scale)
-        return family
-
-
-def _keys(group: str, *names: str) -> dict[str, str]:
-    return {name: f"{group}.{name}" for name in names}
-
-
-COUNTERS = (
-    Counted(
-        "frames",
-        "Frames by what became of them. Shown: rendered, idle, held (the one before once more). Not shown: dropped "
-        "(rendered, but too late), skipped (nobody asked for them), unencoded (late before they were encoded).",
-        _keys("frames", "rendered", "idle", "held", "dropped", "skipped", "unencoded"),
-        "kind",
-    ),
-    Counted(
-        "clips",
-        "Clips with speech: rendered; failed in the engine; late or overflowed: given up before they began.",
-        _keys("clips", "rendered", "failed", "late", "overflowed"),
-        "outcome",
-    ),
-    Counted(
-        "steps_changes",
-        "How often the denoising steps of a stream's clips were lowered because it was late, and raised again.",
-        {"lowered": "clips.steps_lowered", "raised": "clips.steps_raised"},
-        "direction",
-    ),
-    Counted(
-        "media_seconds", "Seconds of microphone that streams have heard.", {"": "heard.samples"}, "", 1 / MEDIA_RATE
-    ),
-    Counted(
-        "microphone_packets",
-        "RTP packets of microphones, as in RTCP receiver reports.",
-        {"received": "microphone.packets", "lost": "microphone.lost"},
-        "outcome",
-    ),
-    Counted(
-        "microphone_blocks",
-        "Decoded blocks of microphones.",
-        {"used": "microphone.blocks", "unusable": "microphone.unusable"},
-        "outcome",
-    ),
-    Counted(
-        "microphone_filled_seconds",
-        "Silence put in for the microphone: lost = for gaps between its stamps, silent = while nothing came.",
-        {"lost": "heard.lost_samples", "silent": "heard.silence_samples"},
-        "cause",
-        1 / MEDIA_RATE,
-    ),
-    Counted(
-        "microphone_dropped_seconds",
-        "Sound of the microphone left out because it came too late, or ran ahead of our clock.",
-        {"late": "heard.late_dropped", "early": "heard.early_dropped"},
-        "cause",
-        1 / MEDIA_RATE,
-    ),
-    Counted(
-        "microphone_jumps",
-        "How often a microphone's time stamps jumped and were tied anew to our clock.",
-        {"": "heard.re_anchored"},
-    ),
-    Counted(
-        "delay_changes",
-        "Frames by which the delay grew or shrank, in silence.",
-        {"grew": "playout.stretched", "shrank": "playout.cut"},
-        "direction",
-    ),
-    Counted("sound_underruns", "How often no sound was there when it had to leave.", {"": "playout.underruns"}),
-    Counted(
-        "sound_underrun_seconds",
-        "Silence that left because no sound was there.",
-        {"": "playout.underrun_samples"},
-        "",
-        1 / MEDIA_RATE,
-    ),
-    Counted("sound_blocks", "Blocks of 20 ms of sound that left.", {"": "output.blocks"}),
-    Counted(
-        "sound_skipped_blocks",
-        "Blocks of 20 ms left out because the server was more than half a second late.",
-        {"": "output.skipped_blocks"},
-    ),
-    Counted("late_packets", "Packets that left more than 20 ms after they were due.", {"": "output.late_packets"}),
-    Counted("encoder_seconds", "Time that encoding took, sound and picture.", {"": "encoder.busy_s"}),
-    Counted("encoded_frames", "Frames encoded.", {"": "encoder.frames"}),
-    Counted("encoded_key_frames", "Key frames among the encoded frames.", {"": "encoder.key_frames"}),
-    Counted("encoder_failures", "Encodings that failed.", {"": "encoder.failures"}),
-    Counted(
-        "encoder_builds", "Encoders of pictures built: for a codec, or for another bitrate.", {"": "encoder.builds"}
-    ),
-    Counted(
-        "encoded_bytes",
-        "Bytes of encoded packets that left, once each however many viewers there are.",
-        _keys("bytes", "Opus", "H264", "VP8"),
-        "codec",
-    ),
-    Counted(
-        "viewer_packets",
-        "Encoded packets handed to viewers.",
-        {"sound": "viewers.sound_packets", "picture": "viewers.picture_packets"},
-        "kind",
-    ),
-    Counted(
-        "viewer_lost_packets",
-        "RTP packets that did not reach viewers at first, as their RTCP receiver reports say.",
-        {"": "viewers.lost"},
-    ),
-    Counted(
-        "viewer_dropped_packets",
-        "Encoded packets that viewers did not take in time.",
-        {"sound": "viewers.sound_dropped", "picture": "viewers.picture_dropped"},
-        "kind",
-    ),
-    Counted(
-        "peer_packets_refused",
-        "Packets of peers that were too many: media, feedback, data, and those they wanted sent again.",
-        {
-            "media": "guard.packets_refused",
-            "feedback": "guard.reports_refused",
-            "data": "guard.data_refused",
-            "resent": "guard.resends_refused",
-        },
-        "kind",
-    ),
-    Counted("peer_faults", "Packets of peers that could not be handled.", {"": "guard.faults"}),
-    Counted("peers_sent_away", "Peers sent away for what they sent.", {"": "guard.sent_away"}),
-    Counted("events_dropped", "Events for pages that could not be sent.", {"": "events.dropped"}),
-)
-
-HISTOGRAMS = {
-    "clip_s": ("clip_seconds", "Seconds from a clip's hand-over to the engine until its frames were there."),
-    "delay_s": ("delay_seconds", "Media time minus playout time, looked at once a second in every stream."),
-    "offset_size_ms": (
-        "av_offset_size_ms",
-        "How far sound and picture left apart, without the sign, looked at once a second in every stream.",
-    ),
-}
 
 
 WorkerFigure = tuple[str, str, Callable[[WorkerStatus, Use], float | None]]
@@ -331,7 +142,7 @@ class ServerCollector:
     def __init__(self, watched: Watched) -> None:
         self._watched = watched
 
-    def collect(self) -> Iterator[Metric]:
+    def collect(self) -> Iterator[Family]:
         watched = self._watched
         tally = watched.streams.tally()
         yield from self._server()
@@ -342,14 +153,11 @@ class ServerCollector:
             peers.add_metric([role.value], watched.streams.peers.get(role, 0))
         yield peers
         yield from self._streams([stream.vitals for stream in watched.streams.streams.values()])
-        for counted in COUNTERS:
-            yield counted.family(tally.counts)
-        for key, (name, meaning) in HISTOGRAMS.items():
-            yield _histogram(name, meaning, tally.histograms.get(key))
-        yield _stages(tally.stages_s)
+        for metric in METRICS.values():
+            yield _family(metric, tally)
         yield from self._workers(watched.watch.workers())
 
-    def _server(self) -> Iterator[Metric]:
+    def _server(self) -> Iterator[Family]:
         watched = self._watched
         info = GaugeMetricFamily(f"{PREFIX}info", "Always 1; says what runs.", labels=["version", "engine"])
         info.add_metric([watched.watch.version, watched.engine_name], 1)
@@ -361,7 +169,7 @@ class ServerCollector:
         resumed = watched.streams.counters.resumed
         yield _counter("streams_resumed", "Times that a lost publisher came back to its stream.", resumed)
         yield _named("streams_ended", "Streams ended, by why.", "reason", ledger.ended.items())
-        # Those that have not come yet are there with 0, so that the first one shows as a rise.
+        # Every label is published with 0 from the start, so that rate() sees the first increment.
         refusals = {kind.reason: 0 for kind in ProblemType if kind is not ProblemType.GENERIC}
         refusals |= dict(watched.watch.refusals.items())
         yield _named("refusals", "HTTP requests refused, by the kind of problem.", "reason", refusals.items())
@@ -370,7 +178,7 @@ class ServerCollector:
             "datagrams_refused",
             "Datagrams thrown away before anybody was known to have sent them: empty, malformed, or too many before a "
             "connection reads.",
-            IceDatagrams.refused,
+            watched.streams.datagrams_refused,
         )
         changes = (("added", watched.watch.avatars.added), ("deleted", watched.watch.avatars.deleted))
         yield _named("avatars_changed", "Avatars uploaded, and uploaded ones deleted.", "change", changes)
@@ -379,7 +187,7 @@ class ServerCollector:
             "log_file_writable", "1 if the latest line went to the log file, else 0.", float(watched.watch.log.writable)
         )
 
-    def _streams(self, vitals: list[Vitals]) -> Iterator[Metric]:
+    def _streams(self, vitals: list[Vitals]) -> Iterator[Family]:
         streams = GaugeMetricFamily(f"{PREFIX}streams", "Streams that are open, by state.", labels=["state"])
         for state in StreamState:
             streams.add_metric([state.value], sum(vital.state is state for vital in vitals))
@@ -415,7 +223,7 @@ class ServerCollector:
             bitrate.add_metric([codec], sum(vital.bitrates.get(codec, 0) for vital in vitals))
         yield bitrate
 
-    def _workers(self, workers: Sequence[WorkerStatus]) -> Iterator[Metric]:
+    def _workers(self, workers: Sequence[WorkerStatus]) -> Iterator[Family]:
         usage = self._watched.watch.usage
         for figures, family_of in ((_WORKER_GAUGES, GaugeMetricFamily), (_WORKER_COUNTERS, CounterMetricFamily)):
             for name, meaning, read in figures:
@@ -478,17 +286,17 @@ def _extremes(name: str, meaning: str, values: Iterable[float | None]) -> GaugeM
     return family
 
 
-def _histogram(name: str, meaning: str, histogram: Histogram | None) -> HistogramMetricFamily:
-    """A histogram that nobody has begun yet is there without samples."""
-    if histogram is None:
-        return HistogramMetricFamily(PREFIX + name, meaning)
-    return HistogramMetricFamily(PREFIX + name, meaning, buckets=histogram.cumulative(), sum_value=histogram.sum)
-
-
-def _stages(stages_s: Mapping[str, Histogram]) -> HistogramMetricFamily:
-    family = HistogramMetricFamily(
-        f"{PREFIX}clip_stage_seconds", "Seconds of each stage of rendering a clip.", labels=["stage"]
-    )
-    for stage, histogram in sorted(stages_s.items()):
-        family.add_metric([stage], buckets=histogram.cumulative(), sum_value=histogram.sum)
+def _family(metric: Metric, tally: Tally) -> Family:
+    """A metric of streams with all that they have counted."""
+    labels = [metric.label] if metric.label else []
+    if isinstance(metric, CounterMetric):
+        counters = CounterMetricFamily(PREFIX + metric.name, metric.meaning, labels=labels)
+        for (name, value), count in tally.counts.items():
+            if name == metric.name:
+                counters.add_metric([value] if labels else [], count * metric.scale)
+        return counters
+    family = HistogramMetricFamily(PREFIX + metric.name, metric.meaning, labels=labels)
+    for (name, value), histogram in sorted(tally.histograms.items(), key=lambda item: item[0]):
+        if name == metric.name:
+            family.add_metric([value] if labels else [], buckets=histogram.cumulative(), sum_value=histogram.sum)
     return family

@@ -15,7 +15,7 @@ from echo_rtc.rendering import WorkerStatus
 from echo_rtc.rtc.manager import ManagerCounters
 from echo_rtc.rtc.session import Role
 from echo_rtc.stream.stream import StreamState, Vitals
-from echo_rtc.stream.tally import Ledger, Tally
+from echo_rtc.stream.tally import Ledger, Sample, Tally
 
 
 @dataclass
@@ -30,10 +30,13 @@ class FakeStreams:
     counters: ManagerCounters = field(default_factory=ManagerCounters)
     peers: dict[Role, int] = field(default_factory=dict)
     ledger: Ledger = field(default_factory=Ledger)
-    counts: dict[str, float] = field(default_factory=dict)
+    datagrams_refused: int = 0
+    counts: dict[Sample, float] = field(default_factory=dict)
 
     def tally(self) -> Tally:
-        return Tally(dict(self.counts))
+        tally = Tally()
+        tally.counts |= self.counts
+        return tally
 
 
 def vitals(delay_s: float, offset_ms: float | None) -> Vitals:
@@ -49,11 +52,21 @@ def test_a_minute_with_streams_and_a_gpu() -> None:
     meter.failed(5.0)
     later = meter.status("cuda:0", up=True, waiting=1)
     before = Look(
-        100.0, {"frames.rendered": 10, "frames.held": 2}, {"cuda:0": earlier}, {"cuda:0": Use(1.0)}, Use(5.0, 10**8)
+        100.0,
+        {("frames", "rendered"): 10, ("frames", "held"): 2},
+        {"cuda:0": earlier},
+        {"cuda:0": Use(1.0)},
+        Use(5.0, 10**8),
     )
     now = Look(
         160.0,
-        {"frames.rendered": 1210, "frames.held": 5, "clips.failed": 1, "clips.late": 2, "heard.samples": 1},
+        {
+            ("frames", "rendered"): 1210,
+            ("frames", "held"): 5,
+            ("clips", "failed"): 1,
+            ("clips", "late"): 2,
+            ("media_seconds", ""): 1,
+        },
         {"cuda:0": later},
         {"cuda:0": Use(61.0, 2 * 10**9, GpuUse(5 * 10**9, 80 * 10**9, 0.62))},
         Use(23.0, 182_000_000),
@@ -74,7 +87,7 @@ def test_a_minute_with_streams_and_a_gpu() -> None:
 
 def test_a_quiet_minute_is_not_mentioned() -> None:
     status = WorkerMeter().status("cpu", up=True)
-    look = Look(0.0, {"frames.rendered": 100, "heard.samples": 9}, {"cpu": status})
+    look = Look(0.0, {("frames", "rendered"): 100, ("media_seconds", ""): 9}, {"cpu": status})
     assert list(PerformanceLog(FakeStreams(), tuple, Usage()).lines(look, look)) == []
 
 

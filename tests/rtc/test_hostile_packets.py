@@ -241,7 +241,7 @@ async def test_who_goes_too_far_is_sent_away_and_nobody_else_notices(
         statistics = home.statistics(honest.stream_id)
         assert statistics["viewers"][0]["sound_dropped"] == statistics["playout"]["underruns"] == 0
         assert statistics["output"]["skipped_blocks"] == 0
-        assert home.manager.tally().counts["guard.sent_away"] == 1
+        assert home.manager.tally().counts["peers_sent_away", ""] == 1
     assert re.search(rf"ended: the peer was sent away: .*{words}", caplog.text)
     assert no_alarm(caplog.records)
 

@@ -134,15 +134,15 @@ async def talk(seconds: int, ppm: float) -> tuple[Stream, Reader, Reader, list[f
 
 def belongings(stream: Stream) -> dict[str, int]:
     """How much everything holds that could grow."""
-    playout, timeline = stream._playout, stream._timeline
+    playout, timeline = stream._playout, stream._listener.timeline
     sized: dict[str, Callable[[], int]] = {
         "clips": lambda: len(playout._clips),
         "shifts": lambda: len(playout._shifts),
         "needs": lambda: len(playout._needs),
         "line": lambda: playout._line.capacity,
         "late": lambda: len(timeline._late),
-        "pieces": lambda: sum(map(len, stream._clipper._pieces)),
-        "resampled": lambda: stream._resampler._waiting,
+        "pieces": lambda: sum(map(len, stream._listener._clipper._pieces)),
+        "resampled": lambda: stream._listener._resampler._waiting,
         "pending": lambda: stream._dispatcher.pending,
         "tasks": lambda: len(stream._tasks),
     }

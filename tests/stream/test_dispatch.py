@@ -17,7 +17,7 @@ from echo_rtc.engine.fleet import FleetOptions
 from echo_rtc.engine.testcard import ScriptedFaults, TestCardEngine, level_of, read_card
 from echo_rtc.errors import RenderError
 from echo_rtc.rendering import Avatar, Continuity, RenderRequest, RenderResult
-from echo_rtc.stream.dispatch import MAX_PENDING_CLIPS, Dispatcher, Renderer, RenderOrder
+from echo_rtc.stream.dispatch import MAX_PENDING_CLIPS, ClipRenderer, Dispatcher, RenderOrder
 from echo_rtc.stream.log import StreamLog
 from tests.support.virtual import run
 
@@ -96,7 +96,7 @@ Play = Callable[[Dispatcher], Coroutine[Any, Any, None]]
 
 
 def play(
-    engine: Renderer,
+    engine: ClipRenderer,
     script: Play,
     continuity: Continuity = CHAINED,
     shown: Avatar | None = None,
@@ -115,7 +115,6 @@ def play(
             FORMAT,
             seed=7,
             continuity=engine.continuity if isinstance(engine, TestCardEngine) else continuity,
-            expected_s=0.1,
             stream="voice",
             steps=steps[0],
             min_steps=steps[1],
@@ -217,6 +216,7 @@ def test_a_failed_clip_is_lost_and_the_next_one_goes_on_from_the_last_picture() 
     assert float(engine.requests[2].init_latent[0, 0, 0]) == 0  # type: ignore[index]
     assert dispatcher.counters.failed == 1
     assert dispatcher.counters.lost == 1
+    assert dispatcher.times.clip_s.count == 2
 
 
 def test_a_slow_engine_loses_clips_and_never_falls_further_behind() -> None:
@@ -329,7 +329,7 @@ def test_a_fault_of_the_engine_itself_is_not_hidden() -> None:
 
     async def live() -> None:
         loop = asyncio.get_running_loop()
-        order = RenderOrder(avatar(), FORMAT, seed=1, continuity=CHAINED, expected_s=0.1)
+        order = RenderOrder(avatar(), FORMAT, seed=1, continuity=CHAINED)
         dispatcher = Dispatcher(Broken(), order, Sink(loop.time()), LOG, loop.time)
         dispatcher.submit(clip(0))
         with pytest.raises(ExceptionGroup):

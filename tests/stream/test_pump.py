@@ -89,6 +89,12 @@ def packet(pts: int, rate: int, payload: bytes) -> EncodedFrame:
 
 
 @dataclass
+class Receivers:
+    viewers: list[Viewer] = field(default_factory=list)
+    taps: list[Tap] = field(default_factory=list)
+
+
+@dataclass
 class Watched:
     """What a viewer got: (time, pts, payload) of sound and of pictures."""
 
@@ -122,7 +128,7 @@ def pump_for(
         viewer = Viewer(0, VideoCodec.H264, True, lambda: None, lambda *_: None)
         seen = Watched()
         watching = asyncio.create_task(watch(viewer, seen))
-        pump = Pump(FORMAT, source, frames(5, 50), bank or Bank(), [viewer], loop.time)
+        pump = Pump(FORMAT, source, frames(5, 50), bank or Bank(), Receivers([viewer]))
         pumping = asyncio.create_task(pump.run())
         await asyncio.sleep(0)
         if during is not None:
@@ -221,7 +227,7 @@ def test_nobody_watching_costs_no_encoding_and_the_source_goes_on() -> None:
     async def live() -> tuple[int, list[int]]:
         loop = asyncio.get_running_loop()
         source, bank = Source(loop.time() + DELAY_S), Bank()
-        pump = Pump(FORMAT, source, frames(5, 50), bank, [], loop.time)
+        pump = Pump(FORMAT, source, frames(5, 50), bank, Receivers())
         pumping = asyncio.create_task(pump.run())
         await asyncio.sleep(3)
         pumping.cancel()
@@ -246,7 +252,7 @@ def test_a_tap_gets_raw_frames_when_they_are_due_with_the_sound_of_their_own_tim
     async def live() -> tuple[Tap, list[tuple[float, int, int, int]], list[tuple[float, int, int, int]], Source, Bank]:
         loop = asyncio.get_running_loop()
         source, bank, tap = Source(loop.time() + DELAY_S), Bank(), Tap()
-        pump = Pump(FORMAT, source, frames(5, 50), bank, [], loop.time, [tap])
+        pump = Pump(FORMAT, source, frames(5, 50), bank, Receivers(taps=[tap]))
         pumping = asyncio.create_task(pump.run())
         await asyncio.sleep(1.0)  # nobody reads yet, and nothing is kept for later
         sound: list[tuple[float, int, int, int]] = []

@@ -52,5 +52,5 @@ def test_blocks_that_cannot_be_used_are_counted_and_said_once(caplog: pytest.Log
         return stream
 
     counts = run(live()).tally().counts
-    assert (counts["microphone.blocks"], counts["microphone.unusable"]) == (18, 2)
+    assert (counts["microphone_blocks", "used"], counts["microphone_blocks", "unusable"]) == (18, 2)
     assert len([record for record in caplog.records if "cannot be used" in record.message]) == 1

@@ -62,15 +62,15 @@ def test_one_of_the_two_alone_has_no_offset() -> None:
 
 def test_a_record_keeps_the_worst_with_its_sign_and_the_rates_of_the_last_second() -> None:
     record = CallRecord(now=100.0)
-    record.look(101.0, 0.65, 0.002, {"Opus": 8_000})
+    record.sample(101.0, 0.65, 0.002, {"Opus": 8_000})
     assert record.bitrates == {"Opus": 64_000}
-    record.look(103.0, 0.65, -0.012, {"Opus": 24_000, "H264": 250_000})
+    record.sample(103.0, 0.65, -0.012, {"Opus": 24_000, "H264": 250_000})
     assert record.bitrates == {"Opus": 64_000, "H264": 1_000_000}
     assert (record.offset_ms, record.worst_offset_ms) == (-12.0, -12.0)
-    record.look(104.0, 0.8, None, {"Opus": 24_000, "H264": 250_000})
+    record.sample(104.0, 0.8, None, {"Opus": 24_000, "H264": 250_000})
     assert record.bitrates == {"Opus": 0, "H264": 0}
     assert (record.offset_ms, record.worst_offset_ms) == (None, -12.0)
-    assert record.offset_size_ms.count == 2
-    assert record.delay_s.count == 3
+    assert record.histograms.offset_size_ms.count == 2
+    assert record.histograms.delay_s.count == 3
     assert record.delays_s.quantile(0.5) == pytest.approx(0.65)
     assert record.delays_s.quantile(0.95) == pytest.approx(0.8)

@@ -68,7 +68,7 @@ async def test_both_tracks_begin_with_the_same_key_frame() -> None:
     seen, due_s = await one.picture.get()
     assert seen.pts == 4
     assert due_s == 4.0
-    assert one.picture_dropped == 0
+    assert one.counters.picture_dropped == 0
 
 
 async def test_sound_alone_begins_at_once() -> None:
@@ -104,9 +104,9 @@ async def test_a_peer_that_stops_reading_loses_its_own_packets_only() -> None:
         assert quick.sound is not None
         got += ((await quick.picture.get())[0].pts, (await quick.sound.get())[0].pts) == (number, number)
     assert got == 199
-    assert quick.picture_dropped == quick.sound_dropped == 0
-    assert slow.sound_dropped == 199 - SOUND_QUEUE_PACKETS
-    assert slow.picture_dropped == 199
+    assert quick.counters.picture_dropped == quick.counters.sound_dropped == 0
+    assert slow.counters.sound_dropped == 199 - SOUND_QUEUE_PACKETS
+    assert slow.counters.picture_dropped == 199
     assert slow.picture is not None
     assert slow.picture.waiting() == 0
     assert calls.keys == [(VideoCodec.H264, 0)]

@@ -13,13 +13,13 @@ from aiohttp.test_utils import TestClient, TestServer
 
 from echo_rtc.clips import ClipFormat
 from echo_rtc.errors import UnknownAvatarError
+from echo_rtc.operations.view import StreamView
 from echo_rtc.rtc.manager import ManagerCounters
 from echo_rtc.rtc.session import Caller, Opened, Role
 from echo_rtc.stream.tally import Ledger, Tally
 from echo_rtc.web.app import Access, create_app
 from echo_rtc.web.avatars import Gallery
 from echo_rtc.web.health import Health, IceServer, Lifecycle, Phase
-from echo_rtc.web.metrics import StreamView
 
 
 @dataclass
@@ -48,6 +48,7 @@ class FakeStreams:
     counters: ManagerCounters = field(default_factory=ManagerCounters)
     peers: dict[Role, int] = field(default_factory=dict)
     ledger: Ledger = field(default_factory=Ledger)
+    datagrams_refused: int = 0
 
     def tally(self) -> Tally:
         return self.ledger.total(())

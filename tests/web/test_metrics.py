@@ -15,12 +15,12 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from echo_rtc.bench.stream import babble
 from echo_rtc.bench.support.calls import Caller
-from echo_rtc.counting import Names
+from echo_rtc.counting import CounterMetric, Names
 from echo_rtc.engine.meter import WorkerMeter
 from echo_rtc.operations.usage import GpuUse, Usage
-from echo_rtc.rtc.aiortc_seams import IceDatagrams
 from echo_rtc.stream.pump import LATE_S
-from echo_rtc.web.metrics import COUNTERS, PREFIX, Metrics, ServerCollector, Watch, Watched
+from echo_rtc.stream.tally import METRICS
+from echo_rtc.web.metrics import PREFIX, Metrics, ServerCollector, Watch, Watched
 from echo_rtc.web.protocol_log import NOT_HTTP
 from tests.rtc.test_calls import house, until
 from tests.web.conftest import Edge, FakeEngine, FakeStreams
@@ -97,9 +97,8 @@ def test_what_strangers_send_and_avatars_that_come_and_go_are_counted(monkeypatc
         added: int = 5
         deleted: int = 2
 
-    monkeypatch.setattr(IceDatagrams, "refused", 7)
     monkeypatch.setattr(NOT_HTTP, "count", 3)
-    watched = Watched(FakeStreams(), FakeEngine(), "local", Watch(avatars=Avatars()))
+    watched = Watched(FakeStreams(datagrams_refused=7), FakeEngine(), "local", Watch(avatars=Avatars()))
     families = list(ServerCollector(watched).collect())
     assert value(families, "datagrams_refused_total") == 7
     assert value(families, "requests_unreadable_total") == 3
@@ -140,13 +139,14 @@ async def test_a_calls_counters_are_there_and_stay_when_it_ends() -> None:
         stream_id = await home.call(Caller(babble, codec="VP8"))
         [stream] = home.manager.streams.values()
         async with asyncio.timeout(15):
-            while stream.vitals.offset_ms is None or stream.tally().counts["frames.rendered"] < 10:  # noqa: ASYNC110
+            while stream.vitals.offset_ms is None or stream.tally().counts["frames", "rendered"] < 10:  # noqa: ASYNC110
                 await asyncio.sleep(0.05)
         during = list(collector.collect())
-        # Whatever a stream counts is told, and nothing is told that it does not count.
-        told = {key for counted in COUNTERS for key in counted.keys.values()}
-        assert told - set(stream.tally().counts) == {"bytes.H264"}
-        assert set(stream.tally().counts) - told == set(), "these are counted and not in COUNTERS of web/metrics.py"
+        # Whatever a stream counts is published, and nothing is published that it does not count.
+        counted = stream.tally()
+        told = {name for name, metric in METRICS.items() if isinstance(metric, CounterMetric)}
+        assert {name for name, _ in counted.counts} == told
+        assert {name for name, _ in counted.histograms} == METRICS.keys() - told
         vitals, output = stream.vitals, home.statistics(stream_id)["output"]
         assert vitals.viewers == 1
         assert vitals.bitrates["VP8"] > 0
@@ -192,7 +192,7 @@ async def test_the_dashboard_shows_metrics_that_are_there() -> None:
         await home.call(Caller(babble))
         [stream] = home.manager.streams.values()
         await until(lambda: None not in (stream.vitals.offset_ms, stream.vitals.round_trip_s))
-        await until(lambda: bool(stream.tally().stages_s))
+        await until(lambda: bool(stream.tally().histograms.get(("clip_stage_seconds", "draw"))))
         usage = Usage(OneGpu())
         usage.look([("cuda:0", 1)])
         watch = Watch("1", lambda: [meter.status("cuda:0", up=True)], usage=usage, refusals=refusals)

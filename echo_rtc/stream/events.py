@@ -1,0 +1,61 @@
+"""Events of a stream for pages, and whoever subscribed to them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import TypeAlias
+
+from echo_rtc.counting import CounterMetric, counter
+
+
+class EventType(StrEnum):
+    """The kinds of events, as pages get them in "type"."""
+
+    STATE = "state"
+    STATISTICS = "stats"
+    STEPS = "steps"
+    END = "end"
+
+
+Event: TypeAlias = dict[str, object]
+EventSink: TypeAlias = Callable[[Event], bool]
+"""Takes events for a page, {"type": EventType, ...}; says whether it could send it."""
+
+
+EVENTS_DROPPED = CounterMetric("events_dropped", "Events for pages that could not be sent.")
+
+
+@dataclass(slots=True)
+class EventCounters:
+    """Events for pages."""
+
+    dropped: int = counter(EVENTS_DROPPED)
+
+
+class EventFeed:
+    """Hands each event to every subscriber; one that cannot be sent is dropped and counted."""
+
+    def __init__(self) -> None:
+        self._sinks: list[EventSink] = []
+        self.counters = EventCounters()
+
+    def subscribe(self, sink: EventSink, first: Event) -> Callable[[], None]:
+        """Sends ``first`` and all further events to ``sink``; returns what ends that."""
+        self._sinks.append(sink)
+        self._send(sink, first)
+
+        def unsubscribe() -> None:
+            if sink in self._sinks:
+                self._sinks.remove(sink)
+
+        return unsubscribe
+
+    def emit(self, event: Event) -> None:
+        """Sends an event to all subscribers."""
+        for sink in tuple(self._sinks):
+            self._send(sink, event)
+
+    def _send(self, sink: EventSink, event: Event) -> None:
+        self.counters.dropped += not sink(event)
