@@ -14,12 +14,13 @@ from collections.abc import Iterator
 from fractions import Fraction
 from pathlib import Path
 from types import TracebackType
-from typing import BinaryIO, Self
+from typing import Any, BinaryIO, Self
 
 import av
 import numpy as np
 from av.audio.stream import AudioStream
 from av.container import InputContainer, OutputContainer
+from av.stream import Disposition
 from av.video.stream import VideoStream
 
 from echo_rtc.clips import MEDIA_RATE, ClipFormat, S16Array, YuvFrames
@@ -31,6 +32,10 @@ logger = logging.getLogger(__name__)
 GAP_S, MAX_GAP_S = 0.1, 60.0
 """A step of this size (s) between a file's timestamps is a gap, and filled with silence; a greater one than the second
 is a clock that was set anew, and passed over."""
+
+MAX_PRIMING_S = 0.2
+"""Sound of at most this length (s) before time zero is an encoder's priming, which no player plays. Where a container
+(Matroska) marks it by negative timestamps, FFmpeg before 8.1 leaves it to the reader to drop."""
 
 CONTAINERS = {".mp4": "mp4", ".m4v": "mp4", ".mov": "mov", ".mkv": "matroska"}
 """The endings of movies that can be written, and FFmpeg's names of their containers."""
@@ -51,11 +56,15 @@ class SoundFile:
         self._path = path
         if path.is_dir():
             raise InputError(f"audio is {path}, which is a folder; name a file with sound")
+        # Opening a pipe waits for its writer, and what was read from it to check it cannot be read again to render it.
+        if path.exists() and not path.is_file():
+            raise InputError(f"audio is {path}, which is a pipe or a device; save the sound in a file and name that")
         with contextlib.ExitStack() as opening:
             try:
-                file: BinaryIO = opening.enter_context(path.open("rb"))
-                container = opening.enter_context(av.open(file, metadata_errors="replace"))
-                assert isinstance(container, InputContainer)
+                file = opening.enter_context(path.open("rb"))
+                if not file.peek(1):
+                    raise InputError(f"audio is {path}, which is empty (0 bytes)")
+                container = opening.enter_context(_open(file))
             except av.FFmpegError as error:
                 raise InputError(f"audio is {path}, which is no file of sound or video that can be read") from error
             except OSError as error:
@@ -63,12 +72,11 @@ class SoundFile:
             if not container.streams.audio:
                 raise InputError(f"audio is {path}, which has no audio track")
             self._container = container
-            self._track: AudioStream = container.streams.audio[0]
-            # PyAV promises a codec, and has none where FFmpeg does not know what the file names.
-            codec: object = self._track.codec_context
-            if codec is None:
+            track = _default_track(container)
+            if track is None:
                 raise InputError(f"audio is {path}, whose sound is in a form that is not known")
-            self.channels = 1 if self._track.codec_context.layout.nb_channels == 1 else 2
+            self._track = track
+            self.channels = 1 if track.codec_context.layout.nb_channels == 1 else 2
             self._resampler: tuple[object, av.AudioResampler] | None = None
             self._blocks = self._decode()
             first = next(self._blocks, None)
@@ -95,7 +103,7 @@ class SoundFile:
         return self._blocks
 
     def _decode(self) -> Iterator[S16Array]:
-        damaged = 0
+        damaged = surplus = 0
         clock = _FileClock()
         for frame in self._frames():
             if frame is None:
@@ -104,10 +112,15 @@ class SoundFile:
             samples = frame.to_ndarray()
             if samples.dtype.kind == "f" and not np.isfinite(samples).all():
                 raise InputError(f"audio is {self._path}, whose samples are not all numbers (NaN or infinite)")
+            surplus += clock.priming(frame)
             gap = clock.gap(frame)
             if gap:
                 yield np.zeros((gap, self.channels), np.int16)
-            yield from self._resampled(frame)
+            for block in self._resampled(frame):
+                kept = block[surplus:]
+                surplus -= len(block) - len(kept)
+                if len(kept):
+                    yield kept
         yield from self._resampled(None)
         if damaged:
             logger.warning("%s: %d damaged packets were left out", self._path, damaged)
@@ -153,15 +166,44 @@ class _FileClock:
     def __init__(self) -> None:
         self._expected: Fraction | None = None
 
+    def priming(self, frame: av.AudioFrame) -> int:
+        """Samples at 48 kHz of the file's first ``frame`` and of what follows that lie before time zero."""
+        at = self._time(frame)
+        first = self._expected is None
+        return round(-at * MEDIA_RATE) if first and at is not None and -MAX_PRIMING_S <= at < 0 else 0
+
     def gap(self, frame: av.AudioFrame) -> int:
         """Samples at 48 kHz that are missing before ``frame``."""
-        at = None if frame.pts is None or frame.time_base is None else frame.pts * Fraction(frame.time_base)
+        at = self._time(frame)
         missing = Fraction(0)
         if at is not None and self._expected is not None and GAP_S <= at - self._expected <= MAX_GAP_S:
             missing = at - self._expected
         begin = at if at is not None else self._expected or Fraction(0)
         self._expected = begin + Fraction(frame.samples, frame.sample_rate)
         return round(missing * MEDIA_RATE)
+
+    @staticmethod
+    def _time(frame: av.AudioFrame) -> Fraction | None:
+        """Seconds by the frame's timestamp, None where it has none."""
+        return None if frame.pts is None or frame.time_base is None else frame.pts * Fraction(frame.time_base)
+
+
+def _open(file: BinaryIO) -> InputContainer:
+    """A container to be read, whose metadata may be in any encoding. Raises av.FFmpegError."""
+    # PyAV refuses undecodable metadata before version 19 unless it is told otherwise, and replaces it from 19 on.
+    lenient: dict[str, Any] = {"metadata_errors": "replace"} if int(av.__version__.split(".")[0]) < 19 else {}
+    container = av.open(file, **lenient)
+    assert isinstance(container, InputContainer)
+    return container
+
+
+def _default_track(container: InputContainer) -> AudioStream | None:
+    """The audio track that players choose: the one marked as default, else the first; None where none of them can be
+    decoded."""
+    # PyAV promises a codec, and has none where FFmpeg does not know what the file names.
+    known = [track for track in container.streams.audio if getattr(track, "codec_context", None) is not None]
+    marked = [track for track in known if Disposition.default in track.disposition]
+    return next(iter([*marked, *known]), None)
 
 
 class MovieFile:

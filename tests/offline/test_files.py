@@ -21,6 +21,7 @@ from echo_rtc.clips import ClipFormat, S16Array, YuvFrames
 from echo_rtc.errors import InputError
 from echo_rtc.offline.files import MovieFile, SoundFile
 
+FAULTS = Path(__file__).parents[1] / "data" / "faults"
 FORMAT = ClipFormat(width=66, height=50)  # no multiple of 4: chroma of odd width
 
 
@@ -125,6 +126,10 @@ def test_a_video_gives_its_audio_track(tmp_path: Path) -> None:
     assert read(tmp_path / "a.mkv").shape == (48_000, 2)
 
 
+def test_the_default_track_is_taken() -> None:
+    assert np.abs(read(FAULTS / "twotracks.mka")).max() > 1000  # silence in track 0, a tone in track 1
+
+
 def test_a_gap_in_the_file_is_silence_of_its_length(tmp_path: Path) -> None:
     pcm = tone(0.5, 48_000)
     with writing(tmp_path / "a.mkv") as container:
@@ -175,8 +180,11 @@ def test_floats_that_are_no_numbers_are_refused(tmp_path: Path) -> None:
 def bad_sounds(folder: Path) -> dict[str, Path]:
     text = folder / "text.wav"
     text.write_text("this is no sound\n" * 100)
-    nothing = folder / "nothing.wav"
+    nothing, nameless = folder / "nothing.mp3", folder / "nothing"
     nothing.touch()
+    nameless.touch()
+    pipe = folder / "pipe.wav"
+    os.mkfifo(pipe)
     empty = write_wav(folder / "empty.wav", np.zeros((0, 1), np.int16), 48_000)
     silent_film = folder / "silent.mp4"
     with writing(silent_film) as container:
@@ -186,6 +194,9 @@ def bad_sounds(folder: Path) -> dict[str, Path]:
         "folder": folder,
         "text": text,
         "nothing": nothing,
+        "nameless": nameless,
+        "pipe": pipe,
+        "device": Path("/dev/zero"),
         "empty": empty,
         "silent film": silent_film,
     }
@@ -197,7 +208,10 @@ def bad_sounds(folder: Path) -> dict[str, Path]:
         ("missing", "cannot be read: No such file or directory"),
         ("folder", "is a folder; name a file with sound"),
         ("text", "is no file of sound or video that can be read"),
-        ("nothing", "is no file of sound or video that can be read"),
+        ("nothing", "is empty (0 bytes)"),
+        ("nameless", "is empty (0 bytes)"),
+        ("pipe", "is a pipe or a device; save the sound in a file and name that"),
+        ("device", "is a pipe or a device; save the sound in a file and name that"),
         ("empty", "holds no sound"),
         ("silent film", "has no audio track"),
     ],
