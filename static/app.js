@@ -6,10 +6,9 @@
 
 import "../echo-rtc.js";
 import { microphones, onDevicesChanged } from "./devices.js";
-import { LevelMeter } from "./meter.js";
 import { recall, remember } from "./preferences.js";
 import { bindThemeButton } from "./theme.js";
-import { UserInterface } from "./ui.js";
+import { SAMPLE, UserInterface } from "./ui.js";
 
 /** @import { CallState } from "../element/call.js" */
 /** @import { StreamStatistics } from "../element/connection.js" */
@@ -21,9 +20,7 @@ import { UserInterface } from "./ui.js";
 class App {
   /** @type {EchoRtc} */ #echo;
   #ui = new UserInterface();
-  /** @type {AudioContext | null} Made by the first voice: browsers want a gesture for it. */ #audio = null;
-  /** @type {LevelMeter | null} */ #meter = null;
-  #frame = 0;
+  /** @type {Source} */ #source = "microphone";
 
   /** @param {EchoRtc} echo */
   constructor(echo) {
@@ -32,15 +29,39 @@ class App {
 
   /** Shows the page and waits for the visitor. */
   run() {
+    bindThemeButton(this.#ui.themeButton);
+    this.#recall();
+    this.#followElement();
+    this.#followVisitor();
+    onDevicesChanged(() => this.#showVoices());
+    this.#showVoices();
+  }
+
+  /** Applies what was chosen before. */
+  #recall() {
+    const echo = this.#echo;
+    const token = tokenOfAddress() ?? recall("token", true);
+    if (token !== null) {
+      remember("token", token, true);
+      echo.setAttribute("token", token);
+    }
+    echo.setMicrophone(recall("device") ?? "");
+    echo.volume = Number(recall("volume") ?? 1);
+    echo.muted ||= recall("playback") === "off";
+    this.#ui.hearsItself = !echo.muted;
+  }
+
+  #followElement() {
     const echo = this.#echo;
     const ui = this.#ui;
     const on = (/** @type {string} */ name, /** @type {(detail: any) => void} */ handle) =>
       echo.addEventListener(name, (event) => handle(/** @type {CustomEvent} */ (event).detail));
-    bindThemeButton(ui.themeButton);
-    this.#useToken(tokenOfAddress() ?? recall("token", true));
-    echo.setMicrophone(recall("device") ?? "");
-    echo.volume = Number(recall("volume") ?? 1);
-    echo.addEventListener("volumechange", () => remember("volume", String(echo.volume)));
+    echo.addEventListener("volumechange", () => {
+      if (echo.volume > 0) {
+        remember("volume", String(echo.volume));
+      }
+      ui.hearsItself = !echo.muted;
+    });
     echo.addEventListener("playing", () => ui.showPhase("live"));
     on("configuration", (/** @type {Configuration} */ configuration) => ui.showConfiguration(configuration));
     on("avatars", (/** @type {Avatar[]} */ avatars) => {
@@ -49,87 +70,52 @@ class App {
       ui.showAvatars(avatars, chosen?.name ?? "");
       echo.setAttribute("avatar", chosen?.name ?? "");
     });
-    on("error", (/** @type {{ code: string }} */ { code }) => {
-      if (code === "unauthorized") {
-        ui.askForToken();
-      }
-    });
+    on("token", (/** @type {{ token: string }} */ { token }) => remember("token", token, true));
     on("state", (/** @type {{ state: CallState }} */ { state }) => this.#onState(state));
     on("stats", (/** @type {{ stream: StreamStatistics, link: LinkFigures }} */ { stream, link }) => {
-      ui.showStream(stream);
-      ui.showLink(link);
+      ui.showFigures(stream, link);
     });
-    on("voice", (/** @type {{ source: Source, track: MediaStreamTrack | null }} */ { source, track }) => {
-      ui.source = source;
-      this.#measure(track);
-      this.#showDevices();
+    on("level", (/** @type {{ level: number }} */ { level }) => ui.showLevel(level));
+    on("voice", (/** @type {{ source: Source }} */ { source }) => {
+      this.#source = source;
+      this.#showVoices();
     });
-    ui.addEventListener("source", () => (ui.source === "sample" ? echo.useSample() : this.#useMicrophone()));
-    ui.addEventListener("device", () => {
-      remember("device", ui.device);
-      this.#useMicrophone();
+  }
+
+  #followVisitor() {
+    const echo = this.#echo;
+    const ui = this.#ui;
+    ui.addEventListener("voice", () => {
+      if (ui.voice === SAMPLE) {
+        echo.useSample();
+      } else {
+        remember("device", ui.voice);
+        echo.setMicrophone(ui.voice);
+      }
     });
     ui.addEventListener("avatar", () => {
       remember("avatar", ui.avatar);
       echo.setAttribute("avatar", ui.avatar);
     });
-    ui.addEventListener("token", () => {
-      this.#useToken(ui.token);
-      echo.start();
+    ui.addEventListener("playback", () => {
+      remember("playback", ui.hearsItself ? "on" : "off");
+      echo.muted = !ui.hearsItself;
     });
-    onDevicesChanged(() => this.#showDevices());
-    document.addEventListener("visibilitychange", () => this.#audio?.resume().catch(() => {}));
-    this.#showDevices();
-  }
-
-  /** @param {string | null} token */
-  #useToken(token) {
-    if (token !== null) {
-      remember("token", token, true);
-      this.#echo.setAttribute("token", token);
-    }
-  }
-
-  #useMicrophone() {
-    this.#echo.setMicrophone(recall("device") ?? "");
   }
 
   /** @param {CallState} state */
   #onState(state) {
     if (state === "new" || state === "closed" || state === "waiting") {
-      this.#ui.showStream(null);
-      this.#ui.showLink(null);
+      this.#ui.showFigures(null, null);
       this.#ui.showPhase(state === "waiting" ? "calling" : "off");
     } else if (state === "connecting" && this.#ui.phase === "off") {
       this.#ui.showPhase("calling");
     }
   }
 
-  async #showDevices() {
-    this.#ui.showDevices(await microphones(), recall("device") ?? "");
-  }
-
-  /** @param {MediaStreamTrack | null} track */
-  #measure(track) {
-    if (track !== null) {
-      this.#audio ??= new AudioContext();
-      this.#meter ??= new LevelMeter(this.#audio);
-      this.#audio.resume().catch(() => {});
-    }
-    this.#meter?.attach(track);
-    this.#animate(track !== null);
-  }
-
-  /**
-   * Moves the level as long as there is a voice.
-   * @param {boolean} speaks
-   */
-  #animate(speaks) {
-    cancelAnimationFrame(this.#frame);
-    this.#ui.showLevel(this.#meter?.read() ?? 0);
-    if (speaks) {
-      this.#frame = requestAnimationFrame(() => this.#animate(true));
-    }
+  async #showVoices() {
+    const devices = await microphones();
+    this.#ui.showVoices(devices, this.#source === "sample" ? SAMPLE : (recall("device") ?? ""));
   }
 }
 

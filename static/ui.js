@@ -7,60 +7,43 @@
 /** @import { StreamStatistics } from "../element/connection.js" */
 /** @import { LinkFigures } from "../element/figures.js" */
 /** @import { Avatar, Configuration } from "../element/server.js" */
-/** @import { Source } from "../element/words.js" */
 /** @import { Device } from "./devices.js" */
 
 /** @typedef {"off" | "calling" | "live"} Phase No call, a call without a picture (yet, or for now), one with it. */
 
+/** Stands for the sample voice where microphones have their ids. */
+export const SAMPLE = "sample voice";
+
+/** What stands for a figure that there is not. */
 const NOTHING = "–";
-/** How often the level is told to screen readers; the bar itself moves with every frame of the screen. */
+/** The element shows its picture at most this many times its size; the layout leaves no more room for it. */
+const MAX_SCALE = 2;
+/** How often the level is told to screen readers; the bar itself moves with every reading. */
 const SPOKEN_LEVEL_MS = 1_000;
 
-/** Events: "source", "device" and "avatar" (a choice was made), "token" (one was given). */
+/** Events: "voice", "avatar" and "playback" (a choice was made). */
 export class UserInterface extends EventTarget {
   /** @type {HTMLElement} */ #level = element("level");
-  /** @type {HTMLSelectElement} */ #device = element("device", HTMLSelectElement);
+  /** @type {HTMLSelectElement} */ #voice = element("voice", HTMLSelectElement);
+  /** @type {HTMLInputElement} */ #playback = element("playback", HTMLInputElement);
   /** @type {HTMLFieldSetElement} */ #avatars = element("avatar-field", HTMLFieldSetElement);
-  /** @type {HTMLFormElement} */ #permission = element("permission", HTMLFormElement);
-  /** @type {HTMLInputElement} */ #token = element("token", HTMLInputElement);
-  #levelSpokenAt = 0;
+  #levelSpokenAt = -SPOKEN_LEVEL_MS;
 
   constructor() {
     super();
-    this.#device.addEventListener("change", () => this.dispatchEvent(new Event("device")));
+    this.#voice.addEventListener("change", () => this.dispatchEvent(new Event("voice")));
+    this.#playback.addEventListener("change", () => this.dispatchEvent(new Event("playback")));
     this.#avatars.addEventListener("change", () => this.dispatchEvent(new Event("avatar")));
-    for (const radio of radios("source")) {
-      radio.addEventListener("change", () => this.dispatchEvent(new Event("source")));
-    }
-    this.#permission.addEventListener("submit", (event) => {
-      event.preventDefault();
-      this.#permission.hidden = true;
-      this.dispatchEvent(new Event("token"));
-    });
-    // On phones, below everything else, the figures wait until somebody wants them.
-    element("figures", HTMLDetailsElement).open = matchMedia("(min-width: 40rem)").matches;
+    this.showLevel(0);
   }
 
   get themeButton() {
     return element("theme", HTMLButtonElement);
   }
 
-  /** @returns {Source} */
-  get source() {
-    return radios("source").some((radio) => radio.checked && radio.value === "sample") ? "sample" : "microphone";
-  }
-
-  /** @param {Source} source */
-  set source(source) {
-    for (const radio of radios("source")) {
-      radio.checked = radio.value === source;
-    }
-    element("device-field").hidden = source === "sample";
-  }
-
-  /** The chosen microphone's id; "" for the system's choice. */
-  get device() {
-    return this.#device.value;
+  /** The chosen microphone's id, "" for the system's choice, or SAMPLE. */
+  get voice() {
+    return this.#voice.value;
   }
 
   /** The chosen avatar; "" where there is none to choose. */
@@ -68,9 +51,13 @@ export class UserInterface extends EventTarget {
     return radios("avatar").find((radio) => radio.checked)?.value ?? "";
   }
 
-  /** The token that was given. */
-  get token() {
-    return this.#token.value.trim();
+  /** Whether visitors hear their own words from the avatar. */
+  get hearsItself() {
+    return this.#playback.checked;
+  }
+
+  set hearsItself(hears) {
+    this.#playback.checked = hears;
   }
 
   /** @returns {Phase} */
@@ -87,8 +74,9 @@ export class UserInterface extends EventTarget {
   /** @param {Configuration} configuration */
   showConfiguration({ width, height, fps, engine }) {
     document.documentElement.style.setProperty("--ratio", String(width / height));
-    const size = `${width} × ${height}, ${fps} frames a second`;
-    element("about").textContent = engine === "testcard" ? `Test card · ${size}` : size;
+    document.documentElement.style.setProperty("--most", `${MAX_SCALE * width}px`);
+    element("picture").textContent = `${width} × ${height}, ${fps} frames a second`;
+    element("about").textContent = engine === "testcard" ? "Test card" : "";
     document.title = engine === "testcard" ? "Test card · echo_rtc" : "echo_rtc: give your voice a face";
   }
 
@@ -101,47 +89,48 @@ export class UserInterface extends EventTarget {
     this.#avatars.hidden = avatars.length < 2;
   }
 
-  /** Asks for a token. */
-  askForToken() {
-    this.#permission.hidden = false;
-    this.#token.focus();
-  }
-
   /**
    * @param {Device[]} devices
-   * @param {string} chosen The id of the one that is wanted, or "".
+   * @param {string} chosen The id of the one that is wanted, "" or SAMPLE.
    */
-  showDevices(devices, chosen) {
+  showVoices(devices, chosen) {
     const options = devices.map(({ id, label }) => new Option(label, id));
-    this.#device.replaceChildren(new Option("Default microphone", ""), ...options);
-    this.#device.value = devices.some(({ id }) => id === chosen) ? chosen : "";
+    const sample = new Option("Sample voice, without a microphone", SAMPLE);
+    this.#voice.replaceChildren(new Option("Default microphone", ""), ...options, sample);
+    this.#voice.value = chosen;
+    if (this.#voice.selectedIndex < 0) {
+      this.#voice.value = "";
+    }
   }
 
   /** @param {number} level 0..1 */
   showLevel(level) {
     this.#level.style.setProperty("--level", level.toFixed(3));
     const now = performance.now();
-    if (now - this.#levelSpokenAt >= SPOKEN_LEVEL_MS) {
+    if (now - this.#levelSpokenAt >= SPOKEN_LEVEL_MS || level === 0) {
       this.#levelSpokenAt = now;
       this.#level.setAttribute("aria-valuenow", String(Math.round(level * 100)));
+      this.#level.setAttribute("aria-valuetext", loudnessOf(level));
     }
   }
 
-  /** @param {StreamStatistics | null} statistics */
-  showStream(statistics) {
-    figure("delay", statistics && `${(statistics.delay_ms / 1000).toFixed(2)} s`);
-    figure("held", statistics && statistics.held.toLocaleString("en"));
-    figure("steps", statistics && String(statistics.steps));
-  }
-
-  /** @param {LinkFigures | null} figures */
-  showLink(figures) {
-    figure("fps", valueOf(figures?.fps, (fps) => fps.toFixed(0)));
-    figure("rate", valueOf(figures?.kbps, rateOf));
-    figure("roundTrip", valueOf(figures?.roundTripMs, (ms) => `${ms < 10 ? ms.toFixed(1) : ms.toFixed(0)} ms`));
-    figure("loss", valueOf(figures?.lossPercent, (percent) => `${percent.toFixed(1)} %`));
-    figure("codec", figures?.codec ?? null);
-    figure("size", figures?.size ?? null);
+  /**
+   * @param {StreamStatistics | null} stream
+   * @param {LinkFigures | null} link
+   */
+  showFigures(stream, link) {
+    const hasFigures = stream !== null || link !== null;
+    element("figures-list").hidden = !hasFigures;
+    element("no-figures").hidden = hasFigures;
+    figure("delay", stream && `${(stream.delay_ms / 1000).toFixed(2)} s`);
+    figure("held", stream && stream.held.toLocaleString("en"));
+    figure("steps", stream && String(stream.steps));
+    figure("fps", valueOf(link?.fps, (fps) => fps.toFixed(0)));
+    figure("rate", valueOf(link?.kbps, rateOf));
+    figure("roundTrip", valueOf(link?.roundTripMs, (ms) => `${ms < 10 ? ms.toFixed(1) : ms.toFixed(0)} ms`));
+    figure("loss", valueOf(link?.lossPercent, (percent) => `${percent.toFixed(1)} %`));
+    figure("codec", link?.codec ?? null);
+    figure("size", link?.size ?? null);
   }
 
   /**
@@ -151,11 +140,30 @@ export class UserInterface extends EventTarget {
   #face({ name, preview }, checked) {
     const radio = document.createElement("input");
     Object.assign(radio, { type: "radio", name: "avatar", value: name, checked });
-    const words = Object.assign(document.createElement("span"), { textContent: name, title: name });
+    const words = Object.assign(document.createElement("span"), { textContent: titleOf(name), title: name });
     const label = document.createElement("label");
     label.append(radio, Object.assign(document.createElement("img"), { src: preview, alt: "" }), words);
     return label;
   }
+}
+
+/**
+ * An avatar's name as people write names.
+ * @param {string} name For example "anna_maria".
+ * @returns {string} For example "Anna Maria".
+ */
+export function titleOf(name) {
+  return name.replace(/[_-]+/g, " ").trim().replace(/(?<!\S)\p{L}/gu, (letter) => letter.toUpperCase()) || name;
+}
+
+/** @param {number} level 0..1 */
+function loudnessOf(level) {
+  return (
+    level < 0.1 ? "silent"
+    : level < 0.4 ? "quiet"
+    : level < 0.9 ? "good"
+    : "loud"
+  );
 }
 
 /** @param {number} kbps */
@@ -183,7 +191,7 @@ function figure(name, text) {
 }
 
 /**
- * @param {"source" | "avatar"} name
+ * @param {"avatar"} name
  * @returns {HTMLInputElement[]}
  */
 function radios(name) {

@@ -53,6 +53,23 @@ BITRATES: Mapping[VideoCodec, BitrateRange] = {
     VideoCodec.H264: BitrateRange(start=1_000_000, minimum=300_000, maximum=3_000_000),
     VideoCodec.VP8: BitrateRange(start=800_000, minimum=250_000, maximum=1_500_000),
 }
+"""For pictures of any size; :func:`bitrates_for` lowers them for small ones."""
+
+SMALL_PIXELS = 256 * 256
+SMALL_BITRATE = 600_000
+"""A talking head of 256 x 256 gains nothing visible from more than this."""
+PIXEL_EXPONENT = 0.75
+"""Bits grow more slowly than pixels: neighbours in a larger picture are more alike."""
+
+
+def bitrates_for(width: int, height: int) -> dict[VideoCodec, BitrateRange]:
+    """The bitrates of each codec for pictures of this size: no higher than what the picture can use."""
+    usable = int(SMALL_BITRATE * (width * height / SMALL_PIXELS) ** PIXEL_EXPONENT)
+
+    def capped(bounds: BitrateRange) -> BitrateRange:
+        return BitrateRange(*(min(rate, usable) for rate in (bounds.start, bounds.minimum, bounds.maximum)))
+
+    return {codec: capped(bounds) for codec, bounds in BITRATES.items()}
 
 
 class PictureEncoder:

@@ -20,7 +20,14 @@ from typing import Any, TypeAlias
 import av
 
 from echo_rtc.clips import ClipFormat, S16Array, YuvFrames
-from echo_rtc.codec.picture import BITRATES, PICTURE_TIME_BASE, BitrateRange, PictureEncoder, VideoCodec, video_frame
+from echo_rtc.codec.picture import (
+    PICTURE_TIME_BASE,
+    BitrateRange,
+    PictureEncoder,
+    VideoCodec,
+    bitrates_for,
+    video_frame,
+)
 from echo_rtc.codec.sound import SOUND_TIME_BASE, SoundEncoder
 from echo_rtc.counting import CounterMetric, counter
 from echo_rtc.stream.log import Complaints, StreamLog
@@ -131,10 +138,10 @@ class EncoderBank:
         format: ClipFormat,
         packetizer: PacketizerFactory,
         log: StreamLog,
-        bitrates: Mapping[VideoCodec, BitrateRange] = BITRATES,
+        bitrates: Mapping[VideoCodec, BitrateRange] | None = None,
     ) -> None:
         self._format = format
-        self._bitrates = bitrates
+        self._bitrates = bitrates_for(format.width, format.height) if bitrates is None else bitrates
         self._complaints = Complaints(log)
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="echo-encoder")
         self._sound = SoundEncoder()

@@ -20,6 +20,7 @@ import { Refusal } from "./server.js";
  * @property {"full" | "limited" | "taken" | "offline" | "starting" | "stopping" | "unreachable" | "lost"
  *     | "blocked"} why
  * @property {string} detail The server's own sentence, or "".
+ * @property {number | null} position In the queue of a full server, 1 for the first; null where it is not known.
  * @property {number} delayMs Until the next attempt.
  * @property {boolean} quiet Whether the delay is only a look at the server, not worth a countdown.
  * @property {boolean} reconnecting Whether the call has been up before.
@@ -126,6 +127,7 @@ export class EchoCall extends EventTarget {
   async #run() {
     let failures = 0;
     let wasUp = false;
+    let isRestarting = false;
     while (!this.#over) {
       this.#setState("connecting");
       const connection = new Connection(this.#server, this.#wish, this.#voice);
@@ -140,6 +142,10 @@ export class EchoCall extends EventTarget {
         return;
       }
       const wait = { ...waitAfter(outcome, failures, connection.connected), reconnecting: wasUp };
+      if (isRestarting && wait.why === "unreachable") {
+        wait.why = "stopping"; // as it has announced
+      }
+      isRestarting = wait.why === "stopping";
       failures += wait.why in PATIENCE_S ? 0 : 1;
       if (failures > MAX_FAILURES) {
         this.#finish({ why: "gave-up", detail: wait.detail, last: wait.why });
@@ -258,6 +264,11 @@ export function backOffS(failures, chance) {
   return (BACK_OFF_S[Math.min(failures, BACK_OFF_S.length - 1)] ?? 0) * (1 + JITTER * chance);
 }
 
+/** @param {number} delayS What the server asked all its clients to wait. */
+function spread(delayS) {
+  return delayS * (1 + JITTER * Math.random());
+}
+
 /**
  * @param {Outcome | Refusal} outcome
  * @returns {End | null} The end of the call, where this outcome is one.
@@ -282,12 +293,13 @@ function endOf(outcome) {
  */
 function waitAfter(outcome, failures, wasConnected) {
   const why = /** @type {Wait["why"]} */ (outcome.kind);
-  const asked = outcome instanceof Refusal ? outcome.retryAfterS : null;
+  const asked = outcome.retryAfterS;
   const delayS =
     why === "starting" ? PATIENCE_S.starting
+    : why === "stopping" && asked !== null ? spread(asked)
     : why in PATIENCE_S ? (asked ?? PATIENCE_S[/** @type {keyof typeof PATIENCE_S} */ (why)])
     : wasConnected ? FIRST_RETRY_S
     : Math.max(asked ?? 0, backOffS(failures, Math.random()));
   const quiet = why === "starting" || why === "offline" || delayS < 1;
-  return { why, detail: outcome.detail, delayMs: delayS * 1000, quiet };
+  return { why, detail: outcome.detail, position: null, delayMs: delayS * 1000, quiet };
 }

@@ -10,9 +10,11 @@ import { Refusal } from "./server.js";
 
 /**
  * @typedef {object} Outcome How a connection that had been answered ended.
- * @property {"closed" | "ended" | "lost" | "blocked"} kind closed: by us. ended: by the server, which said so.
+ * @property {"closed" | "ended" | "stopping" | "offline" | "lost" | "blocked"} kind closed: by us. ended: by the
+ *     server, which said so. stopping: by the server, which comes back. offline: the stream that was viewed has ended.
  *     lost: the network or the server is gone. blocked: the answer came, but sound and picture never found a way.
  * @property {string} detail The server's reason where it gave one, else "".
+ * @property {number | null} retryAfterS When the server wants to be asked again, where it said so.
  */
 
 /**
@@ -34,6 +36,8 @@ import { Refusal } from "./server.js";
  */
 
 const SERVER_STATES = ["connecting", "idle", "speaking", "behind"];
+/** A server that wants to be left alone for longer is asked all the same. */
+const MAX_RETRY_AFTER_S = 300;
 const GATHERING_LIMIT_MS = 3_000;
 const CONNECT_LIMIT_MS = 15_000;
 /** Something comes from the server every second. Silent for this long, it is asked whether it still has the session. */
@@ -202,8 +206,7 @@ export class Connection extends EventTarget {
     const message = parsed(text);
     if (message?.type === "end") {
       this.#session = null; // the server has ended it itself
-      // A view outlives the streams of its name: another may begin at any time.
-      this.#end(this.#isView ? "lost" : "ended", typeof message.reason === "string" ? message.reason : "");
+      this.#finishWith(outcomeOf(message, this.#isView));
     } else if (message?.type === "stats") {
       this.#lastStatsAt = this.#lastMessageAt;
       this.#emit("stats", message);
@@ -268,13 +271,21 @@ export class Connection extends EventTarget {
    * @param {boolean} leaving
    */
   #end(kind, detail = "", leaving = false) {
+    this.#finishWith({ kind, detail, retryAfterS: null }, leaving);
+  }
+
+  /**
+   * @param {Outcome} outcome
+   * @param {boolean} [leaving]
+   */
+  #finishWith(outcome, leaving = false) {
     if (this.#closed) {
       return;
     }
     this.#closed = true;
     clearInterval(this.#livenessTimer);
     this.#hangUp(leaving);
-    this.#finish({ kind, detail });
+    this.#finish(outcome);
   }
 
   /**
@@ -296,6 +307,22 @@ export class Connection extends EventTarget {
   #emit(name, detail) {
     this.dispatchEvent(new CustomEvent(name, { detail }));
   }
+}
+
+/**
+ * What the server's last message means.
+ * @param {Record<string, unknown>} message Of the type "end".
+ * @param {boolean} isView
+ * @returns {Outcome}
+ */
+export function outcomeOf({ reason, reconnect, after_s: afterS }, isView) {
+  const detail = typeof reason === "string" ? reason : "";
+  if (reconnect === true) {
+    const isNumber = typeof afterS === "number" && afterS >= 0;
+    return { kind: "stopping", detail, retryAfterS: isNumber ? Math.min(afterS, MAX_RETRY_AFTER_S) : null };
+  }
+  // A view outlives the streams of its name: another may begin at any time.
+  return isView ? { kind: "offline", detail, retryAfterS: 1 } : { kind: "ended", detail, retryAfterS: null };
 }
 
 /**

@@ -1,10 +1,9 @@
-/**
- * Helpers that make the nodes of the element's shadow tree.
- */
+/** Helpers that make the nodes of the element's shadow tree. */
 
 import { ICONS } from "./icons.js";
 
-/** The payload of a CustomEvent.
+/**
+ * The payload of a CustomEvent.
  * @param {Event} event
  */
 export function detailOf(event) {
@@ -47,11 +46,12 @@ export function draw(place, name) {
 }
 
 /**
- * @param {string} word
- * @param {string} label What it does, in full.
- * @param {SVGSVGElement} sign
+ * A button of the call's bar.
+ * @param {string} label What it does, in full; it contains the visible words, whichever these are.
+ * @param {string} key Its keyboard shortcut, as aria-keyshortcuts has it.
+ * @param {(Node | string)[]} children
  */
-export function control(word, label, sign) {
-  const attributes = { part: "control", class: "control", type: "button", "aria-label": label, title: label };
-  return element("button", attributes, sign, element("span", {}, word));
+export function control(label, key, ...children) {
+  const attributes = { part: "control", class: "control", type: "button", "aria-label": label };
+  return element("button", { ...attributes, title: `${label} (${key})`, "aria-keyshortcuts": key }, ...children);
 }

@@ -1,12 +1,14 @@
 /**
- * The element: decides what follows from what the visitor does, what the page around asks, and what happens to the call.
+ * The element itself: decides what follows from what the visitor does, what the page around asks, and what happens to
+ * the call.
  */
 
 import { EchoCall, backOffS } from "./call.js";
 import { detailOf } from "./dom.js";
 import { LinkMeter } from "./figures.js";
+import { LevelMeter, SpeechDetector } from "./meter.js";
 import { Refusal, Server } from "./server.js";
-import { View } from "./view.js";
+import { View, durationOf } from "./view.js";
 import { MicrophoneError, borrow, openMicrophone, openSample } from "./voice.js";
 import { ANNOUNCEMENTS, BANNERS, Words } from "./words.js";
 
@@ -17,13 +19,17 @@ import { ANNOUNCEMENTS, BANNERS, Words } from "./words.js";
 /** @import { Voice } from "./voice.js" */
 /** @import { ActionName, Mode, Notice, Source } from "./words.js" */
 
-/** The folder that this module was loaded from is the address of its server, unless the attribute src says otherwise. */
+/** The folder above this module's is the address of its server, unless the attribute src says otherwise. */
 const HOME = new URL("..", import.meta.url).href;
 /** A microphone that is not open by now waits for the visitor's word. */
 const ASKING_MS = 500;
-/** While the server starts, its progress is shown this often. */
+/** A server that is starting is asked this often whether it is ready. */
 const POLL_MS = 1_500;
 const BANNER_MS = 6_000;
+/** How often the visitor's level is measured and shown. */
+const LEVEL_MS = 50;
+/** A visitor who speaks while muted is told so at most this often. */
+const UNHEARD_MS = 15_000;
 
 /**
  * @typedef {{ source: "microphone", device: string } | { source: "sample" }
@@ -52,8 +58,18 @@ export class EchoRtc extends HTMLElement {
   #microphoneMuted = false;
   /** Whether it is the browser that took the sound away. */
   #autoplayBlocked = false;
-  /** What the server says while it is starting; null once it has started. */
-  /** @type {string | null} */ #starting = null;
+  /** Whether the server is still loading. */
+  #isStarting = false;
+  /** The volume to go back to from silence. */
+  #lastVolume = 1;
+  /** @type {LevelMeter | null} Of the voice; made by the first one. */ #meter = null;
+  #speech = new SpeechDetector();
+  /** Whether the visitor speaks at the moment, muted or not. */
+  #isSpeaking = false;
+  #unheardSince = -UNHEARD_MS;
+  /** When Escape was pressed once in a running call. */
+  #endAskedAt = -BANNER_MS;
+  /** @type {ReturnType<typeof setInterval> | undefined} */ #levelTimer;
   /** @type {Avatar[]} Empty until the server has said which it has. */ #avatars = [];
   /** Whether the visitor is being greeted, and nothing else is on the stage. */
   #welcoming = true;
@@ -63,6 +79,7 @@ export class EchoRtc extends HTMLElement {
   /** @type {ReturnType<typeof setTimeout> | undefined} */ #pollTimer;
   /** @type {ReturnType<typeof setInterval> | undefined} */ #clockTimer;
   #onPageHide = () => this.#call?.close(true);
+  #onVisible = () => this.#meter?.resume();
   #onDeviceChange = () => {
     if (this.#voice?.source === "microphone" && this.#voice.track.readyState === "ended") {
       this.#voiceLost(this.#voice);
@@ -79,12 +96,16 @@ export class EchoRtc extends HTMLElement {
     on("silence", () => (this.muted = !this.muted));
     on("unmute", () => (this.muted = false));
     on("volume", () => (this.volume = view.volume));
+    on("token", (/** @type {string} */ token) => this.#useToken(token));
+    this.addEventListener("keydown", (event) => this.#onKey(event));
+    this.addEventListener("pointerdown", this.#onVisible);
     view.video.addEventListener("pause", () => this.#onPause());
     this.#enter("new");
   }
 
   connectedCallback() {
     addEventListener("pagehide", this.#onPageHide);
+    document.addEventListener("visibilitychange", this.#onVisible);
     navigator.mediaDevices?.addEventListener?.("devicechange", this.#onDeviceChange);
     this.#view.showControls(this.hasAttribute("controls"), this.#mode);
     if (this.#call === null) {
@@ -100,8 +121,11 @@ export class EchoRtc extends HTMLElement {
     queueMicrotask(() => {
       if (!this.isConnected) {
         removeEventListener("pagehide", this.#onPageHide);
+        document.removeEventListener("visibilitychange", this.#onVisible);
         navigator.mediaDevices?.removeEventListener?.("devicechange", this.#onDeviceChange);
         this.stop();
+        this.#meter?.close();
+        this.#meter = null;
         this.#pollTurn += 1;
         clearTimeout(this.#pollTimer);
       }
@@ -165,8 +189,11 @@ export class EchoRtc extends HTMLElement {
     if (this.#voice !== null) {
       this.#voice.track.enabled = !muted;
     }
+    this.#unheardSince = -UNHEARD_MS;
     this.#view.showMuted(muted);
     this.#view.announce(muted ? ANNOUNCEMENTS.muted : ANNOUNCEMENTS.unmuted);
+    this.#showBanner("");
+    this.#showState();
   }
 
   /** The avatar's volume, 0..1; setting it also ends a silence. */
@@ -175,10 +202,8 @@ export class EchoRtc extends HTMLElement {
   }
 
   set volume(volume) {
-    const heard = Number.isFinite(volume) ? Math.min(1, Math.max(0, volume)) : 1;
-    this.#view.video.volume = heard;
-    this.#view.showVolume(heard);
-    this.muted = heard === 0;
+    this.#setVolume(Number.isFinite(volume) ? Math.min(1, Math.max(0, volume)) : 1);
+    this.muted = volume === 0;
     this.dispatchEvent(new Event("volumechange"));
   }
 
@@ -191,11 +216,7 @@ export class EchoRtc extends HTMLElement {
     const isLive = new Promise((/** @type {(isLive: boolean) => void} */ resolve) => this.#startWaiters.push(resolve));
     const server = this.#server();
     const wish = { mode: this.#mode, avatar: this.getAttribute("avatar") ?? "", name: this.getAttribute("name") ?? "" };
-    const trouble =
-      globalThis.RTCPeerConnection === undefined ? this.#words.impossible("unsupported")
-      : server === null ? this.#words.impossible("address")
-      : wish.mode === "view" && wish.name === "" ? this.#words.impossible("nameless")
-      : null;
+    const trouble = this.#impossible;
     if (server === null || trouble !== null) {
       this.#resolveStarts(false);
       this.#showTrouble(trouble ?? this.#words.impossible("address"));
@@ -261,6 +282,17 @@ export class EchoRtc extends HTMLElement {
     return new Words(this.hasAttribute("sample"));
   }
 
+  /** @returns {Notice | null} Why no call is possible whatever the visitor does. */
+  get #impossible() {
+    const isNameless = this.#mode === "view" && (this.getAttribute("name") ?? "") === "";
+    const why =
+      globalThis.RTCPeerConnection === undefined ? "unsupported"
+      : this.#server() === null ? "address"
+      : isNameless ? "nameless"
+      : null;
+    return why === null ? null : this.#words.impossible(why);
+  }
+
   /** @returns {Server | null} null where the attribute src is no address. */
   #server() {
     const src = this.getAttribute("src") ?? HOME;
@@ -280,7 +312,7 @@ export class EchoRtc extends HTMLElement {
 
   #showWelcome() {
     this.#welcoming = true;
-    this.#view.showNotice(this.#words.welcome(this.#mode, this.#choice.source, this.#starting));
+    this.#view.showNotice(this.#words.welcome(this.#mode, this.#choice.source, this.#isStarting));
   }
 
   /** Greets the visitor on the part of a server that may have changed. */
@@ -288,8 +320,9 @@ export class EchoRtc extends HTMLElement {
     clearTimeout(this.#pollTimer);
     this.#avatars = [];
     this.#showPoster();
-    if (globalThis.RTCPeerConnection === undefined) {
-      this.#showTrouble(this.#words.impossible("unsupported"));
+    const trouble = this.#impossible;
+    if (trouble !== null) {
+      this.#showTrouble(trouble);
       return;
     }
     this.#enter("new");
@@ -318,8 +351,8 @@ export class EchoRtc extends HTMLElement {
     if (turn !== this.#pollTurn) {
       return;
     }
-    this.#starting = refusal?.kind === "starting" ? refusal.detail : null;
-    const isStarting = this.#starting !== null;
+    const isStarting = refusal?.kind === "starting";
+    this.#isStarting = isStarting;
     if (refusal !== null) {
       const waitMs = isStarting ? POLL_MS : 1000 * backOffS(failures, Math.random());
       this.#pollTimer = setTimeout(() => this.#poll(turn, isStarting ? 0 : failures + 1), waitMs);
@@ -339,7 +372,7 @@ export class EchoRtc extends HTMLElement {
     if (!isWanted()) {
       return;
     }
-    this.#view.showRatio(configuration.width / configuration.height);
+    this.#view.showSize(configuration.width, configuration.height);
     this.#emit("configuration", configuration);
     // It has none before it has started.
     if (this.#mode === "call" && configuration.avatars.length > this.#avatars.length) {
@@ -419,6 +452,7 @@ export class EchoRtc extends HTMLElement {
     this.#sent = choice;
     voice.track.enabled = !this.#microphoneMuted;
     voice.addEventListener("lost", () => this.#voiceLost(voice));
+    this.#measure(voice.track);
     this.#emitVoice();
     if (call.state === "new") {
       this.#view.showNotice(this.#words.connecting());
@@ -501,6 +535,7 @@ export class EchoRtc extends HTMLElement {
       return; // "wait" and "end" follow at once, and know more
     }
     this.#enter(state);
+    this.#showState();
     if (state === "connecting") {
       this.#view.showAttempt();
     } else if (state === "behind") {
@@ -531,8 +566,9 @@ export class EchoRtc extends HTMLElement {
     this.#liveSince ??= performance.now();
     this.#clockTimer ??= setInterval(() => this.#tick(), 1_000);
     this.#tick();
-    this.#showBanner("");
     this.#showPhase("live");
+    this.#showBanner("");
+    this.#showState();
     this.#showSilence();
     this.#view.announce(this.#mode === "view" ? ANNOUNCEMENTS.watching : ANNOUNCEMENTS.calling);
     this.#resolveStarts(true);
@@ -583,20 +619,22 @@ export class EchoRtc extends HTMLElement {
 
   /** @param {Wait} wait */
   #onWait(wait) {
-    const notice = this.#words.waiting(wait);
+    const notice = this.#words.waiting(wait, this.getAttribute("name") ?? "");
     this.#enter("waiting", { why: wait.why, message: `${notice.title}. ${notice.text}`, retryMs: wait.delayMs });
-    this.#showBanner("");
     this.#showPhase("calling");
+    this.#showBanner("");
     this.#view.showNotice(notice, wait.quiet ? undefined : performance.now() + wait.delayMs);
     this.#view.announce(`${notice.title}. ${notice.text}`, wait.why === "lost");
   }
 
   /** @param {End} end */
   #onEnd(end) {
+    const length = this.#liveSince === null ? null : durationOf((performance.now() - this.#liveSince) / 1000);
     this.#call = null;
     this.#voiceTurn += 1;
     this.#voice?.close();
     this.#voice = null;
+    this.#measure(null);
     this.#liveSince = null;
     clearInterval(this.#clockTimer);
     this.#clockTimer = undefined;
@@ -605,22 +643,31 @@ export class EchoRtc extends HTMLElement {
     this.#view.showClock(null);
     this.#showBanner("");
     this.#showSilence();
-    const notice = this.#words.ended(end);
-    if (notice === null) {
-      if (this.#choice.source === "sample") {
-        this.#choice = { source: "microphone", device: this.#device };
-      }
+    const { why } = end;
+    if (why === "closed") {
       this.#enter("new");
       if (this.isConnected) {
-        this.#showWelcome();
+        this.#showGoodbye(length);
       }
-      this.#view.announce(ANNOUNCEMENTS.stopped);
     } else {
-      this.#enter("closed", { why: end.why, message: `${notice.title}. ${notice.text}` });
+      const notice = this.#words.ended({ ...end, why }, length);
+      this.#enter("closed", { why, message: `${notice.title}. ${notice.text}` });
       this.#showTrouble(notice);
     }
     this.#emitVoice();
     this.#resolveStarts(false);
+  }
+
+  /** @param {string | null} length Of the call that the visitor ended; null where it never began. */
+  #showGoodbye(length) {
+    if (length === null) {
+      this.#showWelcome();
+      return;
+    }
+    this.#welcoming = true;
+    const notice = this.#words.goodbye(this.#mode, this.#choice.source, length);
+    this.#view.showNotice(notice);
+    this.#view.announce(`${notice.title}. ${notice.text}`);
   }
 
   /**
@@ -628,13 +675,19 @@ export class EchoRtc extends HTMLElement {
    * @param {Record<string, unknown>} [more]
    */
   #enter(state, more) {
-    this.#view.showState(state);
     if (state !== this.#state || more !== undefined) {
       this.#states.delete(this.#state);
       this.#state = state;
       this.#emit("state", { state, ...more });
     }
     this.#states.add(state);
+    this.#showState();
+  }
+
+  /** The state as visitors see it: the page hears their voice long before the avatar can say it. */
+  #showState() {
+    const isHeard = this.#isSpeaking && !this.#microphoneMuted && this.#mode === "call";
+    this.#view.showState(this.#state === "idle" && isHeard ? "hearing" : this.#state);
   }
 
   /** @param {Phase} phase */
@@ -654,6 +707,9 @@ export class EchoRtc extends HTMLElement {
   /** @param {boolean} silent */
   #silence(silent) {
     this.#view.video.muted = silent;
+    if (!silent && this.volume === 0) {
+      this.#setVolume(this.#lastVolume);
+    }
     this.#autoplayBlocked &&= silent;
     this.#showSilence();
     this.dispatchEvent(new Event("volumechange"));
@@ -665,19 +721,96 @@ export class EchoRtc extends HTMLElement {
     this.#view.showSilent(this.muted, offered);
   }
 
+  /** @param {number} volume 0..1 */
+  #setVolume(volume) {
+    this.#lastVolume = volume || this.#lastVolume;
+    this.#view.video.volume = volume;
+    this.#view.showVolume(volume);
+  }
+
   /**
-   * @param {string} text
+   * @param {string} text "" for none: then it is said, for as long as it is so, that the visitor is muted.
    * @param {boolean} [passing] Whether it goes away by itself.
    */
   #showBanner(text, passing = true) {
     clearTimeout(this.#bannerTimer);
-    this.#view.showBanner(text);
+    const isMuted = this.#microphoneMuted && this.#states.has("live") && this.#mode === "call";
+    this.#view.showBanner(text === "" && isMuted ? BANNERS.muted : text, isMuted);
     if (text !== "") {
       this.#view.announce(text);
       if (passing) {
-        this.#bannerTimer = setTimeout(() => this.#view.showBanner(""), BANNER_MS);
+        this.#bannerTimer = setTimeout(() => this.#showBanner(""), BANNER_MS);
       }
     }
+  }
+
+  /** @param {MediaStreamTrack | null} track The voice to show the level of; null for none. */
+  #measure(track) {
+    clearInterval(this.#levelTimer);
+    if (track !== null) {
+      this.#meter ??= new LevelMeter();
+      this.#levelTimer = setInterval(() => this.#showLevel(), LEVEL_MS);
+    }
+    this.#meter?.attach(track);
+    this.#speech = new SpeechDetector();
+    this.#showLevel();
+  }
+
+  #showLevel() {
+    const level = this.#meter?.read() ?? 0;
+    const now = performance.now();
+    const isSpeaking = this.#speech.update(level, now);
+    this.#view.showLevel(this.#microphoneMuted ? 0 : level);
+    this.#emit("level", { level, speaking: isSpeaking });
+    if (isSpeaking !== this.#isSpeaking) {
+      this.#isSpeaking = isSpeaking;
+      this.#showState();
+    }
+    if (isSpeaking && this.#microphoneMuted && this.#states.has("live") && now - this.#unheardSince > UNHEARD_MS) {
+      this.#unheardSince = now;
+      this.#showBanner(BANNERS.unheard);
+    }
+  }
+
+  /**
+   * Shortcuts, while the focus is within the element: everywhere else the keys are the page's.
+   * @param {KeyboardEvent} event
+   */
+  #onKey(event) {
+    const isTyping = event.composedPath()[0] instanceof HTMLInputElement && event.key !== "Escape";
+    if (event.ctrlKey || event.altKey || event.metaKey || event.repeat || isTyping || this.#call === null) {
+      return;
+    }
+    const key = String(event.key).toLowerCase(); // browsers that fill fields in send events without one
+    if (key === "m" && this.#mode === "call") {
+      this.microphoneMuted = !this.#microphoneMuted;
+    } else if (key === "s") {
+      this.muted = !this.muted;
+    } else if (key === "escape") {
+      this.#endByKey();
+    } else {
+      return;
+    }
+    event.preventDefault();
+  }
+
+  /** Cancels what has not begun yet; a running call takes the key twice. */
+  #endByKey() {
+    const now = performance.now();
+    if (!this.#states.has("live") || now - this.#endAskedAt <= BANNER_MS) {
+      this.#endAskedAt = -BANNER_MS;
+      this.stop();
+      return;
+    }
+    this.#endAskedAt = now;
+    this.#showBanner(BANNERS.endByKey);
+  }
+
+  /** @param {string} token What the visitor gave. */
+  #useToken(token) {
+    this.setAttribute("token", token);
+    this.#emit("token", { token });
+    this.start();
   }
 
   #tick() {

@@ -130,11 +130,11 @@ export class Server {
       const isOffline = response.status === 404 || response.status === 409;
       throw isOffline ? new Refusal("offline", refusal.detail, refusal.retryAfterS) : refusal;
     }
-    const location = new URL(response.headers.get("Location") ?? "", response.url);
-    if (location.origin !== new URL(response.url).origin) {
+    const session = sessionAt(response.headers.get("Location") ?? "", response.url, this.#base);
+    if (session === null) {
       throw new Refusal("rejected", "The server names a session at another address, which gets no token.");
     }
-    return { sdp: await response.text(), session: location.href };
+    return { sdp: await response.text(), session };
   }
 
   /**
@@ -207,6 +207,25 @@ export function refusalOf(status, problem, retryAfter) {
   // Without a type of ours, a 5xx comes from something in between, such as a proxy whose server is being restarted.
   const kind = named ?? STATUSES[status] ?? (status >= 500 || status < 400 ? "unreachable" : "rejected");
   return new Refusal(kind, detail, secondsOf(retryAfter, Date.now()));
+}
+
+/**
+ * The address of a session. A reverse proxy that serves the server below a path may not put that path into the header.
+ * @param {string} location The header.
+ * @param {string} asked The address that was posted to.
+ * @param {string} base The server's.
+ * @returns {string | null} null where it is of another origin.
+ */
+export function sessionAt(location, asked, base) {
+  const session = new URL(location, asked);
+  const { origin, pathname } = new URL(`${base}/`);
+  if (session.origin !== new URL(asked).origin) {
+    return null;
+  }
+  if (session.origin === origin && !session.pathname.startsWith(pathname)) {
+    session.pathname = pathname.slice(0, -1) + session.pathname;
+  }
+  return session.href;
 }
 
 /**

@@ -17,19 +17,13 @@ export const STYLE = `
   --hang-up: var(--echo-rtc-hang-up, #c0291d);
   --radius: var(--echo-rtc-radius, 1.25rem);
   --stage-width: var(--echo-rtc-stage-width, 100%);
-  --accent-strong: color-mix(in oklab, var(--accent) 84%, var(--ink));
   --tint: color-mix(in oklab, var(--accent) 14%, var(--surface));
   --warning-tint: color-mix(in oklab, var(--warning) 14%, var(--surface));
-  --ring: color-mix(in srgb, var(--accent) 14%, transparent);
   --on-picture: #f2f7f5;
   --shade: rgb(9 15 13 / 84%);
   --shadow: 0 0.75rem 2rem -0.75rem light-dark(rgb(17 32 27 / 18%), rgb(0 0 0 / 60%));
   --quick: 160ms;
-  display: grid;
-  grid-template-columns: minmax(0, 1fr);
-  align-content: start;
-  justify-items: center;
-  gap: 0.9rem;
+  display: block;
   color: var(--ink);
   line-height: 1.5;
   text-align: start;
@@ -89,12 +83,27 @@ label {
   white-space: nowrap;
 }
 
-/* The picture */
+/* Its own grid within the host: a page may give that any display, and the distances stay. */
+
+.frame {
+  display: grid;
+  grid-template-columns: minmax(0, 1fr);
+  align-content: start;
+  justify-items: center;
+  gap: 0.9rem;
+}
+
+/* The picture. The stage is no larger than its picture bears, and leaves room for the bar below it in low windows. */
 
 .stage {
   position: relative;
   display: grid;
-  width: min(100%, var(--stage-width));
+  width: min(
+    100%,
+    var(--stage-width),
+    var(--most-width, 32rem),
+    max(13rem, (100dvh - 7rem) * var(--ratio, 1))
+  );
   aspect-ratio: var(--ratio, 1); /* the least: words that need more room make it taller */
   overflow: clip;
   border-radius: var(--radius);
@@ -107,8 +116,14 @@ label {
 }
 
 .stage[data-phase="live"] {
-  background: #070b0a;
   outline: 0;
+}
+
+/* The visitor's own voice: a ring that grows with its level, before the avatar can answer. */
+
+.stage[data-phase="live"]:is([data-state="hearing"], [data-state="speaking"], [data-state="idle"]) {
+  box-shadow: 0 0 0 calc(var(--level, 0) * 0.6rem) color-mix(in srgb, var(--accent) 45%, transparent), var(--shadow);
+  transition: box-shadow 80ms linear;
 }
 
 .stage::after {
@@ -121,11 +136,11 @@ label {
   transition: border-color 400ms;
 }
 
-.stage:has(.chip[data-state="speaking"])::after {
+.stage[data-phase="live"]:is([data-state="hearing"], [data-state="speaking"])::after {
   border-color: var(--accent);
 }
 
-.stage:has(.chip[data-state="behind"])::after {
+.stage[data-phase="live"][data-state="behind"]::after {
   border-color: var(--warning);
 }
 
@@ -134,13 +149,20 @@ video,
   display: block;
   width: 100%;
   height: 100%;
+  max-width: var(--most-width);
+  max-height: var(--most-height);
   position: absolute;
   inset: 0;
+  margin: auto;
   object-fit: contain;
 }
 
 .poster {
+  height: auto;
+  aspect-ratio: var(--ratio, 1);
+  margin: 0 auto;
   object-fit: cover;
+  object-position: top;
 }
 
 .overlay {
@@ -180,6 +202,9 @@ video,
 }
 
 .emblem {
+  --ring: color-mix(in srgb, var(--accent) 14%, transparent);
+  --tint: color-mix(in oklab, var(--accent) 14%, var(--surface));
+  --warning-tint: color-mix(in oklab, var(--warning) 14%, var(--surface));
   position: relative;
   display: grid;
   width: 4rem;
@@ -223,25 +248,89 @@ video,
   animation: turn 1.1s linear infinite;
 }
 
-/* Over a poster the words lie on a sheet at its foot, so that the face is seen. */
+/* Over a poster the words lie on a dark sheet at its foot, so that the face is seen. */
 
 .overlay[data-over="poster"] {
   place-items: end center;
-  padding: 3rem 0.75rem 0.75rem;
+  padding: min(58cqi, 12rem) 0.75rem 0.75rem;
   background: none;
 }
 
 .overlay[data-over="poster"] .notice {
+  --ink: var(--on-picture);
+  --ink-soft: #d3deda;
+  --surface: #18211e;
+  --accent: var(--echo-rtc-accent, #4cd4a6);
+  --on-accent: var(--echo-rtc-on-accent, #042219);
+  --edge: #8fa19a;
+  --warning: #f5bd5c;
+  width: fit-content;
+  min-width: min(100%, 18rem);
   max-width: 30rem;
-  padding: 0.9rem 1rem 1rem;
+  padding: 0.9rem 1.1rem 1rem;
   border-radius: 1rem;
-  background: var(--surface);
-  box-shadow: var(--shadow);
+  background: var(--shade);
+  color: var(--on-picture);
+  backdrop-filter: blur(0.4rem);
 }
 
-.overlay[data-over="poster"] .emblem,
-.overlay[data-over="poster"] .notice[data-tone="calm"] :is(.text, .hint) {
+.overlay[data-over="poster"] .emblem {
+  width: 2.4rem;
+  height: 2.4rem;
+}
+
+.overlay[data-over="poster"] .emblem::before,
+.overlay[data-over="poster"] .notice[data-tone="calm"] .emblem {
   display: none;
+}
+
+.overlay[data-over="poster"] .emblem .icon {
+  width: 1.4rem;
+  height: 1.4rem;
+}
+
+/* The second way is a quiet one there. */
+
+.overlay[data-over="poster"] .action:not(.first) {
+  min-height: 2.25rem;
+  padding: 0.25rem 0.75rem;
+  border-color: transparent;
+  background: none;
+  text-decoration: underline 1px;
+  text-underline-offset: 0.25em;
+}
+
+.overlay[data-over="poster"] .action:not(.first):hover {
+  text-decoration-thickness: 2px;
+}
+
+/* A trouble looks like one. */
+
+.notice[data-tone="warning"] .title {
+  color: var(--warning);
+}
+
+.overlay[data-over="poster"] .notice[data-tone="warning"] {
+  box-shadow: inset 0 0.2rem var(--warning);
+}
+
+.field {
+  display: grid;
+  width: min(100%, 18rem);
+  gap: 0.25rem;
+  font-size: 0.85rem;
+  font-weight: 600;
+  text-align: start;
+}
+
+.token {
+  width: 100%;
+  min-height: 2.75rem;
+  padding: 0.4rem 0.75rem;
+  border: 1px solid var(--edge);
+  border-radius: 0.75rem;
+  background: var(--surface);
+  font-size: 1rem;
 }
 
 .countdown {
@@ -276,7 +365,7 @@ video,
 
 .action:hover {
   border-color: var(--accent);
-  background: var(--tint);
+  background: color-mix(in oklab, var(--accent) 14%, var(--surface));
 }
 
 .action.first {
@@ -286,7 +375,7 @@ video,
 }
 
 .action.first:hover {
-  background: var(--accent-strong);
+  background: color-mix(in oklab, var(--accent) 84%, var(--ink));
 }
 
 /* Chips over the picture: always light on dark, whatever plays beneath */
@@ -330,7 +419,7 @@ video,
   background: #d6e2dd;
 }
 
-.chip:is([data-state="speaking"], [data-state="watching"]) .dot {
+.chip:is([data-state="hearing"], [data-state="speaking"], [data-state="watching"]) .dot {
   background: #4cd4a6;
   box-shadow: 0 0 0 0.22rem rgb(76 212 166 / 30%);
 }
@@ -339,8 +428,9 @@ video,
   background: #f5bd5c;
 }
 
-.chip[data-state="closed"] .dot {
-  background: #ff8d82;
+.chip[data-tone="warning"] .dot {
+  background: #f5bd5c;
+  animation: none;
 }
 
 .banner,
@@ -359,6 +449,28 @@ video,
   color: var(--on-picture);
   font-size: 0.9rem;
   text-align: center;
+}
+
+.banner {
+  display: flex;
+  align-items: center;
+  gap: 0.5rem;
+}
+
+.banner .icon {
+  display: none;
+  width: 1.2rem;
+  height: 1.2rem;
+}
+
+.banner.muted {
+  background: #f5bd5c;
+  color: #2b1a00;
+  font-weight: 650;
+}
+
+.banner.muted .icon {
+  display: block;
 }
 
 .unmute {
@@ -497,6 +609,14 @@ video,
   box-shadow: 0 0 0 1px var(--accent);
 }
 
+/* Phones set the volume by their own keys, and small windows have no room for it. */
+
+@media (max-width: 39.99rem), (max-height: 34rem), (pointer: coarse) {
+  .volume {
+    display: none;
+  }
+}
+
 /* A small stage, wherever it stands */
 
 @container (max-width: 36rem) {
@@ -522,12 +642,12 @@ video,
     font-size: 0.95rem;
   }
 
-  .overlay[data-over="poster"] .notice {
-    padding: 0.75rem;
+  .title {
+    font-size: 1.2rem;
   }
 
-  .overlay[data-over="poster"] .notice[data-tone="calm"] .title {
-    display: none;
+  .overlay[data-over="poster"] .notice {
+    padding: 0.75rem;
   }
 
   .overlay[data-over="poster"] .actions {
@@ -537,6 +657,57 @@ video,
   .action {
     min-height: 2.75rem;
     padding-inline: 1.1rem;
+  }
+}
+
+/* A low window (a phone on its side, a page at 200 %): the bar lies over the foot of the picture, always in reach. */
+
+@media (max-height: 34rem) {
+  .frame {
+    position: relative;
+  }
+
+  .stage {
+    width: min(100%, var(--stage-width), var(--most-width, 32rem), max(13rem, (100dvh - 1rem) * var(--ratio, 1)));
+  }
+
+  .controls {
+    position: absolute;
+    bottom: 0.5rem;
+    left: 50%;
+    translate: -50%;
+    width: max-content;
+  }
+
+  .caption {
+    display: none;
+  }
+
+  .stage:has(+ .controls:not([hidden])) :is(.banner, .unmute) {
+    bottom: 5.2rem;
+  }
+
+  .control {
+    min-height: 2.9rem;
+  }
+
+  .overlay[data-over="poster"] {
+    padding: 3rem 0.5rem 0.5rem;
+  }
+
+  .overlay[data-over="poster"] .notice {
+    gap: 0.3rem;
+    padding: 0.6rem;
+  }
+
+  .overlay[data-over="poster"] .actions {
+    gap: 0.2rem;
+  }
+
+  .overlay[data-over="poster"] .notice[data-tone="calm"] .title,
+  .overlay[data-over="poster"] .emblem,
+  .hint {
+    display: none;
   }
 }
 

@@ -6,22 +6,27 @@ import { control, draw, element, icon } from "./dom.js";
 import { STYLE } from "./styles.js";
 import { stateWords } from "./words.js";
 
-/** @import { CallState } from "./call.js" */
-/** @import { Action, Mode, Notice } from "./words.js" */
+/** @import { Action, Mode, Notice, ShownState } from "./words.js" */
+
+/** @typedef {"off" | "calling" | "live"} Phase No call, a call without a picture (yet, or for now), one with it. */
+
+/** A picture is shown at most this many times its size: more would only show that it is small. */
+const MAX_SCALE = 2;
 
 /** @type {CSSStyleSheet | undefined} STYLE, made once for all elements of a page. */
 let sheet;
 
 /**
  * Events: "action" (CustomEvent with the ActionName of a notice's button, or "stop" of the call's own), "mute",
- * "silence" and "unmute" (a button was pressed), "volume" (the slider was moved).
+ * "silence" and "unmute" (a button was pressed), "volume" (the slider was moved), "token" (CustomEvent with the token
+ * that was given).
  */
 export class View extends EventTarget {
   /** @type {ShadowRoot} */ #root;
-  /** @type {ReturnType<typeof setInterval> | undefined} */ #counting;
+  /** @type {ReturnType<typeof setInterval> | undefined} */ #countdownTimer;
   #actionsKey = "";
-  /** Whether a button that had the focus was hidden, so that the next one to come takes it over. */
-  #focusFell = false;
+  /** Whether a control that had the focus was hidden, so that the stage or the next notice takes it over. */
+  #focusLost = false;
 
   #video = element("video", { part: "video", playsinline: "", "aria-label": "The avatar, speaking" });
   #poster = element("img", { part: "poster", class: "poster", alt: "", hidden: "" });
@@ -29,15 +34,18 @@ export class View extends EventTarget {
   #title = element("h2", { part: "title", class: "title" });
   #text = element("p", { part: "text", class: "text" });
   #countdown = element("p", { part: "countdown", class: "countdown", hidden: "" });
+  #token = element("input", { part: "token", class: "token", type: "password", autocomplete: "off", required: "" });
+  #tokenField = element("label", { class: "field", hidden: "" }, element("span", {}, "Token"), this.#token);
   #actions = element("div", { class: "actions" });
   #hint = element("p", { part: "hint", class: "hint", hidden: "" });
   #notice = element(
-    "div",
+    "form",
     { part: "notice", class: "notice", "data-tone": "calm" },
     element("span", { part: "emblem", class: "emblem" }, this.#noticeIcon),
     this.#title,
     this.#text,
     this.#countdown,
+    this.#tokenField,
     this.#actions,
     this.#hint,
   );
@@ -62,7 +70,8 @@ export class View extends EventTarget {
     icon("sound-off"),
     element("span", {}, "Tap for sound"),
   );
-  #banner = element("p", { part: "banner", class: "banner", hidden: "" });
+  #bannerText = element("span", {});
+  #banner = element("p", { part: "banner", class: "banner", hidden: "" }, icon("mic-off"), this.#bannerText);
   #stage = element(
     "section",
     { part: "stage", class: "stage", "aria-label": "Avatar", tabindex: "-1", "data-phase": "off" },
@@ -75,21 +84,23 @@ export class View extends EventTarget {
     this.#banner,
   );
   #muteIcon = icon("mic");
-  #mute = control("Mute", "Mute your voice", this.#muteIcon);
+  #muteWord = element("span", {}, "Mute");
+  #mute = control("Mute or unmute your voice", "M", this.#muteIcon, this.#muteWord);
   #silenceIcon = icon("sound");
-  #silence = control("Sound", "Sound off", this.#silenceIcon);
+  #silence = control("Sound off", "S", this.#silenceIcon, element("span", {}, "Sound"));
   #slider = element("input", { type: "range", min: "0", max: "100", step: "5", value: "100" });
   #volume = element("label", { part: "volume", class: "volume" }, element("span", {}, "Volume"), this.#slider);
-  #end = control("End", "End the call", icon("phone-end"));
+  #end = control("End the call", "Escape", icon("phone-end"), element("span", {}, "End"));
   #controls = element(
     "div",
-    { part: "controls", class: "controls", role: "group", "aria-label": "Call controls" },
+    { part: "controls", class: "controls", role: "group", "aria-label": "Call controls", hidden: "" },
     this.#mute,
     this.#silence,
     this.#volume,
     this.#end,
   );
-  #caption = element("p", { part: "caption", class: "caption" });
+  #hasControls = false;
+  #caption = element("p", { part: "caption", class: "caption", hidden: "" });
   #status = element("p", { class: "unseen", role: "status" });
   #alert = element("p", { class: "unseen", role: "alert" });
 
@@ -103,14 +114,20 @@ export class View extends EventTarget {
     }
     root.adoptedStyleSheets = [sheet];
     this.#end.classList.add("hang-up");
-    this.#end.hidden = true;
-    root.append(this.#stage, this.#controls, this.#caption, this.#status, this.#alert);
+    this.#video.disablePictureInPicture = true;
+    const frame = element("div", { class: "frame" }, this.#stage, this.#controls, this.#caption);
+    root.append(frame, this.#status, this.#alert);
     this.#end.addEventListener("click", () => this.#emit("action", "stop"));
     this.#mute.addEventListener("click", () => this.#emit("mute"));
     this.#silence.addEventListener("click", () => this.#emit("silence"));
     this.#unmute.addEventListener("click", () => this.#emit("unmute"));
     this.#slider.addEventListener("input", () => this.#emit("volume"));
     this.#poster.addEventListener("error", () => this.showPoster(""));
+    this.#notice.addEventListener("submit", (event) => {
+      event.preventDefault();
+      this.#emit("token", this.#token.value.trim());
+      this.#token.value = "";
+    });
   }
 
   get video() {
@@ -122,9 +139,11 @@ export class View extends EventTarget {
     return this.#slider.valueAsNumber / 100;
   }
 
-  /** @param {number} ratio Of the picture's width to its height. */
-  showRatio(ratio) {
-    this.#stage.style.setProperty("--ratio", String(ratio));
+  /** @param {number} width Of the picture, in pixels. @param {number} height */
+  showSize(width, height) {
+    this.#stage.style.setProperty("--ratio", String(width / height));
+    this.#stage.style.setProperty("--most-width", `${MAX_SCALE * width}px`);
+    this.#stage.style.setProperty("--most-height", `${MAX_SCALE * height}px`);
   }
 
   /** @param {string} url Of an image that stands for the avatar until it moves; "" for none. */
@@ -144,35 +163,45 @@ export class View extends EventTarget {
    * @param {Mode} mode
    */
   showControls(shown, mode) {
-    this.#controls.hidden = !shown;
+    this.#hasControls = shown;
     this.#chip.hidden = !shown;
-    this.#caption.hidden = !shown || mode === "view";
     this.#mute.hidden = mode === "view";
-    this.#end.setAttribute("aria-label", mode === "view" ? "Stop watching" : "End the call");
-    this.#end.title = this.#end.getAttribute("aria-label") ?? "";
+    const label = mode === "view" ? "End: stop watching" : "End the call";
+    this.#end.setAttribute("aria-label", label);
+    this.#end.title = `${label} (Escape)`;
+    this.#arrange();
   }
 
   /**
-   * What the element is in the middle of: no call, a call without a picture (yet, or for now), a call with one.
+   * What the element is in the middle of.
    * @param {Phase} phase
    */
   showPhase(phase) {
     this.#stage.dataset.phase = phase;
-    const inCall = phase !== "off";
-    this.#focusFell ||= !inCall && this.#root.activeElement === this.#end;
-    this.#end.hidden = !inCall;
     this.#poster.hidden = phase === "live" || !this.#poster.hasAttribute("src");
+    this.#arrange();
     if (phase === "live") {
       this.hideNotice();
     }
   }
 
-  /** @param {CallState} state */
+  /** @param {ShownState} state Its word is shown while there is no notice, which knows more. */
   showState(state) {
     const { word, caption } = stateWords(state);
     this.#chip.dataset.state = state;
-    this.#state.textContent = word;
+    this.#stage.dataset.state = state;
     this.#caption.textContent = caption;
+    if (this.#overlay.hidden) {
+      this.#state.textContent = word;
+    }
+  }
+
+  /**
+   * The visitor's own voice, as a ring around the stage.
+   * @param {number} level 0..1
+   */
+  showLevel(level) {
+    this.#stage.style.setProperty("--level", level.toFixed(2));
   }
 
   /**
@@ -181,20 +210,23 @@ export class View extends EventTarget {
    * @param {number} [untilMs] A countdown runs to this `performance.now()`.
    */
   showNotice(notice, untilMs) {
-    const hadFocus = this.#overlay.contains(this.#root.activeElement) || this.#focusFell;
+    const { activeElement } = this.#root;
+    const hadFocus = this.#overlay.contains(activeElement) || activeElement === this.#stage || this.#focusLost;
     this.#notice.dataset.tone = notice.tone;
+    this.#chip.dataset.tone = notice.tone;
+    this.#state.textContent = notice.chip;
     draw(this.#noticeIcon, notice.icon);
     this.#title.textContent = notice.title;
     this.#text.textContent = notice.text;
     this.#hint.textContent = notice.hint ?? "";
     this.#hint.hidden = notice.hint === undefined;
-    const hasNewActions = this.#showActions(notice.actions);
+    this.#tokenField.hidden = this.#token.disabled = notice.asksToken !== true;
+    const hasNewActions = this.#showActions(notice);
     this.#count(untilMs);
     this.#overlay.hidden = false;
-    this.#focusFell = false;
+    this.#focusLost = false;
     if (hadFocus && hasNewActions) {
-      // Whoever uses the keyboard goes on where the button was that is gone now.
-      (this.#actions.querySelector("button") ?? this.#stage).focus();
+      this.#focusOn(notice);
     }
   }
 
@@ -209,15 +241,20 @@ export class View extends EventTarget {
     const hadFocus = this.#overlay.contains(this.#root.activeElement);
     this.#count(undefined);
     this.#overlay.hidden = true;
+    delete this.#chip.dataset.tone;
     if (hadFocus) {
-      (this.#end.checkVisibility() ? this.#end : this.#stage).focus();
+      this.#stage.focus();
     }
   }
 
-  /** @param {string} text A short line over the picture; "" for none. */
-  showBanner(text) {
-    this.#banner.textContent = text;
+  /**
+   * @param {string} text A short line over the picture; "" for none.
+   * @param {boolean} [isMuted] Whether it says that the visitor is muted.
+   */
+  showBanner(text, isMuted = false) {
+    this.#bannerText.textContent = text;
     this.#banner.hidden = text === "";
+    this.#banner.classList.toggle("muted", isMuted);
   }
 
   /**
@@ -235,6 +272,7 @@ export class View extends EventTarget {
   /** @param {boolean} muted Whether the visitor's voice is kept back. */
   showMuted(muted) {
     this.#mute.setAttribute("aria-pressed", String(muted));
+    this.#muteWord.textContent = muted ? "Unmute" : "Mute";
     draw(this.#muteIcon, muted ? "mic-off" : "mic");
   }
 
@@ -255,28 +293,50 @@ export class View extends EventTarget {
   /** @param {number} volume 0..1 */
   showVolume(volume) {
     this.#slider.valueAsNumber = Math.round(volume * 100);
+    this.#slider.setAttribute("aria-valuetext", `${this.#slider.value} %`);
     this.#slider.style.setProperty("--filled", `${this.#slider.value}%`);
   }
 
   /** @param {number | null} seconds The call's length; null without a call. */
   showClock(seconds) {
-    this.#clock.hidden = seconds === null || this.#chip.hidden;
+    this.#clock.hidden = seconds === null || !this.#hasControls;
     if (seconds !== null) {
       this.#time.textContent = durationOf(seconds);
     }
   }
 
+  /** The bar and the line below belong to a running picture. */
+  #arrange() {
+    const isLive = this.#stage.dataset.phase === "live";
+    this.#focusLost ||= !isLive && this.#controls.contains(this.#root.activeElement);
+    this.#controls.hidden = !this.#hasControls || !isLive;
+    this.#caption.hidden = !this.#hasControls || !isLive || this.#mute.hidden;
+  }
+
   /**
-   * @param {Action[]} actions
+   * Whoever uses the keyboard goes on with a trouble's way out; while something is under way, a key that was meant for
+   * the button before must not cancel it, so the focus rests on the stage.
+   * @param {Notice} notice
+   */
+  #focusOn(notice) {
+    const [first] = notice.actions;
+    const button = notice.tone === "busy" || first?.name === "stop" ? null : this.#actions.querySelector("button");
+    (notice.asksToken ? this.#token : (button ?? this.#stage)).focus();
+  }
+
+  /**
+   * @param {Notice} notice
    * @returns {boolean} Whether there are other buttons now. The same ones are left alone, and so is the focus on them.
    */
-  #showActions(actions) {
-    const key = JSON.stringify(actions);
+  #showActions({ actions, asksToken }) {
+    const key = JSON.stringify([actions, asksToken]);
     if (key === this.#actionsKey) {
-      return this.#focusFell;
+      return this.#focusLost;
     }
     this.#actionsKey = key;
-    this.#actions.replaceChildren(...actions.map((action, index) => this.#button(action, index === 0)));
+    this.#actions.replaceChildren(
+      ...actions.map((action, index) => this.#button(action, index === 0, index === 0 && asksToken === true)),
+    );
     this.#actions.hidden = actions.length === 0;
     return true;
   }
@@ -284,26 +344,33 @@ export class View extends EventTarget {
   /**
    * @param {Action} action
    * @param {boolean} first
+   * @param {boolean} submits Whether it gives the token, which then starts by itself.
    */
-  #button({ name, label }, first) {
+  #button({ name, label }, first, submits) {
     const leads = first && name !== "stop";
     const part = leads ? "action first-action" : "action";
-    const button = element("button", { part, class: leads ? "action first" : "action", type: "button" }, label);
+    const type = submits ? "submit" : "button";
+    const button = element("button", { part, class: leads ? "action first" : "action", type }, label);
     button.dataset.action = name;
-    button.addEventListener("click", () => this.#emit("action", name));
+    if (name === "stop") {
+      button.setAttribute("aria-keyshortcuts", "Escape");
+    }
+    if (!submits) {
+      button.addEventListener("click", () => this.#emit("action", name));
+    }
     return button;
   }
 
   /** @param {number | undefined} untilMs */
   #count(untilMs) {
-    clearInterval(this.#counting);
+    clearInterval(this.#countdownTimer);
     this.#countdown.hidden = untilMs === undefined;
     if (untilMs !== undefined) {
       const show = () => {
         const seconds = Math.max(0, Math.ceil((untilMs - performance.now()) / 1000));
         this.#countdown.textContent = seconds === 0 ? "Trying now" : `Trying again in ${seconds} s`;
       };
-      this.#counting = setInterval(show, 250);
+      this.#countdownTimer = setInterval(show, 250);
       show();
     }
   }
@@ -316,8 +383,6 @@ export class View extends EventTarget {
     this.dispatchEvent(new CustomEvent(name, { detail }));
   }
 }
-
-/** @typedef {"off" | "calling" | "live"} Phase */
 
 /**
  * @param {number} seconds

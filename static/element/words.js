@@ -17,14 +17,18 @@
 
 /** @typedef {"microphone" | "sample" | "track"} Source Where the voice comes from; track: from the page around. */
 
+/** @typedef {CallState | "hearing"} ShownState hearing: a voice goes in, and the avatar has not begun to say it yet. */
+
 /**
  * @typedef {object} Notice What lies over the stage while no picture plays there.
  * @property {string} [code] Of a trouble: the "error" event's.
  * @property {keyof typeof ICONS} icon
  * @property {"calm" | "busy" | "warning"} tone
+ * @property {string} chip The state in a word or two, shown in the corner of the stage.
  * @property {string} title
  * @property {string} text
  * @property {string} [hint] A further, quieter sentence.
+ * @property {boolean} [asksToken] Whether a field for a token is shown; its button takes the place of the first action.
  * @property {Action[]} actions The first is the one to take.
  */
 
@@ -34,16 +38,17 @@
 /** @type {Action} */ const NOW = { name: "retry", label: "Try now" };
 /** @type {Action} */ const CANCEL = { name: "stop", label: "Cancel" };
 
-/** @type {Readonly<Record<CallState, { word: string, caption: string }>>} */
+/** @type {Readonly<Record<ShownState, { word: string, caption: string }>>} */
 const STATE_WORDS = Object.freeze({
-  new: { word: "Ready", caption: "Nothing is sent before you start" },
-  connecting: { word: "Connecting", caption: "Opening the line to the avatar" },
-  idle: { word: "Idle", caption: "Waiting for a voice" },
+  new: { word: "Ready", caption: "" },
+  connecting: { word: "Connecting", caption: "" },
+  idle: { word: "Idle", caption: "Say something" },
+  hearing: { word: "Hearing you", caption: "The avatar says it in a moment" },
   speaking: { word: "Speaking", caption: "The avatar is saying your words" },
-  behind: { word: "Behind", caption: "Rendering is late: the picture is held, the sound goes on" },
-  watching: { word: "Live", caption: "You see and hear somebody's avatar" },
-  waiting: { word: "Waiting", caption: "There is no connection at the moment" },
-  closed: { word: "Ended", caption: "Nothing is sent any more" },
+  behind: { word: "Behind", caption: "The picture is late; the sound goes on" },
+  watching: { word: "Live", caption: "" },
+  waiting: { word: "Waiting", caption: "" },
+  closed: { word: "Ended", caption: "" },
 });
 
 /** Short lines over the running picture. */
@@ -52,19 +57,21 @@ export const BANNERS = Object.freeze({
   micMoved: "The microphone is gone; another one took over",
   micLost: "The microphone is gone. Plug it in, or choose another voice",
   voiceFailed: "That voice cannot be used; the one before goes on",
+  muted: "You are muted",
+  unheard: "You are muted. Unmute to be heard",
+  endByKey: "Press Esc again to end the call",
 });
 
 /** What a screen reader is told beyond the notices. */
 export const ANNOUNCEMENTS = Object.freeze({
   calling: "Connected. The avatar speaks with your voice.",
   watching: "Connected. The avatar is live.",
-  stopped: "The call has ended.",
   muted: "Muted: the avatar hears silence.",
   unmuted: "No longer muted.",
   behind: "The picture is late; the sound goes on.",
 });
 
-/** @param {CallState} state */
+/** @param {ShownState} state */
 export function stateWords(state) {
   return STATE_WORDS[state];
 }
@@ -82,29 +89,31 @@ export class Words {
    * Before a call.
    * @param {Mode} mode
    * @param {Source} source The voice that is chosen.
-   * @param {string | null} starting What the server says while it is starting; null once it has started.
+   * @param {boolean} isStarting Whether the server is still loading.
    * @returns {Notice}
    */
-  welcome(mode, source, starting) {
-    const actions = mode === "view" ? [action("start", "Watch")] : this.#voices(source);
-    if (starting !== null) {
-      return { ...loading(starting), text: "You can start already: the call then begins by itself.", actions };
+  welcome(mode, source, isStarting) {
+    const actions = mode === "view" ? [action("start", "Watch")] : this.#voices(source, "Start the call");
+    if (isStarting) {
+      return { ...loading(), text: "You can start already: the call then begins by itself.", actions };
     }
     if (mode === "view") {
       return {
         icon: "play",
         tone: "calm",
+        chip: "Ready",
         title: "Watch the avatar",
-        text: "Picture and sound begin with a tap.",
+        text: "Somebody speaks, and the avatar says it. Picture and sound begin with a tap.",
         actions,
       };
     }
     return {
       icon: "mark",
       tone: "calm",
+      chip: "Ready",
       title: "Give your voice a face",
-      text: "Speak, and the avatar says it with you: your own words, in sync, a moment later.",
-      hint: "Headphones are best, so that the avatar does not hear itself.",
+      text: "You speak, and a second later this person says your words.",
+      hint: "Headphones are best. Nothing is sent before you start.",
       actions,
     };
   }
@@ -117,6 +126,7 @@ export class Words {
     return {
       icon: "mic",
       tone: "busy",
+      chip: "Asking",
       title: "May this page hear you?",
       text: "Your browser asks for the microphone. Allow it, and the call begins.",
       hint: "Sound goes to the avatar's server only, and only during a call.",
@@ -129,8 +139,9 @@ export class Words {
     return {
       icon: "wave",
       tone: "busy",
+      chip: "Connecting",
       title: "Connecting",
-      text: "Opening the line to the avatar.",
+      text: "This takes a second or two.",
       actions: [CANCEL],
     };
   }
@@ -171,6 +182,7 @@ export class Words {
       code: `microphone-${fault}`,
       icon: hopeless ? "lock" : "mic-off",
       tone: "warning",
+      chip: fault === "ended" ? "Needs a voice" : "Needs a microphone",
       title,
       text,
       actions: [...(hopeless ? [] : [AGAIN]), ...this.#sample],
@@ -183,6 +195,7 @@ export class Words {
       code: "sample",
       icon: "wave",
       tone: "warning",
+      chip: "Needs a voice",
       title: "The sample voice cannot be played",
       text: "Its file could not be loaded from the server. Try again, or use your microphone.",
       actions: [AGAIN, MICROPHONE],
@@ -200,82 +213,151 @@ export class Words {
         "This browser cannot make calls",
         "It has no WebRTC, or it is switched off. A current Chrome, Edge, Firefox or Safari can.",
       ],
-      nameless: ["No stream is named", "Set the attribute name of <echo-rtc> to the stream that is to be watched."],
+      nameless: [
+        "No stream is named",
+        "Give the name of the stream that is to be watched: in the attribute name of <echo-rtc>, or as &name=... in the " +
+          "address of /embed.",
+      ],
       address: [
         "The server has no address",
         "Set the attribute src of <echo-rtc> to an address that begins with https://.",
       ],
     };
     const [title = "", text = ""] = words[why];
-    return { code: why, icon: "warning", tone: "warning", title, text, actions: [] };
+    return { code: why, icon: "warning", tone: "warning", chip: "Not possible", title, text, actions: [] };
   }
 
   /**
    * Between two attempts.
    * @param {Wait} wait
+   * @param {string} name Of the stream, or "".
    * @returns {Notice}
    */
-  waiting(wait) {
-    if (wait.why === "starting") {
-      return loading(wait.detail);
+  waiting(wait, name) {
+    const actions = [NOW, CANCEL];
+    switch (wait.why) {
+      case "starting":
+        return loading();
+      case "full":
+        return {
+          ...warning("full", "Full", "All places are taken", inQueue(wait.position)),
+          actions: wait.position === null ? actions : [CANCEL],
+        };
+      case "limited":
+        return {
+          ...warning("clock", "Waiting", "A short pause", "There were many calls from here. Yours begins by itself."),
+          actions,
+        };
+      case "taken":
+        return {
+          ...warning("full", "Name in use", "The name is in use", "Your call begins when it is free."),
+          actions,
+        };
+      case "offline":
+        return { ...offline(name, wait.reconnecting), actions };
+      case "stopping":
+        return {
+          ...warning("clock", "Restarting", "The server is restarting", "Your call goes on when it is back."),
+          actions,
+        };
+      case "blocked":
+        return {
+          ...warning(
+            "unplugged",
+            "No connection",
+            "Sound and picture find no way",
+            "The server answers, but its media does not arrive. A firewall may be blocking UDP.",
+          ),
+          actions,
+        };
+      case "unreachable":
+        return {
+          ...warning(
+            "unplugged",
+            "No connection",
+            wait.reconnecting ? "The server has gone away" : "The server cannot be reached",
+            navigator.onLine
+              ? "Either it is not running, or the network in between is down."
+              : "This device is offline. The call goes on when the network is back.",
+          ),
+          actions,
+        };
+      case "lost":
+        return {
+          ...warning("unplugged", "No connection", "The connection was lost", "Reconnecting. Keep this page open."),
+          actions,
+        };
     }
-    /** @type {Readonly<Record<Exclude<Wait["why"], "starting">, [keyof typeof ICONS, string, string]>>} */
-    const words = {
-      full: [
-        "full",
-        "All places are taken",
-        "This server holds as many calls as it can. Yours begins as soon as one of them ends.",
-      ],
-      limited: ["clock", "A short pause", "The server has had too many calls from here. Yours begins by itself."],
-      taken: ["full", "The name is in use", "Somebody else is live under it. Your call begins when it is free."],
-      offline: ["clock", "Nobody is live yet", "The avatar appears here by itself as soon as its voice begins."],
-      stopping: [
-        "clock",
-        "The server is restarting",
-        "It takes no calls at the moment. Yours begins when it is back.",
-      ],
-      blocked: [
-        "unplugged",
-        "Sound and picture find no way",
-        "The server answers, but its media does not arrive. A firewall may be blocking UDP.",
-      ],
-      unreachable: [
-        "unplugged",
-        wait.reconnecting ? "The connection was lost" : "The server cannot be reached",
-        navigator.onLine
-          ? "The server does not answer. Either it is not running, or the network in between is down."
-          : "This device is offline. The call goes on when the network is back.",
-      ],
-      lost: ["unplugged", "The connection was lost", "Reconnecting. Keep this page open."],
-    };
-    const [icon, title, text] = words[wait.why];
-    return { icon, tone: wait.why === "offline" ? "busy" : "warning", title, text, actions: [NOW, CANCEL] };
   }
 
   /**
-   * After a call.
-   * @param {End} end
-   * @returns {Notice | null} null where it was the visitor's own wish.
+   * After a call that the visitor ended.
+   * @param {Mode} mode
+   * @param {Source} source The voice that is chosen.
+   * @param {string} length Of the call, as "2:34".
+   * @returns {Notice}
    */
-  ended(end) {
-    if (end.why === "closed") {
-      return null;
-    }
-    const said = sentence(end.detail, "It gave no reason.");
-    const gaveUp =
-      end.last === "blocked"
-        ? "It answers, but its media never arrives. Have the firewall let UDP through, then try again."
-        : "Several attempts have failed. Look at the server and the network, then try again.";
-    /** @type {Readonly<Record<Exclude<End["why"], "closed">, [keyof typeof ICONS, string, string, Action]>>} */
-    const words = {
-      ended: ["phone-end", "The server ended the call", said, action("start", "Start again")],
-      rejected: ["warning", "The server refused the call", said, AGAIN],
-      unauthorized: ["lock", "This call needs permission", "The server opens it to those who have a token.", AGAIN],
-      "gave-up": ["unplugged", "The server stays out of reach", gaveUp, AGAIN],
+  goodbye(mode, source, length) {
+    const isView = mode === "view";
+    return {
+      icon: "phone-end",
+      tone: "calm",
+      chip: "Ended",
+      title: isView ? "You have stopped watching" : "The call has ended",
+      text: isView ? `You watched for ${length}.` : `It lasted ${length}.`,
+      actions: isView ? [action("start", "Watch again")] : this.#voices(source, "Start again"),
     };
-    const [icon, title, text, way] = words[end.why];
-    const hint = end.why === "unauthorized" && end.detail !== "" ? { hint: end.detail } : {};
-    return { code: end.why, icon, tone: "warning", title, text, ...hint, actions: [way] };
+  }
+
+  /**
+   * After a call that ended otherwise.
+   * @param {End & { why: Exclude<End["why"], "closed"> }} end
+   * @param {string | null} length Of the call, as "2:34"; null where it never began.
+   * @returns {Notice}
+   */
+  ended(end, length) {
+    const said = sentence(end.detail, "It gave no reason.");
+    const lasted = length === null ? "" : ` The call lasted ${length}.`;
+    switch (end.why) {
+      case "ended":
+        return {
+          ...warning("phone-end", "Ended", "The server ended the call", said + lasted),
+          code: end.why,
+          actions: [action("start", "Start again")],
+        };
+      case "rejected":
+        return {
+          ...warning("warning", "Refused", "The server refused the call", said),
+          code: end.why,
+          actions: [AGAIN],
+        };
+      case "unauthorized":
+        return {
+          ...warning(
+            "lock",
+            "Needs permission",
+            "This call needs permission",
+            "The server wants a token. Whoever runs it can give you one.",
+          ),
+          code: end.why,
+          ...(end.detail === "" ? {} : { hint: end.detail }),
+          asksToken: true,
+          actions: [action("start", "Start with this token")],
+        };
+      case "gave-up":
+        return {
+          ...warning(
+            "unplugged",
+            "No connection",
+            "The server stays out of reach",
+            end.last === "blocked"
+              ? "It answers, but its media never arrives. Have the firewall let UDP through, then try again."
+              : `Several attempts have failed. Look at the server and the network, then try again.${lasted}`,
+          ),
+          code: end.why,
+          actions: [AGAIN],
+        };
+    }
   }
 
   /**
@@ -286,20 +368,24 @@ export class Words {
     return {
       icon: "play",
       tone: "calm",
+      chip: "Ready",
       title: "Tap to watch and listen",
       text: "Your browser plays only after a tap.",
       actions: [action("play", "Play")],
     };
   }
 
-  /** @param {Source} source */
-  #voices(source) {
+  /**
+   * @param {Source} source
+   * @param {string} label Of the button that starts with the microphone or the page's track.
+   */
+  #voices(source, label) {
     if (source === "sample") {
-      return [action("sample", "Start with the sample voice"), MICROPHONE];
+      return [action("sample", label === "Start the call" ? "Start with the sample voice" : label), MICROPHONE];
     }
     const name = source === "microphone" ? "microphone" : "start";
     const other = this.#hasSample ? [action("sample", "Try the sample voice")] : [];
-    return [action(name, "Start the call"), ...other];
+    return [action(name, label), ...other];
   }
 
   get #sample() {
@@ -317,18 +403,49 @@ function action(name, label) {
 }
 
 /**
- * @param {string} detail
- * @returns {Notice}
+ * @param {keyof typeof ICONS} icon
+ * @param {string} chip
+ * @param {string} title
+ * @param {string} text
+ * @returns {Omit<Notice, "actions">}
  */
-function loading(detail) {
+function warning(icon, chip, title, text) {
+  return { icon, tone: "warning", chip, title, text };
+}
+
+/** @returns {Notice} */
+function loading() {
   return {
     icon: "clock",
     tone: "busy",
+    chip: "Getting ready",
     title: "The avatar is getting ready",
-    text: "The server is still loading it. The call begins by itself.",
-    ...(detail === "" ? {} : { hint: detail }),
+    text: "The call begins by itself. This can take a minute.",
     actions: [CANCEL],
   };
+}
+
+/**
+ * @param {string} name
+ * @param {boolean} wasLive
+ * @returns {Omit<Notice, "actions">}
+ */
+function offline(name, wasLive) {
+  const title = wasLive ? "The stream has ended" : "Nobody is live yet";
+  const text = `The avatar appears here by itself as soon as somebody speaks${name === "" ? "" : ` as ${name}`}.`;
+  return { icon: "clock", tone: "busy", chip: wasLive ? "Ended" : "Not live", title, text };
+}
+
+/**
+ * @param {number | null} position In the queue, 1 for the first; null where the server does not tell it.
+ * @returns {string}
+ */
+function inQueue(position) {
+  if (position === null) {
+    return "Your call begins as soon as one is free.";
+  }
+  const place = position === 1 ? "You are next" : `You are number ${position} in the queue`;
+  return `${place}. Your call begins by itself.`;
 }
 
 /**

@@ -22,7 +22,8 @@ TARGET_PX = 24.0
 
 SIZES = ((320, 568), (360, 740), (740, 360), (768, 1024), (1440, 900))
 
-INTERACTIVE = {"button", "radio", "combobox", "slider", "link", "DisclosureTriangle", "meter"}
+INTERACTIVE = {"button", "checkbox", "combobox", "link", "DisclosureTriangle", "meter"}
+LANDMARKS = {"banner", "main", "complementary", "status", "alert", "heading"}
 
 
 async def nodes(visit: Visit) -> list[dict[str, Any]]:
@@ -44,7 +45,7 @@ async def faint(visit: Visit) -> list[str]:
     for scheme in schemes:
         await visit.page.emulate_media(color_scheme=scheme, reduced_motion="reduce")
         found = await visit.page.evaluate(CONTRASTS)
-        assert len(found) > 20
+        assert len(found) > 12
         faint += [
             f"{scheme}: {item['what']} {item['ratio']:.2f}" for item in found if item["ratio"] < least[item["kind"]]
         ]
@@ -78,13 +79,13 @@ async def test_everything_can_be_read_and_has_room(card: RunningServer, page: Pa
 async def test_everything_has_a_name(card: RunningServer, page: PageFactory) -> None:
     visit = await page(card.url)
     await visit.sees("Give your voice a face")
-    for phase in ("before", "within"):
+    for more in (set(), {"slider"}):
         found = await nodes(visit)
         roles = {node["role"] for node in found}
-        assert roles >= INTERACTIVE, phase
-        assert roles >= {"banner", "main", "complementary", "status", "alert", "heading"}
-        assert [node for node in found if node["role"] in INTERACTIVE and not node["name"]] == []
-        if phase == "before":
+        assert roles >= INTERACTIVE | LANDMARKS | more
+        assert [node for node in found if node["role"] in INTERACTIVE | {"slider"} and not node["name"]] == []
+        if not more:
+            assert "slider" not in roles
             await visit.start()
             await expect(visit.page.get_by_role("status")).to_have_text("Connected. The avatar speaks with your voice.")
 
@@ -100,7 +101,7 @@ async def test_the_focus_is_always_seen(card: RunningServer, page: PageFactory) 
             break
         assert outline, name
         seen.append(name)
-    assert len(seen) >= 9
+    assert len(seen) >= 7
 
 
 async def test_nothing_moves_for_those_who_want_rest(card: RunningServer, page: PageFactory) -> None:
@@ -159,7 +160,7 @@ CONTRASTS = """
     if (own[3] === 1) {
       return own;
     }
-    const overPicture = element.matches(".chip, .banner, .unmute");
+    const overPicture = element.matches(".chip, .banner, .unmute, [data-over=poster] .notice");
     const around = element.parentElement ?? element.getRootNode().host ?? null;
     return over(own, overPicture ? [255, 255, 255] : behind(around));
   };
@@ -183,7 +184,7 @@ CONTRASTS = """
       }
     }
   }
-  for (const element of all("select, .action, .choice input:checked + span")) {
+  for (const element of all("select, .action.first, .token")) {
     if (element.checkVisibility()) {
       const back = behind(element.parentElement);
       const style = getComputedStyle(element);

@@ -11,13 +11,14 @@ from playwright.async_api import expect
 
 from echo_rtc.settings import Settings
 from tests.browser.conftest import PageFactory, RunningServer
-from tests.browser.visit import NOTHING, TIMES, VIDEO
+from tests.browser.visit import TIMES, VIDEO
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
 
 HEARD = 0.02
 """RMS of speech that has come back."""
 SILENT = 0.0005
+SAMPLE_VOICE = "Sample voice, without a microphone"
 
 
 async def test_the_page_opens_with_what_the_server_shows(card: RunningServer, page: PageFactory) -> None:
@@ -25,21 +26,26 @@ async def test_the_page_opens_with_what_the_server_shows(card: RunningServer, pa
     await visit.sees("Give your voice a face")
     await visit.state("Ready")
     await expect(visit.page).to_have_title("Test card · echo_rtc")
-    await expect(visit.page.locator("#about")).to_have_text(f"Test card · 256 {TIMES} 256, 24 frames a second")
+    await expect(visit.page.locator("#about")).to_have_text("Test card")
+    await expect(visit.part("text")).to_have_text("You speak, and a second later this person says your words.")
+    await expect(visit.part("controls")).to_be_hidden()
+    await visit.page.get_by_text("Details").click()
+    await expect(visit.page.locator("#picture")).to_have_text(f"256 {TIMES} 256, 24 frames a second")
+    await expect(visit.page.locator("[data-figure=delay]")).to_be_hidden()
     await expect(visit.page.get_by_role("button", name="Start the call")).to_be_visible()
     await expect(visit.page.get_by_role("button", name="Try the sample voice")).to_be_visible()
     await expect(visit.page.get_by_role("button", name="End the call")).to_be_hidden()
     await expect(visit.page.get_by_role("group", name="Avatar")).to_be_hidden()
 
 
-async def test_the_stage_has_the_shape_of_the_picture(card: RunningServer, page: PageFactory) -> None:
-    visit = await page(card.url, viewport={"width": 1440, "height": 900})
+async def test_the_stage_has_the_shape_and_twice_the_size(card: RunningServer, page: PageFactory) -> None:
+    visit = await page(card.url, viewport={"width": 1920, "height": 1080})
     await visit.page.route("**/config", lambda route: route.fulfill(json=WIDE))
     await visit.page.reload()
-    await expect(visit.page.locator("#about")).to_have_text(f"640 {TIMES} 360, 25 frames a second")
+    await expect(visit.page.locator("#picture")).to_have_text(f"480 {TIMES} 270, 25 frames a second")
     box = await visit.part("stage").bounding_box()
     assert box is not None
-    assert box["width"] / box["height"] == pytest.approx(640 / 360, rel=0.01)
+    assert (box["width"], box["height"]) == pytest.approx((960, 540), abs=1)
 
 
 async def test_a_call_with_a_microphone(card: RunningServer, page: PageFactory) -> None:
@@ -58,13 +64,16 @@ async def test_a_call_with_a_microphone(card: RunningServer, page: PageFactory) 
     assert statistics["output"]
     await visit.end()
     await card.freed(stream)
-    await visit.sees("Give your voice a face")
-    await visit.state("Ready")
+    await visit.sees("The call has ended")
+    await expect(visit.part("text")).to_have_text(re.compile(r"^It lasted 0:\d\d\.$"))
+    await visit.state("Ended")
+    await expect(visit.page.get_by_role("button", name="Start again")).to_be_visible()
 
 
 async def test_the_statistics_are_the_calls_own(card: RunningServer, page: PageFactory) -> None:
     visit = await page(card.url, viewport={"width": 1440, "height": 900})
     await visit.start()
+    await visit.page.get_by_text("Details").click()
     assert await visit.figure("codec") == "H264"
     assert await visit.figure("size") == f"256 {TIMES} 256"
     assert 0.5 < float((await visit.figure("delay")).removesuffix(" s")) < 3
@@ -77,30 +86,36 @@ async def test_the_statistics_are_the_calls_own(card: RunningServer, page: PageF
     assert await visit.figure("steps") == str(Settings().steps)
     await expect(visit.part("clock")).to_contain_text("0:03")
     await visit.end()
-    await expect(visit.page.locator("[data-figure=delay]")).to_have_text(NOTHING)
+    await expect(visit.page.locator("[data-figure=delay]")).to_be_hidden()
     await expect(visit.part("clock")).to_be_hidden()
 
 
 async def test_mute_sends_silence_and_the_avatar_rests(card: RunningServer, page: PageFactory) -> None:
     visit = await page(card.url)
-    mute = visit.page.get_by_role("button", name="Mute your voice")
-    await mute.click()
+    mute = visit.page.get_by_role("button", name="Mute or unmute your voice")
     await visit.start()
+    await mute.click()
+    await expect(mute).to_have_attribute("aria-pressed", "true")
+    await expect(mute).to_have_text("Unmute")
+    # What is said while muted is heard by the page alone, which says so.
+    await expect(visit.part("banner")).to_have_text("You are muted. Unmute to be heard")
     await visit.state("Idle")
     await visit.listen()
     await visit.hears(below=SILENT)
-    await expect(mute).to_have_attribute("aria-pressed", "true")
+    level = visit.page.get_by_role("meter", name="Level")
+    await expect(level).to_have_attribute("aria-valuetext", "good")
     await mute.click()
     await expect(mute).to_have_attribute("aria-pressed", "false")
+    await expect(mute).to_have_text("Mute")
+    await expect(visit.part("banner")).to_be_hidden()
+    await visit.state("Hearing you")
     await visit.hears(above=HEARD)
     await visit.state("Speaking")
-    level = visit.page.get_by_role("meter", name="Level")
-    await expect(level).not_to_have_attribute("aria-valuenow", "0")
 
 
 async def test_the_sample_voice_needs_no_microphone(card: RunningServer, page: PageFactory) -> None:
     visit = await page(card.url, microphone="missing")
-    await visit.page.get_by_role("radio", name="Sample").check()
+    await visit.page.get_by_role("combobox", name="Microphone").select_option(label=SAMPLE_VOICE)
     assert await visit.page.evaluate("navigator.mediaDevices.enumerateDevices()") == []
     await visit.start("Start with the sample voice")
     await visit.listen()
@@ -114,13 +129,14 @@ async def test_the_voice_changes_within_a_call(card: RunningServer, page: PageFa
     await visit.state("Idle")
     await visit.listen()
     await visit.hears(below=SILENT)
-    await visit.page.get_by_role("radio", name="Sample").check()
+    voices = visit.page.get_by_role("combobox", name="Microphone")
+    await voices.select_option(label=SAMPLE_VOICE)
     await visit.until("keptTracks[0].readyState === 'ended'")
     await visit.hears(above=HEARD)
     await visit.state("Speaking")
-    await visit.page.get_by_role("radio", name="Microphone").check()
+    await voices.select_option(label="Default microphone")
     await visit.until("keptTracks.length === 2")
-    await visit.page.get_by_role("combobox", name="Microphone").select_option(label="Fake Audio Input 1")
+    await voices.select_option(label="Fake Audio Input 1")
     await visit.until("keptTracks.length === 3 && keptTracks[1].readyState === 'ended'")
     await visit.hears(below=SILENT)
     await visit.state("Idle")
@@ -145,30 +161,42 @@ async def test_the_avatar_that_was_chosen_is_asked_for(card: RunningServer, page
     await visit.page.route("**/avatars", lambda route: route.fulfill(json=AVATARS))
     await visit.page.reload()
     group = visit.page.get_by_role("group", name="Avatar")
-    await group.get_by_role("radio", name="nobody").check()
+    await group.get_by_role("radio", name="Nobody Else").check()
     poster = visit.part("poster")
-    await expect(poster).to_have_attribute("src", re.compile(r"/static/icon\.svg\?nobody$"))
+    await expect(poster).to_have_attribute("src", re.compile(r"/static/icon\.svg\?nobody_else$"))
     await expect(poster).to_be_visible()
     await visit.page.get_by_role("button", name="Start the call").click()
     await visit.sees("The server refused the call")
-    await expect(visit.part("text")).to_have_text("There is no avatar 'nobody'; choose one of default.")
+    await expect(visit.part("text")).to_have_text("There is no avatar 'nobody_else'; choose one of default.")
     await visit.page.reload()
-    await expect(group.get_by_role("radio", name="nobody")).to_be_checked()
-    await group.get_by_role("radio", name="default").check()
+    await expect(group.get_by_role("radio", name="Nobody Else")).to_be_checked()
+    await group.get_by_role("radio", name="Default").check()
     await visit.start()
     await expect(poster).to_be_hidden()
-    await expect(group.get_by_role("radio", name="nobody")).to_be_disabled()
+    await expect(group.get_by_role("radio", name="Nobody Else")).to_be_disabled()
 
 
 async def test_the_sound_can_be_silenced_and_set(card: RunningServer, page: PageFactory) -> None:
     visit = await page(card.url)
     await visit.start()
-    await visit.page.get_by_role("button", name="Sound off").click()
+    sound = visit.page.get_by_role("button", name="Sound off")
+    playback = visit.page.get_by_role("checkbox", name="Hear yourself")
+    heard = f"[{VIDEO}.muted, {VIDEO}.volume]"
+    await sound.click()
     assert await visit.page.evaluate(f"{VIDEO}.muted")
-    await visit.page.get_by_role("slider", name="Volume").fill("40")
-    assert await visit.page.evaluate(f"[{VIDEO}.muted, {VIDEO}.volume]") == [False, 0.4]
+    await expect(playback).not_to_be_checked()
+    slider = visit.page.get_by_role("slider", name="Volume")
+    await slider.fill("40")
+    await expect(slider).to_have_attribute("aria-valuetext", "40 %")
+    assert await visit.page.evaluate(heard) == [False, 0.4]
+    await slider.fill("0")
+    assert await visit.page.evaluate(heard) == [True, 0]
+    await sound.click()
+    assert await visit.page.evaluate(heard) == [False, 0.4]
+    await playback.uncheck()
     await visit.page.reload()
-    assert await visit.page.get_by_role("slider", name="Volume").input_value() == "40"
+    assert await visit.page.evaluate(heard) == [True, 0.4]
+    await expect(playback).not_to_be_checked()
 
 
 async def test_leaving_the_page_frees_its_place(card: RunningServer, page: PageFactory) -> None:
@@ -192,24 +220,37 @@ async def test_a_call_by_keyboard_alone(card: RunningServer, page: PageFactory) 
     visit = await page(card.url)
     await visit.sees("Give your voice a face")
     start = visit.page.get_by_role("button", name="Start the call")
-    end = visit.page.get_by_role("button", name="End the call")
     for _ in range(5):
         await visit.page.keyboard.press("Tab")
         if await start.evaluate("(button) => button === button.getRootNode().activeElement"):
             break
     await expect(start).to_be_focused()
+    # A key that is pressed twice or once more a little later neither cancels nor ends the call.
+    await visit.page.keyboard.press("Enter")
     await visit.page.keyboard.press("Enter")
     await visit.live()
-    await expect(end).to_be_focused()
+    await expect(visit.part("stage")).to_be_focused()
     await visit.page.keyboard.press("Space")
-    await visit.sees("Give your voice a face")
-    await expect(start).to_be_focused()
+    await visit.page.keyboard.press("m")
+    mute = visit.page.get_by_role("button", name="Mute or unmute your voice")
+    await expect(mute).to_have_attribute("aria-pressed", "true")
+    await expect(mute).to_have_attribute("aria-keyshortcuts", "M")
+    await visit.page.keyboard.press("m")
+    await visit.page.keyboard.press("s")
+    await expect(visit.page.get_by_role("button", name="Sound off")).to_have_attribute("aria-pressed", "true")
+    await visit.page.keyboard.press("Escape")
+    await expect(visit.part("banner")).to_have_text("Press Esc again to end the call")
+    await visit.live()
+    await visit.page.keyboard.press("Escape")
+    await visit.sees("The call has ended")
+    await visit.page.keyboard.press("Tab")
+    await expect(visit.page.get_by_role("button", name="Start again")).to_be_focused()
     await card.freed(visit.streams[0])
 
 
-WIDE = {"engine": "local", "status": "ready", "width": 640, "height": 360, "fps": 25, "avatars": ["default"]}
+WIDE = {"engine": "local", "status": "ready", "width": 480, "height": 270, "fps": 25, "avatars": ["default"]}
 
-AVATARS = [{"name": name, "preview": f"/static/icon.svg?{name}"} for name in ("default", "nobody")]
+AVATARS = [{"name": name, "preview": f"/static/icon.svg?{name}"} for name in ("default", "nobody_else")]
 
 KEEP_TRACKS = """
 globalThis.keptTracks = [];

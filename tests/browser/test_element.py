@@ -98,7 +98,7 @@ async def test_a_call_from_another_origin_and_its_viewer(shared: RunningServer, 
     [stream] = caller.streams
     await caller.page.goto("about:blank")
     await shared.freed(stream)
-    await viewer.sees("Nobody is live yet")
+    await viewer.sees("The stream has ended")
     await caller.page.goto(url)
     await caller.start()
     await viewer.live()
@@ -129,6 +129,7 @@ async def test_the_servers_page_asks_for_a_token_and_keeps_it_to_its_tab(
     visit.expected.append(REFUSED)
     await visit.page.get_by_role("button", name="Start the call").click()
     await visit.sees("This call needs permission")
+    await visit.state("Needs permission")
     await expect(visit.page.get_by_label("Token")).to_be_focused()
     await visit.page.get_by_label("Token").fill(TOKEN)
     await visit.page.keyboard.press("Enter")
@@ -199,6 +200,8 @@ async def test_what_cannot_be_is_told(shared: RunningServer, site: Site, page: P
     }
     for body, code in bodies.items():
         visit = await embedded(page, shared, site.page(body, shared.url), EVENTS)
+        # It is said at once, and again to whoever starts it all the same.
+        await expect(visit.part("title")).to_be_visible()
         assert await visit.page.evaluate("document.querySelector('echo-rtc').start()") is False
         assert await visit.page.evaluate("events.find(({ type }) => type === 'error').detail.code") == code
 

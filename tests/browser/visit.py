@@ -147,6 +147,7 @@ class Visit:
     async def figure(self, name: str) -> str:
         """A figure of the statistics, once it is there."""
         place = self.page.locator(f"[data-figure={name}]")
+        await expect(place).to_be_visible()
         await expect(place).not_to_have_text(NOTHING)
         return await place.inner_text()
 

@@ -7,9 +7,11 @@ import pytest
 
 from echo_rtc.clips import ClipFormat, YuvFrames
 from echo_rtc.codec.picture import (
+    BITRATES,
     BitrateRange,
     PictureEncoder,
     VideoCodec,
+    bitrates_for,
     codec_preference,
     h264_level,
     video_frame,
@@ -49,3 +51,13 @@ def test_levels_and_preference_follow_the_size() -> None:
 def test_bitrates_out_of_order_are_refused() -> None:
     with pytest.raises(ValueError, match="not in order"):
         BitrateRange(start=1, minimum=2, maximum=3)
+
+
+def test_a_small_picture_gets_no_more_bits_than_it_can_use() -> None:
+    small = bitrates_for(256, 256)
+    assert small[VideoCodec.H264] == BitrateRange(start=600_000, minimum=300_000, maximum=600_000)
+    assert small[VideoCodec.VP8] == BitrateRange(start=600_000, minimum=250_000, maximum=600_000)
+    middle = bitrates_for(512, 512)[VideoCodec.H264]
+    assert (middle.start, middle.maximum) == (1_000_000, pytest.approx(1_700_000, rel=0.01))
+    assert bitrates_for(768, 768) == BITRATES
+    assert bitrates_for(16, 16)[VideoCodec.H264].maximum < 10_000

@@ -46,7 +46,7 @@ def noise(number: int, format: ClipFormat) -> YuvFrames:
 
 @pytest.fixture
 async def bank() -> AsyncIterator[EncoderBank]:
-    made = EncoderBank(FORMAT, packetizer, LOG)
+    made = EncoderBank(FORMAT, packetizer, LOG, BITRATES)
     yield made
     await made.close()
 
