@@ -25,6 +25,17 @@ def cross_fade(old: YuvFrames, new: YuvFrames) -> YuvFrames:
     return YuvFrames(_fade(old.y, new.y), _fade(old.u, new.u), _fade(old.v, new.v))
 
 
+def mixed(old: YuvFrames, new: YuvFrames, part: int, total: int) -> YuvFrames:
+    """``part`` of ``total`` parts of ``new``, the rest of ``old``, rounded half up; both of one shape."""
+
+    def plane(before: U8Array, after: U8Array) -> U8Array:
+        sums = before * np.uint32(total - part) + after * np.uint32(part)
+        mix: U8Array = ((sums + total // 2) // total).astype(np.uint8)
+        return mix
+
+    return YuvFrames(plane(old.y, new.y), plane(old.u, new.u), plane(old.v, new.v))
+
+
 def _fade(old: U8Array, new: U8Array) -> U8Array:
     count = len(old)
     incoming = np.arange(1, count + 1, dtype=np.uint32)[:, None, None]

@@ -51,6 +51,10 @@ class Clipper:
         self._start = keep_from
         return clips
 
+    def forget(self) -> None:
+        """What was heard so far is silence to the clips to come."""
+        self._pieces = [np.zeros(self._end - self._start, np.float32)]
+
     def _cut(self, buffer: F32Array) -> AudioClip:
         begin = self._index * self._format.clip_frames
         end = begin + self._format.clip_frames

@@ -34,6 +34,10 @@ class SpeechGate:
         self._stretch = max(1, round(STRETCH_S * sample_rate))
         self._following = 0
 
+    def rest(self) -> None:
+        """A clip went by that is known to be silence, or all before the next clip is forgotten."""
+        self._following = 0
+
     def admit(self, clip: AudioClip) -> bool:
         """Whether ``clip``, the next in order, is to be rendered."""
         if self._threshold == 0.0 or loudest_stretch(clip.own, self._stretch) >= self._threshold:

@@ -20,6 +20,7 @@ import numpy as np
 
 from echo_rtc.clips import MEDIA_RATE, AudioClip, ClipFormat, S16Array, YuvFrames
 from echo_rtc.counting import CounterMetric, counter
+from echo_rtc.media.blend import mixed
 from echo_rtc.media.timeline import HOLD_OFF_S
 
 SLACK_S = 2.0
@@ -59,11 +60,18 @@ PAUSE_RMS = 1 / 2000
 HOLD_LIMIT_S = 3.0
 """A frame is held for no longer than this; then the idle loop takes over, so that no face stays frozen in a word."""
 
+LEAD_OVER_S = 0.12
+"""After a jump the picture is cross-faded for this long, in whole frames."""
+
+JUMP_FADE_S = 0.01
+"""Sound that a jump breaks off fades out for this long."""
+
 FULL_SCALE = 32768.0
 
 _GUARD = round(GUARD_S * MEDIA_RATE)
 _FADE = round(FADE_S * MEDIA_RATE)
 _LEVEL = round(LEVEL_S * MEDIA_RATE)
+_JUMP_FADE = round(JUMP_FADE_S * MEDIA_RATE)
 
 
 class FrameKind(StrEnum):
@@ -81,22 +89,25 @@ class DelayPolicy:
     ``render_s``: seconds the engine takes for a clip as measured at its start, used until clips have been rendered.
     ``margin_s``: seconds for the encoder's lead, the hand-over and the unevenness of rendering.
     ``silence_rms``: RMS (0..1) below which sound is silence where the gate says so too; usually the gate's threshold.
+    ``ahead_s``: how far ahead of the clock sound may be pushed; above 0, clips of speech are complete before they
+    begin, so that the delay need not have room for a clip.
     """
 
     render_s: float
     margin_s: float = 0.2
     max_latency_s: float = 3.0
     silence_rms: float = 0.015
+    ahead_s: float = 0.0
 
     def __post_init__(self) -> None:
-        for name in ("render_s", "margin_s", "max_latency_s", "silence_rms"):
+        for name in ("render_s", "margin_s", "max_latency_s", "silence_rms", "ahead_s"):
             value = getattr(self, name)
             if not (math.isfinite(value) and value >= 0):
                 raise ValueError(f"{name} is {value}; it must be a number of at least 0")
 
     def delay_s(self, clip_s: float, render_s: float) -> float:
         """The delay for clips of ``clip_s`` seconds that take ``render_s``."""
-        return min(clip_s + render_s + self.margin_s, self.max_latency_s)
+        return min((0.0 if self.ahead_s else clip_s) + render_s + self.margin_s, self.max_latency_s)
 
 
 FRAMES = CounterMetric(
@@ -214,22 +225,25 @@ class SoundLine:
 @dataclass(frozen=True, slots=True)
 class _Shift:
     """From output frame ``frame`` on, output frame k shows media frame ``k - frames`` and position p is media sample
-    ``p - samples``."""
+    ``p - samples``. Sound is cross-faded for ``fade`` samples."""
 
     frame: int
     position: int
     frames: int
     samples: int
+    fade: int = _FADE
 
 
 @dataclass(slots=True)
 class _Clip:
     """What is known of an expected clip. ``admitted``: to be rendered; ``lateness_s``: how late its last sound came;
+    ``ahead``: whether it was announced before its time had come, so that its rendering says nothing of the delay;
     ``blended``: what takes the place of its last frames; ``late``: how many of its frames came after their time;
     ``unshown``: how many others have not been shown."""
 
     admitted: bool
     lateness_s: float
+    ahead: bool
     frames: YuvFrames | None = None
     blended: YuvFrames | None = None
     late: int = 0
@@ -263,7 +277,8 @@ class Playout:
         self._frame_samples = MEDIA_RATE / format.fps
         self._hold_limit = round(HOLD_LIMIT_S * format.fps)
 
-        self._line = SoundLine(math.ceil((policy.max_latency_s + SLACK_S) * MEDIA_RATE))
+        ahead_s = policy.ahead_s + 2 * clip_s if policy.ahead_s else 0.0
+        self._line = SoundLine(math.ceil((policy.max_latency_s + SLACK_S + ahead_s) * MEDIA_RATE))
         self._clips: dict[int, _Clip] = {}
         self._oldest_clip = 0
         self._oldest_frames = 0
@@ -284,6 +299,8 @@ class Playout:
         self._shown_source = -1
         self._shown: tuple[YuvFrames, FrameKind] | None = None
         self._held_run = 0
+        self._leading_over: tuple[int, YuvFrames] | None = None
+        """The first frame after a jump, and the picture that is cross-faded into those that follow."""
         self._next_position = 0
         self._starving = False
 
@@ -309,7 +326,7 @@ class Playout:
         clock = self._clock
         if clock is None or (not self._asked and clock.position(now) < 0):
             self._delay = self._set_point = self._target
-            self._clock = SlewedClock(arrived - self._target, now)
+            self._clock = SlewedClock(arrived + self._shifts[-1].samples - self._target, now)
             return
         position = clock.position(now)
         self._delay = arrived - (position - self._shifts[-1].samples)
@@ -346,7 +363,8 @@ class Playout:
         if not 0.0 < lateness_s < HOLD_OFF_S - 1e-3:
             # Sound that late is the timeline's own silence; no mouth moves to it, so the delay need not allow for it.
             lateness_s = 0.0
-        self._clips[clip.index] = _Clip(rendered, lateness_s)
+        ahead = bool(self._policy.ahead_s) and self._sample(clip.index * frames) > arrived
+        self._clips[clip.index] = _Clip(rendered, lateness_s, ahead)
         self._next_clip += 1
 
     def put(self, clip_index: int, frames: YuvFrames, render_s: float, now: float) -> None:
@@ -362,8 +380,9 @@ class Playout:
         self._check_size(frames, f"clip {clip_index}")
         if not (math.isfinite(render_s) and render_s >= 0):
             raise ValueError(f"clip {clip_index} took {render_s} s to render; it must be a number of at least 0")
-        self._needs.append(render_s + (clip.lateness_s if clip else 0.0))
-        self._target = self._samples_of(self._render_p95_s)
+        if clip is None or not clip.ahead:
+            self._needs.append(render_s + (clip.lateness_s if clip else 0.0))
+            self._target = self._samples_of(self._render_p95_s)
         if clip is None:
             self._dropped += len(frames)
             return
@@ -395,6 +414,39 @@ class Playout:
         """
         self._admitted(clip_index)
         self._lost_clips += 1
+
+    # Interruption
+
+    def next_sample(self, now: float) -> int:
+        """The first sample of media time that has not left, and has not been taken to be encoded, at ``now``."""
+        return self.media_sample(self._next_free(now))
+
+    def next_frame(self, now: float) -> int:
+        """The frame of media time that :meth:`jump` would leave out first at ``now``."""
+        return self._frame_to_change(now) - self._shifts[-1].frames
+
+    def jump(self, media_frame: int, now: float) -> int:
+        """Goes on with ``media_frame``, at the next frame, and leaves out all media time before it that has not left.
+
+        The sound fades out over JUMP_FADE_S at :meth:`next_sample`; the frame of sound before ``media_frame`` must be
+        silence. The picture is cross-faded over LEAD_OVER_S. The delay stays: whoever calls this sets the clock of
+        media time forward by the samples that it returns. Raises ValueError for a frame that has been shown.
+        """
+        last = self._shifts[-1]
+        asked = self._next_free(now)
+        frame = self._frame_to_change(now)
+        if media_frame < frame - last.frames:
+            raise ValueError(f"media frame {media_frame} is over; frame {frame - last.frames} is next")
+        samples = self._sample(frame) - self._sample(media_frame)
+        self._add_shift(_Shift(frame, asked, frame - media_frame, samples, _JUMP_FADE), asked)
+        jumped = last.samples - samples
+        arrived, when = self._arrived
+        self._arrived = (arrived + jumped, when)
+        if self._shown is not None:
+            self._leading_over = (frame, self._shown[0])
+            self._shown = (self._shown[0], FrameKind.IDLE)
+        self._held_run = 0
+        return jumped
 
     # The clock
 
@@ -442,7 +494,7 @@ class Playout:
                 continue
             out[begin - start : stop - start] = self._line.read(begin - shift.samples, stop - begin)
             missing += self._missing(max(begin, self._next_position) - shift.samples, stop - shift.samples)
-            if index and begin < shift.position + _FADE:
+            if index and begin < shift.position + shift.fade:
                 self._fade(out[begin - start : stop - start], begin, shift, self._shifts[index - 1])
         if end > self._next_position:
             self._underruns += bool(missing) and not self._starving
@@ -465,7 +517,8 @@ class Playout:
         self._skipped += number - self._next_frame
         source = number - self._shift_of_frame(number).frames
         if self._shown is None or source > self._shown_source:
-            self._shown = self._picture(source)
+            picture, kind = self._picture(source)
+            self._shown = (self._led_over(number, picture), kind)
             self._shown_source = source
         self._counts[self._shown[1]] += 1
         self._next_frame = number + 1
@@ -517,9 +570,7 @@ class Playout:
         if not self._silent(max(0, min(old, new) - _GUARD), max(old, new) + _FADE + _GUARD):
             return
         at = self._sample(frame)
-        self._shifts.append(_Shift(frame, at, last.frames + self._direction, at - new))
-        while self._shifts[1].position <= asked - self._line.capacity:
-            self._shifts.popleft()
+        self._add_shift(_Shift(frame, at, last.frames + self._direction, at - new), asked)
         self._delay += old - new
         self._set_point = self._delay
         if self._direction > 0:
@@ -566,9 +617,9 @@ class Playout:
 
     def _fade(self, out: S16Array, begin: int, shift: _Shift, before: _Shift) -> None:
         """Leads from the sound as it went on before ``shift`` to ``out``, which leaves from position ``begin`` on."""
-        count = min(len(out), shift.position + _FADE - begin)
+        count = min(len(out), shift.position + shift.fade - begin)
         old = self._line.read(begin - before.samples, count)
-        ramp = np.arange(begin - shift.position + 1, begin - shift.position + 1 + count) / (_FADE + 1)
+        ramp = np.arange(begin - shift.position + 1, begin - shift.position + 1 + count) / (shift.fade + 1)
         out[:count] = np.rint(old * (1.0 - ramp) + out[:count] * ramp)
 
     def _shift_of_frame(self, number: int) -> _Shift:
@@ -585,14 +636,45 @@ class Playout:
                 return clip.blended[at], FrameKind.RENDERED
             return clip.frames[within], FrameKind.RENDERED
         if self._shown is not None and self._held_run < self._hold_limit:
-            # Without the gate's word yet, what was going on goes on.
-            hold = clip.admitted if clip is not None else self._shown[1] is not FrameKind.IDLE
+            idle = self._shown[1] is FrameKind.IDLE
+            if self._policy.ahead_s:
+                # Speech that is known ahead was announced, and a clip in whose middle it begins is idle before.
+                hold = clip is not None and clip.admitted and not idle
+            else:
+                # Without the gate's word yet, what was going on goes on.
+                hold = clip.admitted if clip is not None else not idle
             if hold:
                 self._held_run += 1
                 return self._shown[0], FrameKind.HELD
         if clip is not None and not clip.admitted:
             self._held_run = 0
         return self._idle[source % len(self._idle)], FrameKind.IDLE
+
+    def _led_over(self, number: int, picture: YuvFrames) -> YuvFrames:
+        """The picture for output frame ``number``, cross-faded with the one before a jump shortly after it."""
+        if self._leading_over is None:
+            return picture
+        first, old = self._leading_over
+        count = max(1, int(LEAD_OVER_S * self._format.fps))
+        if number >= first + count:
+            self._leading_over = None
+            return picture
+        return mixed(old, picture, number - first + 1, count + 1)
+
+    def _next_free(self, now: float) -> int:
+        """The first position that neither has left at ``now`` nor was taken."""
+        position = self._clock.position(now) if self._clock else 0.0
+        return max(self._next_position, math.ceil(position))
+
+    def _frame_to_change(self, now: float) -> int:
+        """The first output frame that begins no earlier than :meth:`_next_free`."""
+        return max(self._next_frame, self._format.frame_of_sample(self._next_free(now) - 1, MEDIA_RATE) + 1)
+
+    def _add_shift(self, shift: _Shift, asked: int) -> None:
+        """``asked``: the first position that is still to leave."""
+        self._shifts.append(shift)
+        while self._shifts[1].position <= asked - self._line.capacity:
+            self._shifts.popleft()
 
     def _admitted(self, index: int) -> _Clip | None:
         """The admitted clip ``index``; None if its time is so long over that it was forgotten."""

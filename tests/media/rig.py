@@ -97,6 +97,8 @@ class Rig:
     sound: list[S16Array] = field(default_factory=list)
     shown: list[Shown] = field(default_factory=list)
     delays: list[tuple[float, float]] = field(default_factory=list)
+    jumps: bool = False
+    """Whether frames of speech may be cross-faded into idle ones."""
 
     def __post_init__(self) -> None:
         self.timeline = Timeline()
@@ -189,7 +191,7 @@ class Rig:
                 < self.position + 960 + self.picture_lead_samples
             ):
                 picture, kind = self.playout.frame(self.next_frame)
-                assert (kind is FrameKind.IDLE) <= is_idle(picture)
+                assert (kind is FrameKind.IDLE) <= is_idle(picture) or self.jumps
                 self.shown.append(Shown(self.next_frame, kind, number_of(picture)))
                 self.next_frame += 1
             self.sound.append(self.playout.sound(self.position, 960))

@@ -1,0 +1,404 @@
+"""Pushed speech as media time: a queue of events whose sound is known ahead of when it is due.
+
+A microphone's sound comes as it is spoken. Pushed sound comes faster, in bursts, and in events that queue up behind one
+another. This queue places it in media time as early as there is sound, up to AHEAD_S ahead of the clock, so that clips
+are complete, and can be rendered, before they are due; silence follows the clock, as a microphone's does. A clip in
+which speech stops is completed with silence at the last moment at which it can still be rendered in time.
+
+An interruption does not take anything back: media time jumps over what has not left (:meth:`SpeechQueue.interrupt`).
+
+Knows no sockets, codecs or engines. Time is an argument: seconds of any monotonic clock.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+import numpy as np
+
+from echo_rtc.clips import MEDIA_RATE, ClipFormat, S16Array
+from echo_rtc.media.timeline import Piece, TimelineStatistics
+
+AHEAD_S = 3.0
+"""Sound is placed, and so rendered, at most this far ahead of the clock."""
+
+MAX_QUEUED_S = 120.0
+"""Most sound that waits in the queue."""
+
+MAX_EVENTS = 256
+"""Most events that wait in the queue."""
+
+BEGIN_WAIT_S = 0.5
+"""An event with less than a clip of sound begins when nothing more has come for this long."""
+
+REBUFFER_S = 0.25
+"""An event whose sound has run out goes on with a clip and this much more: its source is no faster than speech."""
+
+DRY_GRACE_S = 0.04
+"""A clip in which sound has run out is completed this long after it began: the margin of the delay allows for it."""
+
+CLOSING_S = 0.15
+"""Silence rendered after the last speech, so that the mouth closes."""
+
+FADE_S = 0.01
+"""Sound that breaks off within an event fades out, and in again, for this long, so that it does not click."""
+
+_AHEAD = round(AHEAD_S * MEDIA_RATE)
+_MAX_QUEUED = round(MAX_QUEUED_S * MEDIA_RATE)
+_CLOSING = round(CLOSING_S * MEDIA_RATE)
+_FADE = round(FADE_S * MEDIA_RATE)
+_REBUFFER = round(REBUFFER_S * MEDIA_RATE)
+_DRY_GRACE = round(DRY_GRACE_S * MEDIA_RATE)
+
+
+class QueueFullError(Exception):
+    """The queue holds as much as it may; the sound was not taken."""
+
+
+class EventOverError(Exception):
+    """The event is complete; it takes no more sound."""
+
+
+class MarkKind(StrEnum):
+    """What a mark in media time says: the first sample of an event is here; its last sample was before."""
+
+    STARTED = "started"
+    ENDED = "ended"
+
+
+@dataclass(frozen=True, slots=True)
+class Mark:
+    """``kind`` of the event ``event`` at the media sample ``sample``. ``played``: samples (48 kHz) of the event before
+    it."""
+
+    sample: int
+    kind: MarkKind
+    event: str
+    played: int
+
+
+@dataclass(frozen=True, slots=True)
+class Cut:
+    """An event that was interrupted, and how many of its samples (48 kHz) had left."""
+
+    event: str
+    played: int
+
+
+@dataclass(slots=True)
+class _Event:
+    """An event: ``pieces`` are its sound that waits, ``waiting`` samples in all; ``placed`` samples have their place in
+    media time, in ``spans`` of (media sample, count). ``complete``: no further sound comes; ``latest_s``: when the
+    latest came. ``broken_off``: it has run out, and has faded out."""
+
+    id: str
+    latest_s: float
+    complete: bool = False
+    pieces: deque[S16Array] = field(default_factory=deque)
+    waiting: int = 0
+    placed: int = 0
+    spans: list[tuple[int, int]] = field(default_factory=list)
+    broken_off: bool = False
+
+    def take(self, count: int) -> S16Array:
+        """The next ``count`` samples (n,) int16 of those that wait."""
+        taken: list[S16Array] = []
+        self.waiting -= count
+        while count:
+            piece = self.pieces.popleft()
+            if len(piece) > count:
+                self.pieces.appendleft(piece[count:])
+                piece = piece[:count]
+            taken.append(piece)
+            count -= len(piece)
+        return np.concatenate(taken) if taken else np.zeros(0, np.int16)
+
+    def before(self, sample: int) -> int:
+        """How many placed samples lie before the media sample ``sample``."""
+        return sum(min(count, max(0, sample - start)) for start, count in self.spans)
+
+
+class SpeechQueue:
+    """Contiguous media time made of pushed events, in the order in which they came.
+
+    Has the interface of :class:`echo_rtc.media.timeline.Timeline` as far as a stream ticks it: :meth:`advance`,
+    :meth:`arrived`, :meth:`media_sample`, :meth:`statistics`.
+    """
+
+    def __init__(self, format: ClipFormat) -> None:
+        self._format = format
+        self._clip_samples = self._border(1)
+        self._origin_s: float | None = None
+        self._jumped = 0
+        self._head = 0
+        self._spoken_to = 0
+        self._last = 0
+        self._wanted_from = 0
+        self._wanted_to = 0
+        self._open = False
+        self._events: deque[_Event] = deque()
+        self._leaving: deque[_Event] = deque()
+        self._marks: deque[Mark] = deque()
+        self._queued = 0
+        self._silence = 0
+        self._over: deque[str] = deque(maxlen=MAX_EVENTS)
+        """Events that were complete or interrupted, as far as they are remembered."""
+
+    # The clock
+
+    def arrived(self, now: float) -> float:
+        """Where media time stands at ``now``, in samples: what is placed up to here is not late."""
+        if self._origin_s is None:
+            return 0.0
+        return (now - self._origin_s) * MEDIA_RATE + self._jumped
+
+    def media_sample(self, pts: int) -> int | None:
+        """Pushed sound has no stamps of its own."""
+        return None
+
+    def statistics(self) -> TimelineStatistics:
+        return TimelineStatistics(
+            samples=self._head,
+            lost_samples=0,
+            silence_samples=self._silence,
+            late_dropped=0,
+            early_dropped=0,
+            re_anchored=0,
+            drift_ppm=0.0,
+        )
+
+    # What comes in
+
+    @property
+    def queued_samples(self) -> int:
+        """Samples (48 kHz) that have no place in media time yet."""
+        return self._queued
+
+    def queued_s(self, left: int) -> float:
+        """Seconds of sound that have not left when media time up to the sample ``left`` has."""
+        placed = sum(event.placed - event.before(left) for event in {*self._leaving, *self._events})
+        return (self._queued + placed) / MEDIA_RATE
+
+    @property
+    def running(self) -> str | None:
+        """The event that further sound without an id appends to: the newest that is not complete."""
+        return self._events[-1].id if self._events and not self._events[-1].complete else None
+
+    def push(self, event: str, pcm: S16Array, now: float) -> None:
+        """Appends ``pcm`` (n,) int16 mono at 48 kHz to ``event``, which queues up if it is not there. An event behind
+        which another one waits is complete as soon as its sound has run out.
+
+        Raises QueueFullError, and takes nothing, if more than MAX_QUEUED_S or MAX_EVENTS would wait; EventOverError for
+        an event that is complete; ValueError for anything but mono int16.
+        """
+        if pcm.ndim != 1 or pcm.dtype != np.int16:
+            raise ValueError(f"sound of shape {pcm.shape} and type {pcm.dtype}; mono int16 is expected")
+        if self._queued + len(pcm) > _MAX_QUEUED:
+            raise QueueFullError(f"more than {MAX_QUEUED_S:g} s of sound would wait")
+        own = self._find(event)
+        if event in self._over or (own is not None and own.complete):
+            raise EventOverError(f"the event {event[:80]!r} is complete; take another event_id")
+        if own is None:
+            if len(self._events) >= MAX_EVENTS:
+                raise QueueFullError(f"more than {MAX_EVENTS} events would wait")
+            own = _Event(event, now)
+            self._events.append(own)
+        if len(pcm):
+            own.latest_s = now
+            own.pieces.append(pcm.copy())
+            own.waiting += len(pcm)
+            self._queued += len(pcm)
+
+    def complete(self, event: str) -> bool:
+        """No further sound of ``event`` comes; False if it is not in the queue."""
+        own = self._find(event)
+        if own is None:
+            return False
+        own.complete = True
+        return True
+
+    # What goes out
+
+    def advance(self, now: float) -> list[Piece]:
+        """The next pieces of media time, (first sample, (n,) int16) each, contiguous from sample 0."""
+        if self._origin_s is None:
+            self._origin_s = now
+        reached = int(self.arrived(now))
+        pieces: list[Piece] = []
+        while self._place_next(reached, now, pieces):
+            pass
+        self._close_clips(reached, pieces)
+        if not self._open and self._head < reached:
+            self._silence += self._fill(reached, pieces)
+        return pieces
+
+    def wanted(self, first_frame: int, frames: int) -> bool:
+        """Whether a clip may be speech: silence that follows the clock is not."""
+        begin, end = (self._format.sample_of_frame(frame, MEDIA_RATE) for frame in (first_frame, first_frame + frames))
+        return begin < self._wanted_to and end > self._wanted_from
+
+    def marks_until(self, media_sample: int) -> list[Mark]:
+        """Takes the marks up to ``media_sample``, which has left."""
+        passed: list[Mark] = []
+        while self._marks and self._marks[0].sample <= media_sample:
+            mark = self._marks.popleft()
+            passed.append(mark)
+            if mark.kind is MarkKind.ENDED and self._leaving and self._leaving[0].id == mark.event:
+                self._leaving.popleft()
+        return passed
+
+    @property
+    def next_mark(self) -> int | None:
+        """The media sample of the next mark."""
+        return self._marks[0].sample if self._marks else None
+
+    # Interruption
+
+    def interrupt(self, left: int, guard: int) -> tuple[list[Cut], list[Piece], int]:
+        """Forgets all that has not left: media time up to the sample ``left`` has.
+
+        Returns the events that this cuts short, the silence that completes the clip, and the first sample after the
+        jump, which is a clip's first and has ``guard`` samples of silence before it. :meth:`jump` says how far the
+        clock goes on with it.
+        """
+        cuts = [Cut(event.id, event.before(left)) for event in [*self._leaving, *self._events]]
+        unique = list(dict.fromkeys(cuts))
+        self._over.extend(event.id for event in self._events)
+        self._events.clear()
+        self._leaving.clear()
+        self._marks.clear()
+        self._queued = 0
+        self._open = False
+        pieces: list[Piece] = []
+        target = self._next_border(self._head + guard)
+        self._fill(target, pieces)
+        self._wanted_to = 0
+        return unique, pieces, target
+
+    def jump(self, samples: int) -> None:
+        """Media time goes on by ``samples`` at once: the playout has left them out."""
+        self._jumped += samples
+
+    # The beginning of speech
+
+    def frames_to_border(self, left: int, now: float) -> int:
+        """By how many frames media time is to jump so that speech that begins now begins with a clip.
+
+        0 where nothing begins, or where media time after the sample ``left``, which has left, is not all silence. A
+        first clip that holds little speech leaves its renderer little time for the second.
+        """
+        if self._open or not self._events or left < self._wanted_to or not self._may_begin(self._events[0], now):
+            return 0
+        reached = int(self.arrived(now))
+        if self._head > reached:
+            return 0
+        border = self._next_border(reached)
+        frame = self._format.frame_of_sample
+        return max(0, frame(border, MEDIA_RATE) - frame(reached, MEDIA_RATE) - 1)
+
+    # Inside
+
+    def _find(self, event: str) -> _Event | None:
+        return next((known for known in self._events if known.id == event), None)
+
+    def _border(self, clip: int) -> int:
+        return self._format.sample_of_frame(clip * self._format.clip_frames, MEDIA_RATE)
+
+    def _clip_start(self, sample: int) -> int:
+        """The first media sample of the clip to which ``sample`` belongs."""
+        return self._border(self._format.frame_of_sample(sample, MEDIA_RATE) // self._format.clip_frames)
+
+    def _next_border(self, sample: int) -> int:
+        """The first border of clips at or after ``sample``."""
+        start = self._clip_start(sample)
+        frame = self._format.frame_of_sample(sample, MEDIA_RATE)
+        return start if start == sample else self._border(frame // self._format.clip_frames + 1)
+
+    def _may_begin(self, event: _Event, now: float) -> bool:
+        """Whether sound may be placed after silence: enough is there that no gap follows at once."""
+        wanted = self._clip_samples + (_REBUFFER if event.broken_off else 0)
+        enough = event.waiting >= wanted or event.complete or len(self._events) > 1
+        return event.waiting > 0 and (enough or now - event.latest_s >= BEGIN_WAIT_S)
+
+    def _place_next(self, reached: int, now: float, pieces: list[Piece]) -> bool:
+        """Places sound of the first event; whether there may be more to place."""
+        if not self._events or self._head >= reached + _AHEAD:
+            return False
+        event = self._events[0]
+        if len(self._events) > 1 and not event.waiting:
+            event.complete = True
+        if not event.waiting and not event.complete:
+            return False
+        if not self._open:
+            if event.waiting and not self._may_begin(event, now):
+                return False
+            if event.waiting and self._head < reached:
+                border = self._next_border(reached)
+                near = border - reached <= 2 * MEDIA_RATE // self._format.fps
+                self._silence += self._fill(border if near else reached, pieces)
+        count = min(event.waiting, reached + _AHEAD - self._head)
+        if count:
+            self._speak(event, event.take(count), pieces)
+        if not event.waiting and (event.complete or len(self._events) > 1):
+            self._finish(event)
+            return True
+        return False
+
+    def _speak(self, event: _Event, pcm: S16Array, pieces: list[Piece]) -> None:
+        """Gives ``pcm``, the next of ``event``, its place."""
+        if not event.placed:
+            self._marks.append(Mark(self._head, MarkKind.STARTED, event.id, 0))
+            self._leaving.append(event)
+        if event.broken_off:
+            pcm = pcm.copy()
+            ramp = min(_FADE, len(pcm))
+            pcm[:ramp] = np.rint(pcm[:ramp] * (np.arange(1, ramp + 1) / (ramp + 1)))
+            event.broken_off = False
+        event.spans.append((self._head, len(pcm)))
+        event.placed += len(pcm)
+        self._queued -= len(pcm)
+        if not self._open:
+            self._wanted_from = self._head
+        self._last = int(pcm[-1])
+        pieces.append((self._head, pcm))
+        self._head += len(pcm)
+        self._spoken_to = self._wanted_to = self._head
+        self._open = True
+
+    def _finish(self, event: _Event) -> None:
+        """All sound of the first event has its place."""
+        self._events.popleft()
+        self._over.append(event.id)
+        if not event.placed:
+            self._marks.append(Mark(self._head, MarkKind.STARTED, event.id, 0))
+            self._leaving.append(event)
+        self._marks.append(Mark(self._head, MarkKind.ENDED, event.id, event.placed))
+
+    def _close_clips(self, reached: int, pieces: list[Piece]) -> None:
+        """Completes with silence the clips in which speech stops and that must be rendered now."""
+        while self._open and self._clip_start(self._head) <= reached - _DRY_GRACE:
+            self._fade_out(pieces)
+            # A border belongs to the clip that begins there.
+            self._silence += self._fill(self._next_border(self._head + 1), pieces)
+            self._wanted_to = self._head
+            self._open = self._head - self._spoken_to < _CLOSING
+
+    def _fade_out(self, pieces: list[Piece]) -> None:
+        """Leads the last sample of an event that goes on, but whose sound has run out, to silence."""
+        event = self._events[0] if self._events else None
+        if event is None or event.broken_off or not event.placed:
+            return
+        event.broken_off = True
+        tail = np.rint(self._last * (np.arange(_FADE, 0, -1) / (_FADE + 1))).astype(np.int16)
+        pieces.append((self._head, tail))
+        self._head += len(tail)
+
+    def _fill(self, end: int, pieces: list[Piece]) -> int:
+        """Appends silence up to media sample ``end``; returns how many samples that took."""
+        count = max(0, end - self._head)
+        if count:
+            pieces.append((self._head, np.zeros(count, np.int16)))
+            self._head += count
+        return count
