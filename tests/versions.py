@@ -73,8 +73,9 @@ def newest_python() -> Path | None:
     for minor in (minor for minor in MINORS if minor > own):
         kept = sorted(Path.home().glob(f".pyenv/versions/3.{minor}.*/bin/python3"))
         on_path = shutil.which(f"python3.{minor}")
-        for candidate in [*([on_path] if on_path else []), *reversed(kept)]:
-            if subprocess.run([candidate, "-c", "import venv"], capture_output=True, check=False).returncode == 0:
+        candidates: list[str | Path] = [*([on_path] if on_path else []), *reversed(kept)]
+        for candidate in candidates:
+            if subprocess.run([str(candidate), "-c", "import venv"], capture_output=True, check=False).returncode == 0:
                 return Path(candidate)
     return None
 
@@ -90,11 +91,30 @@ def run_lane(name: str, python: Path, install: Sequence[str], tests: Iterable[st
         if borrowed is not None:
             place = next(Path(folder).glob("lib/python3*/site-packages"))
             (place / "borrowed.pth").write_text(f"{borrowed}\n", encoding="utf-8")
-        pip = [inside, "-m", "pip", "--disable-pip-version-check", "install", "--quiet", "--no-compile", *install]
+        pip: list[str | Path] = [
+            inside,
+            "-m",
+            "pip",
+            "--disable-pip-version-check",
+            "install",
+            "--quiet",
+            "--no-compile",
+            *install,
+        ]
         subprocess.run(pip, check=True)
         tell = "import sys; print('lane', *sys.argv[1:], 'Python', sys.version.split()[0], flush=True)"
         subprocess.run([inside, "-c", tell, name], check=True)
-        command = [inside, "-m", "pytest", "-p", "no:cacheprovider", "-q", "-rfE", "--durations=6", *tests]
+        command: list[str | Path] = [
+            inside,
+            "-m",
+            "pytest",
+            "-p",
+            "no:cacheprovider",
+            "-q",
+            "-rfE",
+            "--durations=6",
+            *tests,
+        ]
         return subprocess.run(command, cwd=ROOT, check=False).returncode
 
 
