@@ -144,6 +144,13 @@ class Quantiles:
         return None
 
 
+def percentile(values: Iterable[float], percent: float) -> float:
+    """The nearest-rank percentile: the smallest value that ``percent`` of a hundred values do not exceed. Raises
+    IndexError without values."""
+    ordered = sorted(values)
+    return ordered[max(0, math.ceil(len(ordered) * percent / 100) - 1)]
+
+
 class Names:
     """Counts by name. Once there are ``limit`` different names, new ones count as OTHER, so that nobody can make the
     list grow."""

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import math
 from collections import deque
 
+from echo_rtc.counting import percentile
 from echo_rtc.rendering import WorkerStatus
 
 RECENT_CLIPS = 120
@@ -49,6 +49,4 @@ class WorkerMeter:
         )
 
     def _quantile(self, share: float) -> float | None:
-        """By nearest rank."""
-        seconds = sorted(self._recent)
-        return seconds[math.ceil(len(seconds) * share) - 1] if seconds else None
+        return percentile(self._recent, 100 * share) if self._recent else None

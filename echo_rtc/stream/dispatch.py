@@ -60,7 +60,7 @@ class FrameSink(Protocol):
 
     def lose(self, clip_index: int) -> None: ...
 
-    def leaves(self, media_sample: int) -> float: ...
+    def playout_time(self, media_sample: int) -> float: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -222,7 +222,7 @@ class Dispatcher:
         self._last_done_s = now
         took_s = now - begun
         own, seams = self._seams.push(clip.index, result.frames)
-        slack_s = self._leaves(clip.first_frame) - now
+        slack_s = self._due(clip.first_frame) - now
         self._sink.put(clip.index, own, took_s, now)
         for index, frames in seams:
             self._sink.blend(index, frames)
@@ -247,13 +247,13 @@ class Dispatcher:
             init_latent=latent,
             steps=None if self.steps == order.steps else self.steps,
             stream=order.stream,
-            deadline_s=self._leaves(clip.first_frame + clip.frames - 1),
+            deadline_s=self._due(clip.first_frame + clip.frames - 1),
             chained=order.continuity.chained and not pending.after_idle,
         )
 
-    def _leaves(self, frame: int) -> float:
+    def _due(self, frame: int) -> float:
         """When a frame is due."""
-        return self._sink.leaves(self._order.format.sample_of_frame(frame, MEDIA_RATE))
+        return self._sink.playout_time(self._order.format.sample_of_frame(frame, MEDIA_RATE))
 
     def _judge(self, clip: int, slack_s: float, took_s: float) -> None:
         """A clip was there ``slack_s`` before it was due, negative if it was late: the steps fall or climb."""

@@ -15,7 +15,8 @@ from enum import StrEnum
 from typing import Any
 
 from echo_rtc.codec.picture import VideoCodec
-from echo_rtc.media.playout import DelayPolicy, FrameKind, Playout
+from echo_rtc.media.delay_line import DelayPolicy
+from echo_rtc.media.playout import FrameKind, Playout
 from echo_rtc.rendering import Avatar, Engine
 from echo_rtc.stream.audience import Audience
 from echo_rtc.stream.counters import GuardCounters, StreamCounters

@@ -15,8 +15,9 @@ import numpy as np
 
 from echo_rtc.clips import MEDIA_RATE, ClipFormat, S16Array, YuvFrames
 from echo_rtc.media.clipper import Clipper
+from echo_rtc.media.delay_line import DelayPolicy
 from echo_rtc.media.gate import SpeechGate
-from echo_rtc.media.playout import DelayPolicy, FrameKind, Playout
+from echo_rtc.media.playout import FrameKind, Playout
 from echo_rtc.media.timeline import Piece, Timeline
 
 FORMAT = ClipFormat(fps=24, clip_frames=12, width=16, height=16, sample_rate=16_000, history_s=2.0)

@@ -11,8 +11,10 @@ from numpy.typing import NDArray
 
 from echo_rtc.clips import MEDIA_RATE, AudioClip
 from echo_rtc.media.clipper import Clipper
+from echo_rtc.media.delay_line import GUARD_S, SLACK_S, DelayPolicy
 from echo_rtc.media.gate import SpeechGate
-from echo_rtc.media.playout import GUARD_S, HOLD_LIMIT_S, MAX_SLEW, SLACK_S, DelayPolicy, FrameKind, Playout
+from echo_rtc.media.playout import HOLD_LIMIT_S, FrameKind, Playout
+from echo_rtc.media.slewed_clock import MAX_SLEW
 from echo_rtc.media.timeline import Timeline
 from tests.media.rig import FORMAT, IDLE, LEAD_S, Rig, loud, numbered_frames, voice
 
@@ -394,8 +396,8 @@ def test_three_hours_grow_nothing() -> None:
     assert statistics.underruns == statistics.skipped == 0
     assert statistics.rendered + statistics.idle + statistics.held == number
     kept = POLICY.max_latency_s + SLACK_S
-    assert len(playout._clips) <= kept / 0.5 + 2
-    assert sum(clip.frames is not None for clip in playout._clips.values()) <= kept / 0.5
-    assert len(playout._shifts) <= kept * 24 / 2 + 2
-    assert playout._line.capacity == kept * MEDIA_RATE
+    assert len(playout._store) <= kept / 0.5 + 2
+    assert sum(playout._store.rendered_clips) <= kept / 0.5
+    assert len(playout._line._shifts) <= kept * 24 / 2 + 2
+    assert playout._line.ring.capacity == kept * MEDIA_RATE
     assert len(timeline._late) == 0

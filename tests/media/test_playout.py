@@ -10,16 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from echo_rtc.clips import MEDIA_RATE, AudioClip, ClipFormat, S16Array, YuvFrames
-from echo_rtc.media.playout import (
-    HOLD_LIMIT_S,
-    MAX_SLEW,
-    SLACK_S,
-    DelayPolicy,
-    FrameKind,
-    Playout,
-    SlewedClock,
-    SoundLine,
-)
+from echo_rtc.media.delay_line import SLACK_S, DelayPolicy
+from echo_rtc.media.playout import HOLD_LIMIT_S, FrameKind, Playout
+from echo_rtc.media.slewed_clock import MAX_SLEW, SlewedClock
+from echo_rtc.media.sound_ring import SoundRing
 from tests.media.rig import FORMAT, IDLE, IDLE_FRAMES, is_idle, number_of, numbered_frames
 
 POLICY = DelayPolicy(render_s=0.1, margin_s=0.2)
@@ -78,7 +72,7 @@ def test_sound_and_picture_start_one_delay_after_the_first_sample() -> None:
     assert playout.due(0) == pytest.approx(100.0 + DELAY_S)
     assert playout.media_now(100.02) < 0
     assert playout.media_now(playout.due(0)) == 0
-    assert playout.leaves(4800) == pytest.approx(100.1 + DELAY_S)
+    assert playout.playout_time(4800) == pytest.approx(100.1 + DELAY_S)
 
 
 def test_start_moves_with_the_clock_until_something_is_asked_for() -> None:
@@ -281,11 +275,11 @@ def test_memory_is_bounded_when_nobody_asks() -> None:
     for _ in range(400):
         driver.put(driver.hear(True))
     kept = POLICY.max_latency_s + SLACK_S
-    assert len(driver.playout._clips) <= kept / 0.5 + 1
-    assert driver.playout._line.capacity == math.ceil(kept * MEDIA_RATE)
-    assert driver.playout.statistics().dropped == 12 * (400 - len(driver.playout._clips))
+    assert len(driver.playout._store) <= kept / 0.5 + 1
+    assert driver.playout._line.ring.capacity == math.ceil(kept * MEDIA_RATE)
+    assert driver.playout.statistics().dropped == 12 * (400 - len(driver.playout._store))
     driver.put(0)
-    assert driver.playout.statistics().dropped == 12 * (401 - len(driver.playout._clips))
+    assert driver.playout.statistics().dropped == 12 * (401 - len(driver.playout._store))
 
 
 def test_frames_are_let_go_as_soon_as_they_have_left() -> None:
@@ -293,7 +287,7 @@ def test_frames_are_let_go_as_soon_as_they_have_left() -> None:
     for _ in range(3):
         driver.put(driver.hear(True))
     driver.show(range(25))
-    assert [kept.frames is None for kept in driver.playout._clips.values()] == [True, True, False]
+    assert driver.playout._store.rendered_clips == [False, False, True]
 
 
 @pytest.mark.parametrize(
@@ -378,7 +372,7 @@ def test_media_now_is_the_inverse_of_due(position: int, began: float) -> None:
 def test_line_reads_what_was_pushed_and_silence_elsewhere(
     sizes: list[int], capacity: int, start: int, count: int
 ) -> None:
-    line = SoundLine(capacity)
+    line = SoundRing(capacity)
     for size in sizes:
         line.push(sound(line.head, size))
     everything = np.zeros(20_000, np.int16)
@@ -389,7 +383,7 @@ def test_line_reads_what_was_pushed_and_silence_elsewhere(
 
 
 def test_loudest_finds_the_loudest_hundredth() -> None:
-    line = SoundLine(48_000)
+    line = SoundRing(48_000)
     pcm = np.zeros(9600, np.int16)
     pcm[4800:5280] = 3277
     line.push(pcm)

@@ -11,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from echo_rtc.clips import MEDIA_RATE, S16Array
-from echo_rtc.media.playout import DelayPolicy, FrameKind, Playout
+from echo_rtc.media.delay_line import DelayPolicy
+from echo_rtc.media.playout import FrameKind, Playout
 from echo_rtc.media.speech import AHEAD_S, MAX_QUEUED_S, EventOverError, Mark, MarkKind, QueueFullError, SpeechQueue
 from tests.media.rig import FORMAT, IDLE, LEAD_S, Rig, numbered_frames, voice
 

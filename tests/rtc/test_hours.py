@@ -136,10 +136,10 @@ def belongings(stream: Stream) -> dict[str, int]:
     """How much everything holds that could grow."""
     playout, timeline = stream._playout, stream._listener.timeline
     sized: dict[str, Callable[[], int]] = {
-        "clips": lambda: len(playout._clips),
-        "shifts": lambda: len(playout._shifts),
-        "needs": lambda: len(playout._needs),
-        "line": lambda: playout._line.capacity,
+        "clips": lambda: len(playout._store),
+        "shifts": lambda: len(playout._line._shifts),
+        "needs": lambda: len(playout._line._needs),
+        "line": lambda: playout._line.ring.capacity,
         "late": lambda: len(timeline._late),
         "pieces": lambda: sum(map(len, stream._listener._clipper._pieces)),
         "resampled": lambda: stream._listener._resampler._waiting,

@@ -88,7 +88,7 @@ class Sink:
     def lose(self, clip_index: int) -> None:
         self.lost.append(clip_index)
 
-    def leaves(self, media_sample: int) -> float:
+    def playout_time(self, media_sample: int) -> float:
         return self.begun + media_sample / MEDIA_RATE + CLIP_S + self.delay_s
 
 
@@ -169,7 +169,7 @@ def test_a_clip_is_handed_over_before_the_one_before_is_done() -> None:
 def test_each_clip_has_the_deadline_of_its_last_frame() -> None:
     engine = Engine()
     sink, _, _ = play(engine, spoken(3))
-    expected = [sink.leaves(sample) for sample in (22_000, 46_000, 70_000)]
+    expected = [sink.playout_time(sample) for sample in (22_000, 46_000, 70_000)]
     assert [r.deadline_s for r in engine.requests] == pytest.approx(expected)
 
 
