@@ -37,6 +37,7 @@ from echo_rtc.rtc.manager import ManagerOptions, StreamManager
 from echo_rtc.rtc.memory import settled
 from echo_rtc.rtc.network import Network
 from echo_rtc.rtc.peer import PeerOptions
+from echo_rtc.rtc.seams.selfcheck import check_seams
 from echo_rtc.settings import Settings, load_settings
 from echo_rtc.web.app import Access, create_app, create_runner
 from echo_rtc.web.auth import Authorisation
@@ -100,6 +101,7 @@ async def serve(settings: Settings, log_file: LogFile) -> None:
     lifecycle = Lifecycle()
     async with AsyncExitStack() as life:
         stop = life.enter_context(_stop_signal())
+        await check_seams()
         access, network = _access(settings), _network(settings)
         tls = TlsOptions.of(settings.tls_cert, settings.tls_key, settings.tls_self_signed).certificate()
         if settings.engine != "testcard":

@@ -31,7 +31,7 @@ from echo_rtc.bench.support.visitors import Part, RefusedError, Visitor, gone
 from echo_rtc.bench.sync import Beeps, Recording, offsets
 from echo_rtc.clips import MEDIA_RATE
 from echo_rtc.errors import InputError
-from echo_rtc.rtc.aiortc_seams import shorten_microphone_buffer
+from echo_rtc.rtc.seams.jitter import shorten_microphone_buffer
 
 TOKEN = "a-token-of-this-measurement-only"
 SERVER, CLIENT = "10.213.7.2", "10.213.7.1"

@@ -21,9 +21,9 @@ from aiortc import RTCConfiguration, RTCPeerConnection, RTCRtpSender
 from echo_rtc.bench.stream import babble
 from echo_rtc.bench.support.call_server import CallServer
 from echo_rtc.bench.support.calls import Publisher, connect, received_bytes
+from echo_rtc.bench.support.receivers import without_decoding
 from echo_rtc.bench.support.report import report
 from echo_rtc.codec.picture import PICTURE_RATE
-from echo_rtc.rtc.aiortc_seams import without_decoding
 
 NAME = "bench"
 SETTLE_S = 3.0

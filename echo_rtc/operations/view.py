@@ -42,9 +42,4 @@ class StreamsView(Protocol):
     @property
     def counters(self) -> ResumedView: ...
 
-    @property
-    def datagrams_refused(self) -> int:
-        """Datagrams dropped before any peer was known to have sent them."""
-        ...
-
     def tally(self) -> Tally: ...

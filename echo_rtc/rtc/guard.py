@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from echo_rtc.rtc.packets import MAX_EXTENSION_BYTES, MAX_REPORTS
 from echo_rtc.stream.counters import GuardCounters
 
 PACKETS_PER_S, PACKETS_BURST = 500.0, 500.0
@@ -18,6 +19,14 @@ REPORTS_PER_S, REPORTS_BURST = 200.0, 400.0
 """RTCP packets; a browser under heavy loss sends about 50 a second."""
 DATA_PER_S, DATA_BURST = 200.0, 400.0
 """Packets of data channels, from which the server reads nothing."""
+CHUNKS_PER_S, CHUNKS_BURST = 500.0, 1_000.0
+"""SCTP chunks in these packets."""
+CHANNELS_PER_S, CHANNELS_BURST = 0.2, 16.0
+"""Data channels that are opened; a page needs one."""
+MAX_INITS = 20
+"""Attempts at an association of data channels; an honest peer repeats one eight times at most."""
+DATAGRAMS_PER_S, DATAGRAMS_BURST = 2_000.0, 4_000.0
+"""Datagrams of any kind, before they are decrypted."""
 RESENDS_PER_S, RESENDS_BURST = 500.0, 500.0
 """Media packets that are sent again because the peer says that they were lost; a report may name thousands."""
 PATIENCE_PER_S, PATIENCE = 200.0, 3_000.0
@@ -28,8 +37,8 @@ MAX_UNFINISHED_BYTES = 512 * 1024
 """What may be kept of messages on data channels whose end has not come. The largest message allowed is half of it."""
 
 
-class Allowance:
-    """So many a second, and at once as many as ``burst``, which fills up while nothing is taken."""
+class TokenBucket:
+    """Token bucket: refills at ``per_s``, holds at most ``burst``."""
 
     def __init__(self, per_s: float, burst: float, now: float) -> None:
         self._per_s = per_s
@@ -56,17 +65,34 @@ class Guard:
         now = clock()
         self._send_away = send_away
         self._clock = clock
-        self._packets = Allowance(PACKETS_PER_S, PACKETS_BURST, now)
-        self._reports = Allowance(REPORTS_PER_S, REPORTS_BURST, now)
-        self._data = Allowance(DATA_PER_S, DATA_BURST, now)
-        self._resends = Allowance(RESENDS_PER_S, RESENDS_BURST, now)
-        self._patience = Allowance(PATIENCE_PER_S, PATIENCE, now)
+        self._packets = TokenBucket(PACKETS_PER_S, PACKETS_BURST, now)
+        self._reports = TokenBucket(REPORTS_PER_S, REPORTS_BURST, now)
+        self._data = TokenBucket(DATA_PER_S, DATA_BURST, now)
+        self._chunks = TokenBucket(CHUNKS_PER_S, CHUNKS_BURST, now)
+        self._channels = TokenBucket(CHANNELS_PER_S, CHANNELS_BURST, now)
+        self._datagrams = TokenBucket(DATAGRAMS_PER_S, DATAGRAMS_BURST, now)
+        self._inits = 0
+        self._resends = TokenBucket(RESENDS_PER_S, RESENDS_BURST, now)
+        self._patience = TokenBucket(PATIENCE_PER_S, PATIENCE, now)
         self._sources: set[int] = set()
         self._sent_away = False
         self.counters = counters or GuardCounters()
 
-    def packet(self, source: int) -> bool:
-        """Whether a media packet of this SSRC is taken."""
+    @property
+    def is_open(self) -> bool:
+        """Whether the peer has not been sent away."""
+        return not self._sent_away
+
+    def datagram(self) -> bool:
+        """Whether a datagram that the peer may have sent is looked at."""
+        return not self._sent_away and self._datagrams.take(1, self._clock()) == 1
+
+    def datagram_refused(self) -> None:
+        """A datagram was thrown away before anybody was known to have sent it."""
+        self.counters.datagrams_refused += 1
+
+    def packet(self, source: int, extension_bytes: int = 0) -> bool:
+        """Whether a media packet of this SSRC, with header extensions of this length, is taken."""
         if self._sent_away:
             return False
         if source not in self._sources:
@@ -75,21 +101,34 @@ class Guard:
                 self._enough(f"it sent from more than {MAX_SOURCES} sources")
                 return False
             self._sources.add(source)
-        taken = self._take(self._packets)
+        taken = self._take(self._packets) and extension_bytes <= MAX_EXTENSION_BYTES
         self.counters.packets_refused += not taken
         return taken
 
-    def report(self) -> bool:
-        """Whether an RTCP packet is taken."""
-        taken = self._take(self._reports)
+    def report(self, packets: int = 1) -> bool:
+        """Whether a compound of this many RTCP packets is taken."""
+        taken = self._take(self._reports, max(1, packets)) and packets <= MAX_REPORTS
         self.counters.reports_refused += not taken
         return taken
 
-    def data(self) -> bool:
-        """Whether a packet of the data channels is taken."""
-        taken = self._take(self._data)
+    def data(self, chunks: int = 1, opens: int = 0, begins: bool = False) -> bool:
+        """Whether a packet of the data channels is taken, which has this many SCTP chunks, opens this many channels and
+        perhaps begins an association."""
+        taken = self._take(self._data) and self._take(self._chunks, chunks)
+        self._inits += begins
+        if taken and opens and self._channels.take(opens, self._clock()) < opens:
+            self._enough("it opened far too many data channels")
+            taken = False
+        elif taken and self._inits > MAX_INITS:
+            self._enough("it began its data channels' association far too often")
+            taken = False
         self.counters.data_refused += not taken
         return taken
+
+    def hostile(self, what: str) -> None:
+        """The peer has sent what no honest one sends."""
+        self.counters.data_refused += 1
+        self._enough(f"it sent {what}")
 
     def resends(self, wanted: int) -> int:
         """How many of ``wanted`` packets are sent again."""
@@ -107,13 +146,15 @@ class Guard:
         self.counters.faults += 1
         self._enough(f"it sent {what} that cannot be handled")
 
-    def _take(self, allowance: Allowance) -> bool:
+    def _take(self, bucket: TokenBucket, tokens: int = 1) -> bool:
+        """Takes ``tokens``, or as many as there are; whether there were enough."""
         if self._sent_away:
             return False
         now = self._clock()
-        if allowance.take(1, now):
+        missing = tokens - bucket.take(tokens, now)
+        if not missing:
             return True
-        if not self._patience.take(1, now):
+        if self._patience.take(missing, now) < missing:
             self._enough("it sent far too many packets")
         return False
 

@@ -25,13 +25,13 @@ from echo_rtc.errors import (
     TooManyError,
 )
 from echo_rtc.rendering import Engine
-from echo_rtc.rtc.aiortc_seams import IceDatagrams
 from echo_rtc.rtc.fragment import read_fragment
 from echo_rtc.rtc.memory import Sweeper
 from echo_rtc.rtc.negotiation import Negotiation
 from echo_rtc.rtc.offer import MediaPlan, Offer, plan_call, plan_publishing, plan_viewing, read_offer
 from echo_rtc.rtc.peer import PORTS_RETRY_S, Peer, PeerOptions, Terms
 from echo_rtc.rtc.ports import Lease, PortsExhaustedError
+from echo_rtc.rtc.seams.ice import apply_ice_patches
 from echo_rtc.rtc.session import Caller, Opened, Role, checked_name
 from echo_rtc.rtc.tracks import packetizer
 from echo_rtc.stream.stream import Stream, StreamOptions
@@ -52,6 +52,9 @@ holds ports for ``--connect-timeout``."""
 HALF_OPEN_RETRY_S = 2
 PORTS_KEPT = 4
 """Of a range of UDP ports, one part in so many is kept for publishers, or fewer where there is room for fewer."""
+
+IN_PROCESS = Caller(on_loopback=True)
+"""Who calls without HTTP: a program around this manager."""
 
 _PLANS: Mapping[Role, Callable[[Offer], MediaPlan]] = {
     Role.CALL: plan_call,
@@ -137,6 +140,7 @@ class StreamManager:
     """Opens, finds and ends streams and their peers."""
 
     def __init__(self, engine: Engine, options: ManagerOptions) -> None:
+        apply_ice_patches()
         self._engine = engine
         self._options = options
         self._live: dict[str, _Live] = {}
@@ -188,11 +192,11 @@ class StreamManager:
         Raises OfferError, UnsupportedMediaError, RenegotiationError, NameTakenError or CapacityError; nothing is left
         behind then. The offer is read only where a name and a place are free for it.
         """
-        return await self._publish(_Request(Role.CALL, offer_sdp, caller or Caller()), avatar, name)
+        return await self._publish(_Request(Role.CALL, offer_sdp, caller or IN_PROCESS), avatar, name)
 
     async def publish(self, name: str, offer_sdp: str, avatar: str, caller: Caller | None = None) -> Opened:
         """Lets a peer in that sends a microphone, whose avatar is to be viewed under ``name``. Raises as above."""
-        return await self._publish(_Request(Role.PUBLISH, offer_sdp, caller or Caller()), avatar, name)
+        return await self._publish(_Request(Role.PUBLISH, offer_sdp, caller or IN_PROCESS), avatar, name)
 
     async def view(self, name: str, offer_sdp: str, caller: Caller | None = None) -> Opened:
         """Lets a peer in that receives the stream of that name or id.
@@ -204,7 +208,7 @@ class StreamManager:
             raise _stopping()
         live = self._find(name)
         with self._build(), self._seat(live):
-            peer = await self._answer(self._read(_Request(Role.VIEW, offer_sdp, caller or Caller())), live.stream)
+            peer = await self._answer(self._read(_Request(Role.VIEW, offer_sdp, caller or IN_PROCESS)), live.stream)
             if live.stream.ended.done():  # meanwhile; another one may have its name already
                 await peer.close()
                 raise self._not_live(name)
@@ -262,11 +266,6 @@ class StreamManager:
         if live is None:
             return None
         return {**live.stream.statistics(), "name": live.name, "published": live.publisher is not None}
-
-    @property
-    def datagrams_refused(self) -> int:
-        """Datagrams dropped before any peer was known to have sent them."""
-        return IceDatagrams.refused
 
     def tally(self) -> Tally:
         """What all streams have counted since the start, those that ended too."""

@@ -27,17 +27,6 @@ from aiortc.exceptions import OperationError
 from echo_rtc.clips import ClipFormat
 from echo_rtc.codec.picture import VideoCodec, codec_preference
 from echo_rtc.errors import CapacityError, IceRestartError, OfferError, UnsupportedMediaError
-from echo_rtc.rtc.aiortc_seams import (
-    guard_connection,
-    harden_ice,
-    ports_from,
-    report_due_times,
-    send_parcels,
-    shorten_consent,
-    shorten_gathering,
-    shorten_microphone_buffer,
-    wire_feedback,
-)
 from echo_rtc.rtc.candidates import MAX_NAMED, Candidate, Reach
 from echo_rtc.rtc.fragment import Fragment
 from echo_rtc.rtc.guard import Guard
@@ -46,6 +35,11 @@ from echo_rtc.rtc.network import Network
 from echo_rtc.rtc.offer import Offer, OfferSource
 from echo_rtc.rtc.ports import Lease
 from echo_rtc.rtc.reports import delivery_of, reception_of
+from echo_rtc.rtc.seams.feedback import report_due_times, wire_feedback
+from echo_rtc.rtc.seams.guarding import guard_connection
+from echo_rtc.rtc.seams.jitter import shorten_microphone_buffer
+from echo_rtc.rtc.seams.ports import ports_from
+from echo_rtc.rtc.seams.sending import send_parcels
 from echo_rtc.rtc.tracks import PacketTrack
 from echo_rtc.rtc.voice import microphone
 from echo_rtc.stream.events import Event
@@ -95,9 +89,6 @@ class Peer:
     """A connection that is being answered, up, or over. Made by :meth:`answer`."""
 
     def __init__(self, terms: Terms, stream: Stream, options: PeerOptions) -> None:
-        shorten_consent()
-        harden_ice()
-        shorten_gathering()
         loop = asyncio.get_running_loop()
         self._terms = terms
         self._plan = terms.negotiation.plan
@@ -188,9 +179,8 @@ class Peer:
             self._stream.log.warning("an offer that could be read cannot be answered (%s)", type(error).__name__)
             self._stream.log.debug("where it fails", exc_info=True)
             raise OfferError("the session description cannot be answered; send that of an RTCPeerConnection") from error
-        guard_connection(
-            self._connection, Guard(self._end, asyncio.get_running_loop().time, self._stream.guard_counters)
-        )
+        guard = Guard(self._end, asyncio.get_running_loop().time, self._stream.guard_counters)
+        guard_connection(self._connection, guard, self._terms.reach)
         if self._plan.microphone is not None:
             shorten_microphone_buffer(transceivers[self._plan.microphone].receiver)
         with ports_from(self._network.ports) as binding:

@@ -8,7 +8,7 @@ import av
 from aiortc.mediastreams import MediaStreamError, MediaStreamTrack
 
 from echo_rtc.codec.picture import VideoCodec
-from echo_rtc.rtc.aiortc_seams import payload_cutter
+from echo_rtc.rtc.seams.sending import payload_cutter
 from echo_rtc.stream.encoder_bank import EncodedFrame, Packetizer
 from echo_rtc.stream.queues import MediaQueue, QueueClosedError
 from echo_rtc.stream.taps import FrameQueue
@@ -44,7 +44,7 @@ class QueueTrack(MediaStreamTrack, Generic[T]):
 
 
 class PacketTrack(QueueTrack[DueFrame]):
-    """A viewer's sound or picture, already encoded: sent by ``aiortc_seams.send_parcels`` only."""
+    """A viewer's sound or picture, already encoded: sent by ``seams.sending.send_parcels`` only."""
 
     def __init__(self, kind: str, queue: MediaQueue[DueFrame]) -> None:
         super().__init__(kind, queue)

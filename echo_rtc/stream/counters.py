@@ -25,17 +25,22 @@ REFUSED_PACKETS = CounterMetric(
     "Packets of peers that were too many: media, feedback, data, and those they wanted sent again.",
     "kind",
 )
-
-
+REFUSED_DATAGRAMS = CounterMetric(
+    "datagrams_refused",
+    "Datagrams thrown away before anybody was known to have sent them: malformed, from where no peer is, too many before "
+    "a connection reads.",
+)
 PEER_FAULTS = CounterMetric("peer_faults", "Packets of peers that could not be handled.")
 PEERS_SENT_AWAY = CounterMetric("peers_sent_away", "Peers sent away for what they sent.")
 
 
 @dataclass(slots=True)
 class GuardCounters:
-    """What was kept from a stream's peers: media, feedback and data packets too many; packets that were not sent again;
-    packets that could not be handled; and how many peers were sent away."""
+    """What was kept from a stream's peers: datagrams before anybody was known to have sent them; media, feedback and
+    data packets too many; packets that were not sent again; packets that could not be handled; and how many peers were
+    sent away."""
 
+    datagrams_refused: int = counter(REFUSED_DATAGRAMS)
     packets_refused: int = counter(REFUSED_PACKETS, "media")
     reports_refused: int = counter(REFUSED_PACKETS, "feedback")
     data_refused: int = counter(REFUSED_PACKETS, "data")

@@ -174,12 +174,6 @@ class ServerCollector:
         refusals |= dict(watched.watch.refusals.items())
         yield _named("refusals", "HTTP requests refused, by the kind of problem.", "reason", refusals.items())
         yield _counter("requests_unreadable", "Requests that are no HTTP.", NOT_HTTP.count)
-        yield _counter(
-            "datagrams_refused",
-            "Datagrams thrown away before anybody was known to have sent them: empty, malformed, or too many before a "
-            "connection reads.",
-            watched.streams.datagrams_refused,
-        )
         changes = (("added", watched.watch.avatars.added), ("deleted", watched.watch.avatars.deleted))
         yield _named("avatars_changed", "Avatars uploaded, and uploaded ones deleted.", "change", changes)
         yield _counter("log_lines_lost", "Lines that could not be written to the log file.", watched.watch.log.lost)

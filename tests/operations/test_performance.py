@@ -30,7 +30,6 @@ class FakeStreams:
     counters: ManagerCounters = field(default_factory=ManagerCounters)
     peers: dict[Role, int] = field(default_factory=dict)
     ledger: Ledger = field(default_factory=Ledger)
-    datagrams_refused: int = 0
     counts: dict[Sample, float] = field(default_factory=dict)
 
     def tally(self) -> Tally:

@@ -13,8 +13,8 @@ from echo_rtc.rtc.guard import (
     PATIENCE_PER_S,
     RESENDS_BURST,
     RESENDS_PER_S,
-    Allowance,
     Guard,
+    TokenBucket,
 )
 from echo_rtc.stream.counters import GuardCounters
 
@@ -36,13 +36,13 @@ class Gate:
         return taken
 
 
-def test_an_allowance_fills_up_to_its_burst() -> None:
-    allowance = Allowance(10.0, 5.0, now=0.0)
-    assert allowance.take(3, 0.0) == 3
-    assert allowance.take(9, 0.0) == 2
-    assert allowance.take(1, 0.05) == 0
-    assert allowance.take(9, 0.25) == 2
-    assert allowance.take(9, 1000.0) == 5
+def test_an_bucket_fills_up_to_its_burst() -> None:
+    bucket = TokenBucket(10.0, 5.0, now=0.0)
+    assert bucket.take(3, 0.0) == 3
+    assert bucket.take(9, 0.0) == 2
+    assert bucket.take(1, 0.05) == 0
+    assert bucket.take(9, 0.25) == 2
+    assert bucket.take(9, 1000.0) == 5
 
 
 @pytest.mark.parametrize("per_s", [50, 100, 400])

@@ -26,7 +26,7 @@ from echo_rtc.rtc.session import Caller as Client
 from echo_rtc.rtc.tracks import packetizer
 from echo_rtc.rtc.voice import microphone
 from echo_rtc.stream.stream import Stream, StreamOptions
-from tests.rtc.test_aiortc_seams import taken
+from tests.rtc.seams.test_ports import taken
 from tests.rtc.test_calls import FORMAT, Sight, house, until
 from tests.support import virtual
 from tests.support.turn import coturn

@@ -48,7 +48,6 @@ class FakeStreams:
     counters: ManagerCounters = field(default_factory=ManagerCounters)
     peers: dict[Role, int] = field(default_factory=dict)
     ledger: Ledger = field(default_factory=Ledger)
-    datagrams_refused: int = 0
 
     def tally(self) -> Tally:
         return self.ledger.total(())

@@ -98,9 +98,8 @@ def test_what_strangers_send_and_avatars_that_come_and_go_are_counted(monkeypatc
         deleted: int = 2
 
     monkeypatch.setattr(NOT_HTTP, "count", 3)
-    watched = Watched(FakeStreams(datagrams_refused=7), FakeEngine(), "local", Watch(avatars=Avatars()))
+    watched = Watched(FakeStreams(), FakeEngine(), "local", Watch(avatars=Avatars()))
     families = list(ServerCollector(watched).collect())
-    assert value(families, "datagrams_refused_total") == 7
     assert value(families, "requests_unreadable_total") == 3
     assert value(families, "avatars_changed_total", change="added") == 5
     assert value(families, "avatars_changed_total", change="deleted") == 2

@@ -14,7 +14,7 @@ import aiohttp
 from aiortc import RTCConfiguration, RTCPeerConnection
 
 from echo_rtc.bench.support.calls import ScriptedMicrophone, Voice, connect
-from echo_rtc.rtc.aiortc_seams import without_decoding
+from echo_rtc.bench.support.receivers import without_decoding
 
 
 class Part(StrEnum):

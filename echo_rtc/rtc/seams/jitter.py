@@ -1,0 +1,63 @@
+"""The microphone's jitter buffer, in the place of aiortc's."""
+
+from __future__ import annotations
+
+from aiortc import RTCRtpReceiver
+from aiortc.jitterbuffer import JitterBuffer, JitterFrame
+from aiortc.rtp import RtpPacket
+
+from echo_rtc.rtc.seams.checks import require
+
+MICROPHONE_WAITING_PACKETS = 3
+"""Packets of the microphone that may wait for one before them; then it counts as lost. A later one finds its place
+taken."""
+MICROPHONE_JUMP_PACKETS = 100
+"""Sequence numbers that fall back by more than this are no late packets: the sender counts anew."""
+
+_JITTER_BUFFER = "_RTCRtpReceiver__jitter_buffer"
+
+
+class MicrophoneJitterBuffer(JitterBuffer):
+    """Puts the microphone's packets into order; each is whole by itself and is passed on as soon as its turn has come.
+
+    aiortc's takes a packet for whole only when the next one is there. So it holds every packet back, drops the one
+    before each that is lost (of 5 % lost packets it makes 10 %, and 25 % at its own size), and once one was lost it
+    holds 14 of them for the rest of the call. This one holds none, and two after a loss: aiortc asks it for one packet
+    whenever one comes. Packets without a payload (padding) pass by: an empty packet means "flush" to FFmpeg's decoder,
+    which would end it for good.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(capacity=4)
+        self._next: int | None = None
+        self._held: dict[int, RtpPacket] = {}
+
+    def add(self, packet: RtpPacket) -> tuple[bool, JitterFrame | None]:
+        number = packet.sequence_number
+        if self._next is None or self._ahead(number) < -MICROPHONE_JUMP_PACKETS:
+            self._held.clear()
+            self._next = number
+        ahead = self._ahead(number)
+        if ahead >= 0:
+            self._held[number] = packet
+            if self._next not in self._held and (
+                ahead > MICROPHONE_WAITING_PACKETS or len(self._held) >= MICROPHONE_WAITING_PACKETS
+            ):
+                self._next = min(self._held, key=self._ahead)
+        while self._next in self._held:
+            due = self._held.pop(self._next)
+            self._next = (self._next + 1) % 2**16
+            if due.payload:
+                return False, JitterFrame(due._data, due.timestamp)  # type: ignore[attr-defined]  # the receiver's
+        return False, None
+
+    def _ahead(self, number: int) -> int:
+        """How far a sequence number is ahead of the next one, negative if behind it."""
+        assert self._next is not None
+        return (number - self._next + 2**15) % 2**16 - 2**15
+
+
+def shorten_microphone_buffer(receiver: RTCRtpReceiver) -> None:
+    """Replaces the jitter buffer of an audio receiver that has not received yet. Raises SeamError."""
+    require(receiver, _JITTER_BUFFER, JitterBuffer)
+    setattr(receiver, _JITTER_BUFFER, MicrophoneJitterBuffer())
