@@ -27,8 +27,8 @@ REFUSED_PACKETS = CounterMetric(
 )
 REFUSED_DATAGRAMS = CounterMetric(
     "datagrams_refused",
-    "Datagrams thrown away before anybody was known to have sent them: malformed, from where no peer is, too many before "
-    "a connection reads.",
+    "Datagrams thrown away before anybody was known to have sent them: malformed, from where no peer is, too many "
+    "before a connection reads.",
 )
 PEER_FAULTS = CounterMetric("peer_faults", "Packets of peers that could not be handled.")
 PEERS_SENT_AWAY = CounterMetric("peers_sent_away", "Peers sent away for what they sent.")
