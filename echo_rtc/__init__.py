@@ -1,3 +1,5 @@
 """echo_rtc: a WebRTC media server that turns a voice into its talking face, live."""
 
-__version__ = "0.1.0"
+from echo_rtc.resources import VERSION as __version__
+
+__all__ = ["__version__"]

@@ -14,6 +14,7 @@ import math
 import os
 import re
 import stat
+import sys
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from functools import cache
@@ -24,6 +25,7 @@ import yaml
 
 from echo_rtc.clips import ClipFormat
 from echo_rtc.errors import SettingsError
+from echo_rtc.resources import CONFIGS, EMBEDDED, INSTALLED, PACKAGE, PREFIX, VERSION
 
 ENVIRONMENT_PREFIX = "ECHO_RTC_"
 MAX_CONFIG_BYTES = 64 * 1024
@@ -33,8 +35,14 @@ MIN_CLIP_S = 0.1
 MAX_CLIP_S = 4.0
 """A clip is rendered whole, so it is also the least delay there can be."""
 
-_REPOSITORY = Path(__file__).resolve().parents[1]
-_EMBEDDED = _REPOSITORY / "echo_rtc" / "assets" / "embedded"
+_COMMON = frozenset(
+    (
+        *("host", "port", "config", "engine", "devices", "reference_image", "pose_dir", "avatar_dir"),
+        *("allow_avatar_upload", "steps", "width", "height", "max_streams", "auth_token", "allow_origin"),
+        *("tls_cert", "tls_key", "tls_self_signed", "ice_server", "udp_ports", "public_ip", "log_dir", "log_level"),
+    )
+)
+"""Settings that ``--help`` shows; ``--help-all`` shows the others too."""
 _SHOWN_CHARACTERS = 60
 _TRUE = frozenset({"true", "yes", "on", "1"})
 _FALSE = frozenset({"false", "no", "off", "0"})
@@ -139,7 +147,7 @@ class Settings:
         default=8080, metadata=_about("server", "HTTP server port; 0 takes any free one.", low=0, high=65_535)
     )
     config: Path = field(
-        default=_REPOSITORY / "configs" / "embedded.yaml",
+        default=CONFIGS / "embedded.yaml",
         metadata=_about("server", "YAML file with settings of these same names and the description of the model."),
     )
     engine: Literal["local", "ray", "testcard"] = field(
@@ -183,11 +191,11 @@ class Settings:
         ),
     )
     reference_image: Path = field(
-        default=_EMBEDDED / "reference.png",
+        default=EMBEDDED / "reference.png",
         metadata=_about("avatar", "Reference face image: the person who will speak."),
     )
     pose_dir: Path = field(
-        default=_EMBEDDED / "poses", metadata=_about("avatar", "Directory of .npy pose files, 0.npy onwards.")
+        default=EMBEDDED / "poses", metadata=_about("avatar", "Directory of .npy pose files, 0.npy onwards.")
     )
     low_ram: bool = field(
         default=False,
@@ -435,7 +443,7 @@ class Settings:
         repr=False,
         metadata=_about(
             "access",
-            "Key that signs the tokens which allow one thing for some time (python -m echo_rtc token makes them). "
+            "Key that signs the tokens which allow one thing for some time (echo-rtc token makes them). "
             "Better given as an environment variable too.",
             kind=str,
             secret=True,
@@ -672,48 +680,88 @@ class Settings:
     @property
     def model_base(self) -> Path:
         """The folder that relative paths in ``model`` start from."""
-        return self.config.parent
+        return _base_of(self.config)
 
 
 class SettingsParser(argparse.ArgumentParser):
     """An argparse parser that has every setting as a flag and tells a wrong one by SettingsError.
 
-    A command may add arguments of its own, and leave out settings (``without``) that mean nothing to it.
+    A command may add arguments of its own, and leave out settings (``without``) that mean nothing to it. ``--help``
+    shows the common settings, ``--help-all`` all of them, each with the default that applies: of the environment and of
+    the configuration in use.
     """
 
-    def __init__(self, prog: str, description: str, without: Collection[str] = ()) -> None:
+    def __init__(self, prog: str, description: str, without: Collection[str] = (), required: str = "") -> None:
+        """``required``: the command's own flags that must be given, for the line of usage."""
         super().__init__(
             prog=prog,
+            usage=f"%(prog)s {required}{' ' if required else ''}[flags]",
             description=description,
-            epilog=(
-                "Each setting may also be given as an environment variable (--clip-frames: "
-                f"{ENVIRONMENT_PREFIX}CLIP_FRAMES) or as a key of the YAML file (clip_frames). A flag wins over the "
-                "environment, the environment over the file, the file over the default."
-            ),
             allow_abbrev=False,
+            add_help=False,
         )
+        general = self.add_argument_group("help")
+        general.add_argument("-h", "--help", action="store_true", help="Show the common flags.")
+        general.add_argument("--help-all", action="store_true", help="Show all flags.")
+        general.add_argument("--version", action="store_true", help="Show the version.")
+        self._shown: dict[str, argparse.Action] = {}
         for group, title in _TITLES.items():
             section = self.add_argument_group(title)
             for name, option in _options().items():
                 if option.group == group and name not in without:
-                    self._add(section, name, option)
+                    self._shown[name] = self._add(section, name, option)
 
     @staticmethod
-    def _add(section: argparse._ArgumentGroup, name: str, option: Option) -> None:
-        default = _default_text(name)
-        text = f"{option.help} [{default}{' ' + option.unit if option.unit else ''}]".replace("%", "%%")
+    def _add(section: argparse._ArgumentGroup, name: str, option: Option) -> argparse.Action:
         if isinstance(_default(name), bool):
-            section.add_argument(
-                _flag(name), action=argparse.BooleanOptionalAction, default=argparse.SUPPRESS, help=text
+            return section.add_argument(
+                _flag(name), action=argparse.BooleanOptionalAction, default=argparse.SUPPRESS, help=option.help
             )
-        else:
-            kind = _kind(name)
-            metavar = "|".join(option.choices) or _METAVARS[kind]
-            action = "append" if kind is tuple else "store"
-            section.add_argument(_flag(name), metavar=metavar, action=action, default=argparse.SUPPRESS, help=text)
+        kind = _kind(name)
+        metavar = "|".join(option.choices) or _METAVARS[kind]
+        action = "append" if kind is tuple else "store"
+        return section.add_argument(
+            _flag(name), metavar=metavar, action=action, default=argparse.SUPPRESS, help=option.help
+        )
+
+    def _help_text(self, argv: Sequence[str], everything: bool) -> str:
+        """What ``--help`` or ``--help-all`` prints; with the built-in defaults where the configuration is at fault."""
+        config = next((argv[n + 1] for n, word in enumerate(argv[:-1]) if word == "--config"), None)
+        config = next((word.partition("=")[2] for word in argv if word.startswith("--config=")), config)
+        given = {} if config is None else {"config": ("--config", config)}
+        try:
+            settings = _settings([_environment(os.environ), given])
+        except SettingsError:
+            settings = Settings()
+        for name, action in self._shown.items():
+            option, value = _options()[name], getattr(settings, name)
+            shown = ("set" if value else "none") if option.secret else _value_text(value)
+            text = f"{option.help} [{shown}{' ' + option.unit if option.unit else ''}]".replace("%", "%%")
+            action.help = text if everything or name in _COMMON else argparse.SUPPRESS
+        more = "" if everything else " --help-all shows all flags."
+        self.epilog = (
+            f"In brackets: the defaults that apply, of {_value_text(settings.config)} and the environment.{more} Each "
+            f"setting may also be given as an environment variable (--clip-frames: {ENVIRONMENT_PREFIX}CLIP_FRAMES) or "
+            "as a key of the YAML file (clip_frames). A flag wins over the environment, the environment over the file, "
+            "the file over the default."
+        )
+        return self.format_help()
+
+    def _answer(self, argv: Sequence[str]) -> None:
+        """Prints what was asked for instead of the command's work, and ends the program; else does nothing."""
+        if "--help-all" in argv or "-h" in argv or "--help" in argv:
+            sys.stdout.write(self._help_text(argv, "--help-all" in argv))
+            raise SystemExit(0)
+        if "--version" in argv:
+            sys.stdout.write(f"echo-rtc {VERSION}\n")
+            raise SystemExit(0)
 
     def arguments(self, argv: Sequence[str]) -> argparse.Namespace:
-        """Parses ``argv`` (without the program's name). Settings that were not given are absent from the result."""
+        """Parses ``argv`` (without the program's name). Settings that were not given are absent from the result.
+
+        ``--help``, ``--help-all`` and ``--version`` print and raise SystemExit(0).
+        """
+        self._answer(argv)
         for word in argv:
             flag, equals, value = word.partition("=")
             if equals and isinstance(self._option_string_actions.get(flag), argparse.BooleanOptionalAction):
@@ -737,13 +785,13 @@ class SettingsParser(argparse.ArgumentParser):
         raise SettingsError(message)
 
 
-def load_settings(argv: Sequence[str], environ: Mapping[str, str]) -> Settings:
+def load_settings(argv: Sequence[str], environ: Mapping[str, str], prog: str = "echo-rtc serve") -> Settings:
     """The settings of the server from flags (without the program's name), environment, YAML file and defaults.
 
     Raises SettingsError; ``--help`` prints and raises SystemExit(0).
     """
     parser = SettingsParser(
-        "server.py", "Serves talking avatars over WebRTC: a voice goes in, its talking face comes out, live."
+        prog, "Serves talking avatars over WebRTC: a voice goes in, its talking face comes out, live."
     )
     return settings_from(parser.arguments(argv), environ)
 
@@ -784,11 +832,12 @@ def _settings(sources: Sequence[Mapping[str, tuple[str, Any]]]) -> Settings:
             values[name] = text if isinstance(text, bool) else _parse(name, label, text, Path.cwd())
     config = values.get("config", _default("config"))
     assert isinstance(config, Path)
+    config = _known_config(config)
     content = read_config(config)
     model = _model(content.pop("model", {}), config)
     avatars = content.pop("avatars", {})
     for name, (label, raw) in _from_file(content, config).items():
-        value = _parse(name, label, raw, config.parent)
+        value = _parse(name, label, raw, _base_of(config))
         values.setdefault(name, value)
     poses = values.get("pose_dir", _default("pose_dir"))
     assert isinstance(poses, Path)
@@ -809,7 +858,7 @@ def settings_of(*groups: str) -> list[str]:
 def flag_table() -> list[FlagRow]:
     """Every setting as a row of the README's table, in the order of ``--help``."""
     ordered = [(name, option) for group in _TITLES for name, option in _options().items() if option.group == group]
-    return [FlagRow(_flag(name), _default_text(name), option.unit, option.help) for name, option in ordered]
+    return [FlagRow(_flag(name), _value_text(_default(name)), option.unit, option.help) for name, option in ordered]
 
 
 def read_config(path: Path) -> dict[str, Any]:
@@ -926,7 +975,30 @@ def _model(raw: object, path: Path) -> dict[str, str | None]:
     for key, value in raw.items():
         if value is not None and not isinstance(value, str):
             raise SettingsError(f"model.{_bare(key)} in {path} is {_shown(value)}; it must be one path or null")
-    return dict(raw)
+    return {key: _in_package(value) for key, value in raw.items()}
+
+
+def _in_package(path: str | None) -> str | None:
+    """The path itself, or where it lies if it starts from this package."""
+    return str(PACKAGE / path.removeprefix(PREFIX)) if path is not None and path.startswith(PREFIX) else path
+
+
+def _base_of(config: Path) -> Path:
+    """The folder that relative paths in a YAML file start from: its own.
+
+    The set-ups of an installed package stand where no user keeps weights: their paths start as if the file were in
+    ``configs`` of the working directory, as it is in a checkout.
+    """
+    return Path.cwd() / "configs" if INSTALLED and config.parent == CONFIGS else config.parent
+
+
+def _known_config(path: Path) -> Path:
+    """The path itself, or the set-up of this package whose name it has (``testcard``, ``configs/testcard.yaml``) where
+    there is no such file."""
+    if path.exists() or path.suffix not in ("", ".yaml") or path.parent not in (Path.cwd(), Path.cwd() / "configs"):
+        return path
+    known = CONFIGS / f"{path.stem}.yaml"
+    return known if known.is_file() else path
 
 
 def _avatars(raw: object, path: Path, poses: Path) -> tuple[AvatarSource, ...]:
@@ -947,7 +1019,7 @@ def _avatars(raw: object, path: Path, poses: Path) -> tuple[AvatarSource, ...]:
             if key not in ("reference_image", "pose_dir"):
                 known = "known are reference_image and pose_dir"
                 raise SettingsError(f"avatars.{name}.{_bare(key)} in {path} is unknown; {known}")
-            found = _convert(value.strip(), type(poses), path.parent) if isinstance(value, str) else None
+            found = _convert(value.strip(), type(poses), _base_of(path)) if isinstance(value, str) else None
             if not isinstance(found, Path):
                 raise SettingsError(f"avatars.{name}.{key} in {path} is {_shown(value)}; it must be a path")
             paths[key] = found
@@ -991,6 +1063,8 @@ def _convert(text: str, kind: type, base: Path) -> Scalar | None:
         return text
     if kind is tuple:
         return tuple(re.split(r"[\s,]+", text.strip(", ")))
+    if text.startswith(PREFIX):
+        return PACKAGE / text.removeprefix(PREFIX)
     try:
         return Path(os.path.abspath(base / Path(text).expanduser()))
     except RuntimeError:  # ~name of a user who does not exist
@@ -1076,10 +1150,12 @@ def _kind(name: str) -> type:
     return _options()[name].kind or type(_default(name))
 
 
-def _default_text(name: str) -> str:
-    default = _default(name)
-    if isinstance(default, Path) and default.is_relative_to(_REPOSITORY):
-        return str(default.relative_to(_REPOSITORY))
+def _value_text(default: Scalar | None) -> str:
+    """A setting's value as help and tables show it."""
+    if isinstance(default, Path) and default.is_relative_to(CONFIGS):
+        return f"configs/{default.relative_to(CONFIGS)}"
+    if isinstance(default, Path) and default.is_relative_to(PACKAGE):
+        return f"{PREFIX}{default.relative_to(PACKAGE)}"
     if isinstance(default, tuple):
         return ", ".join(default) or "none"
     return "none" if default is None else str(default)

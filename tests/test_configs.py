@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from echo_rtc.model.description import ModelDescription
+from echo_rtc.resources import PACKAGE, PREFIX
 from echo_rtc.settings import Settings, flag_table, load_settings
 
 FOLDER = Path(__file__).parents[1] / "configs"
@@ -43,7 +44,8 @@ def test_a_file_is_valid_and_says_what_it_says(path: Path) -> None:
     content = dict(re.findall(r"^(\w+): (\S+)$", path.read_text(), re.MULTILINE))
     for key, text in content.items():
         value = getattr(settings, key)
-        expected = str((path.parent / text).resolve()) if isinstance(value, Path) else text
+        base = PACKAGE if text.startswith(PREFIX) else path.parent
+        expected = str((base / text.removeprefix(PREFIX)).resolve()) if isinstance(value, Path) else text
         assert str(value).lower() == expected.lower(), key
     assert set(settings.model) <= MODEL_KEYS
 

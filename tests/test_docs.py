@@ -18,6 +18,7 @@ from playwright.async_api import Route, async_playwright
 
 from echo_rtc.bench.__main__ import BENCHMARKS
 from echo_rtc.cli import main as command_line
+from echo_rtc.cli.render import LIVE_ONLY
 from echo_rtc.settings import Settings, flag_table, load_settings, read_config
 from echo_rtc.stream.counters import StreamCounters
 from echo_rtc.stream.events import EventType
@@ -122,14 +123,14 @@ def test_the_benches_are_all_there() -> None:
         for figure in re.findall(r"`(\w+)`", figures):
             # The name of a codec is put before "_core" as the figures are made.
             assert f'"{figure}"' in source or f"}}_{figure.split('_')[-1]}" in source, figure
-        assert command.startswith(f"`python -m echo_rtc.bench {name.strip('`')}")
+        assert command.startswith(f"`echo-rtc bench {name.strip('`')}")
 
 
 def test_the_figures_are_numbers_with_their_commands() -> None:
     for figure, seen, where, command in table("benchmarks", "Figures"):
         assert re.search(r"\d", seen), figure
         assert where, figure
-        assert re.match(r"`python -m echo_rtc\.bench \w+", command), figure
+        assert re.match(r"`echo-rtc bench \w+", command), figure
     assert "\N{HORIZONTAL ELLIPSIS}" not in ALL
 
 
@@ -143,7 +144,7 @@ def test_what_is_said_of_reliability_is_checked_by_what_is_named() -> None:
             if name:
                 assert re.search(rf"^(async )?def {name}\(", (ROOT / path).read_text(), re.MULTILINE), check
             else:
-                assert re.match(r"python -m echo_rtc\.bench \w+", check), check
+                assert re.match(r"echo-rtc bench \w+", check), check
 
 
 def test_the_words_of_troubles_are_those_shown() -> None:
@@ -331,7 +332,7 @@ def test_the_renderings_are_understood(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    found = commands("python -m echo_rtc render")
+    found = commands("echo-rtc render")
     assert found
     for words in found:
         # All is well but that the voice is not here.
@@ -343,12 +344,12 @@ def test_the_renderings_are_understood(
     *left_out, first = re.findall(r"`(--[\w-]+)`", sentence)
     table_of_flags = [row.flag for row in flag_table()]
     left_out += table_of_flags[table_of_flags.index(first) :]
-    assert [flag.removeprefix("--").replace("-", "_") for flag in left_out] == list(command_line.LIVE_ONLY)
+    assert [flag.removeprefix("--").replace("-", "_") for flag in left_out] == list(LIVE_ONLY)
     assert not tuple(tmp_path.iterdir())
 
 
 def test_benches_flags_exist() -> None:
-    for name, *words in commands("python -m echo_rtc.bench"):
+    for name, *words in commands("echo-rtc bench"):
         if name != "NAME":
             known = (ROOT / "echo_rtc" / "bench" / f"{name}.py").read_text()
             settings = {row.flag for row in flag_table()} if "SettingsParser(" in known else set()
@@ -357,7 +358,7 @@ def test_benches_flags_exist() -> None:
 
 
 def test_the_trainings_are_all_there_in_order() -> None:
-    lines = [words for words in commands("python -m echo_rtc.train") if words]
+    lines = [words for words in commands("echo-rtc train") if words]
     # Those that make an avatar's parts, and not the model, are in the sentence below.
     named = [words[0] for words in lines] + re.findall(r"`([\w-]+) --output", section("training", "Training"))
     assert set(named) == set(COMMANDS)
@@ -374,10 +375,11 @@ def test_the_trainings_are_all_there_in_order() -> None:
 
 
 def test_the_conversion_exists() -> None:
-    known = (ROOT / "echo_rtc" / "model" / "__main__.py").read_text()
-    [[command, *words]] = commands("python -m echo_rtc.model")
-    for word in {command, *flags(words)}:
-        assert f'"{word}"' in known, f"python -m echo_rtc.model has no {word}"
+    known = (ROOT / "echo_rtc" / "model" / "convert.py").read_text()
+    found = [words for words in commands("echo-rtc convert") if words]
+    assert found
+    for word in {flag for words in found for flag in flags(words)}:
+        assert f'"{word}"' in known, f"echo-rtc convert has no {word}"
 
 
 def test_weights_are_fetched_as_the_configuration_says() -> None:

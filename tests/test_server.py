@@ -22,7 +22,7 @@ import pytest
 from aiortc import RTCConfiguration, RTCPeerConnection, RTCSessionDescription
 from aiortc.mediastreams import AudioStreamTrack
 
-import server
+from echo_rtc.cli import serve
 from echo_rtc.clips import ClipFormat
 from echo_rtc.errors import InputError, RenderError
 from echo_rtc.logs import LogFile
@@ -99,9 +99,9 @@ async def begin(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Begin]:
     tasks: list[asyncio.Task[None]] = []
 
     async def run(engine: ScriptedEngine) -> Life:
-        monkeypatch.setattr(server, "create_engine", lambda settings: engine)
+        monkeypatch.setattr(serve, "create_engine", lambda settings: engine)
         settings = Settings(engine="testcard", port=free_port())
-        task = asyncio.create_task(server.serve(settings, LogFile(None, None)))
+        task = asyncio.create_task(serve.serve(settings, LogFile(None, None)))
         tasks.append(task)
         begun = asyncio.create_task(engine.begun.wait())
         await asyncio.wait({begun, task}, timeout=START_S, return_when=asyncio.FIRST_COMPLETED)
@@ -148,8 +148,8 @@ async def test_it_can_be_stopped_while_the_engine_starts(begin: Begin) -> None:
 async def test_a_stop_during_the_start_waits_for_start_and_close_within_the_promised_time(
     begin: Begin, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert server.CANCEL_START_S + server.CLOSE_ENGINE_S + 1.0 <= STOP_S, "with 1 s for connections"
-    monkeypatch.setattr(server, "CANCEL_START_S", 0.05)
+    assert serve.CANCEL_START_S + serve.CLOSE_ENGINE_S + 1.0 <= STOP_S, "with 1 s for connections"
+    monkeypatch.setattr(serve, "CANCEL_START_S", 0.05)
 
     class Deaf(ScriptedEngine):
         async def start(self, progress: Progress) -> None:
@@ -177,7 +177,7 @@ async def test_an_engine_that_does_not_start_ends_the_server(begin: Begin) -> No
 async def test_an_engine_that_does_not_close_does_not_keep_the_server(
     begin: Begin, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(server, "CLOSE_ENGINE_S", 0.05)
+    monkeypatch.setattr(serve, "CLOSE_ENGINE_S", 0.05)
     life = await begin(ScriptedEngine(hangs_at_close=True))
     life.engine.go.set()
     os.kill(os.getpid(), signal.SIGTERM)

@@ -16,7 +16,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from echo_rtc import __version__
 from echo_rtc.errors import SettingsError
+from echo_rtc.resources import EMBEDDED
 from echo_rtc.settings import (
     ENVIRONMENT_PREFIX,
     MAX_CONFIG_BYTES,
@@ -88,7 +90,7 @@ def test_the_default_file_is_the_embedded_model() -> None:
     settings = load_settings([], {})
     assert settings.config.name == "embedded.yaml"
     assert (settings.width, settings.height, settings.steps, settings.cfg) == (256, 256, 1, 1.0)
-    assert settings.model["weights"] == "../echo_rtc/assets/embedded"
+    assert settings.model["weights"] == str(EMBEDDED)
     assert settings.model_base == settings.config.parent
 
 
@@ -409,16 +411,58 @@ def test_settings_travel_to_a_worker_process() -> None:
     assert pickle.loads(pickle.dumps(settings)) == settings
 
 
-def test_help_names_every_flag_with_its_default(capsys: pytest.CaptureFixture[str]) -> None:
+def helped(capsys: pytest.CaptureFixture[str], *argv: str) -> str:
+    """What a request for help prints, white space as single blanks."""
     with pytest.raises(SystemExit) as caught:
-        load_settings(["--help"], {})
+        load_settings(argv, {})
     assert caught.value.code == 0
-    text = " ".join(capsys.readouterr().out.split())
+    return " ".join(capsys.readouterr().out.split())
+
+
+def test_all_help_names_every_flag_with_its_default(capsys: pytest.CaptureFixture[str], card: Path) -> None:
+    text = helped(capsys, "--help-all", "--config", str(card))
+    applying = load_settings(["--config", str(card)], {})
     for row in flag_table():
         assert row.flag in text
         assert re.sub(r"\s+", " ", row.meaning)[:30] in text
-        assert f"[{row.default}{' ' + row.unit if row.unit else ''}]" in text
+        if isinstance(value := getattr(applying, row.flag.removeprefix("--").replace("-", "_")), int | float):
+            assert f"[{value}{' ' + row.unit if row.unit else ''}]" in text, row.flag
     assert "ECHO_RTC_CLIP_FRAMES" in text
+
+
+def test_help_is_short_and_shows_what_applies(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ECHO_RTC_PORT", "9999")
+    text, everything = helped(capsys, "--help"), helped(capsys, "--help-all")
+    assert len(text) < 0.5 * len(everything)
+    assert "[256 pixels]" in text, "of embedded.yaml, the configuration in use"
+    assert "[9999]" in text
+    assert "--help-all shows all flags" in text
+    assert "--ray-workers" not in text
+    assert "[512 pixels]" in helped(capsys, "-h", "--config=configs/testcard.yaml")
+
+
+def test_help_hides_secrets_and_bears_a_bad_file(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("ECHO_RTC_AUTH_TOKEN", "hush-hush-hush")
+    assert "hush-hush" not in helped(capsys, "--help-all")
+    (tmp_path / "bad.yaml").write_text("port: many\n")
+    assert "[8080]" in helped(capsys, "--help", "--config", str(tmp_path / "bad.yaml"))
+
+
+def test_the_version_is_told(capsys: pytest.CaptureFixture[str]) -> None:
+    assert helped(capsys, "--version") == f"echo-rtc {__version__}"
+
+
+def test_a_set_up_of_the_package_has_a_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("testcard", "testcard.yaml", "configs/testcard.yaml"):
+        assert load_settings(["--config", name], {}).engine == "testcard"
+    (tmp_path / "testcard.yaml").write_text("engine: testcard\nport: 1234\n")
+    assert load_settings(["--config", "testcard.yaml"], {}).port == 1234
+    assert "config" in complaint(["--config", "nothing"], {})
 
 
 def test_the_table_has_every_setting_once() -> None:
@@ -428,7 +472,7 @@ def test_the_table_has_every_setting_once() -> None:
     )
     by_flag = {row.flag: row for row in rows}
     assert by_flag["--config"].default == "configs/embedded.yaml"
-    assert by_flag["--reference-image"].default == "echo_rtc/assets/embedded/reference.png"
+    assert by_flag["--reference-image"].default == "package:assets/embedded/reference.png"
     assert by_flag["--low-ram"].default == "False"
     assert by_flag["--max-latency"].unit == "s"
     assert all(row.meaning.endswith(".") for row in rows)

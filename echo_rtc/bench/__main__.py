@@ -33,7 +33,7 @@ def main(argv: list[str]) -> int:
     """Runs the benchmark that the first argument names; returns the exit code, 2 for an error of the user's."""
     if argv and argv[0] in ("-h", "--help"):
         lines = (f"  {name:<12} {about}" for name, about in BENCHMARKS.items())
-        sys.stdout.write("usage: python -m echo_rtc.bench NAME [arguments]\n\n" + "\n".join(lines) + "\n")
+        sys.stdout.write("usage: echo-rtc bench NAME [flags]; each has --help\n\n" + "\n".join(lines) + "\n")
         return 0
     if not argv or argv[0] not in BENCHMARKS:
         given = repr(argv[0]) if argv else "missing"

@@ -47,7 +47,7 @@ class Phase:
 
 def main(argv: list[str]) -> int:
     """Measures and prints; 1 if the avatar could not be called in the end."""
-    parser = argparse.ArgumentParser(prog="echo_rtc.bench avatars", description=__doc__)
+    parser = argparse.ArgumentParser(prog="echo-rtc bench avatars", description=__doc__)
     parser.add_argument("--seconds", type=float, default=10.0, help="length of the stream before and after (s)")
     parser.add_argument("--streams", type=int, default=1, help="streams that go on meanwhile")
     arguments = parser.parse_args(argv)

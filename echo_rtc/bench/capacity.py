@@ -46,7 +46,7 @@ class Load:
 
 def main(argv: list[str]) -> int:
     """Measures and prints; 1 if one call too many was let in or harmed the others."""
-    parser = argparse.ArgumentParser(prog="echo_rtc.bench capacity", description=__doc__)
+    parser = argparse.ArgumentParser(prog="echo-rtc bench capacity", description=__doc__)
     parser.add_argument("--size", type=int, default=512, help="width and height of the picture (pixels)")
     parser.add_argument("--seconds", type=float, default=8.0, help="how long each number of calls is counted (s)")
     parser.add_argument("--most", type=int, default=24, help="stop at this number of calls")

@@ -137,7 +137,7 @@ def _render(
 def main(argv: list[str]) -> int:
     """Prints the errors of all combinations, and the worst as JSON; 1 if one is beyond what it may be."""
     parser = argparse.ArgumentParser(
-        prog="python -m echo_rtc.bench combinations", description="Compares every way to compute with the slowest."
+        prog="echo-rtc bench combinations", description="Compares every way to compute with the slowest."
     )
     parser.add_argument("folder", type=Path, help="folder with pretrained_weights and config.json")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cpu or cuda")

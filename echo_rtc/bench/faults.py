@@ -75,7 +75,7 @@ class Outcome:
 
 def main(argv: list[str]) -> int:
     """Breaks and prints; 1 if a call did not come back or sync was lost."""
-    parser = argparse.ArgumentParser(prog="echo_rtc.bench faults", description=__doc__)
+    parser = argparse.ArgumentParser(prog="echo-rtc bench faults", description=__doc__)
     parser.add_argument("--seconds", type=float, default=15.0, help="length of each call under loss (s)")
     parser.add_argument("--block", type=float, default=60.0, help="length of the long block of all packets (s)")
     arguments = parser.parse_args(argv)

@@ -200,7 +200,7 @@ def _timed(times_ms: list[float]) -> Iterator[None]:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="python -m echo_rtc.bench generation", description="Measures full-size generation with random weights."
+        prog="echo-rtc bench generation", description="Measures full-size generation with random weights."
     )
     parser.add_argument("--size", type=int, default=512, help="width and height [512 pixels]")
     parser.add_argument("--steps", type=int, default=6, help="denoising steps [6]")

@@ -66,7 +66,7 @@ class Tally:
 
 def main(argv: list[str]) -> int:
     """Attacks and prints; 1 if anything was wrong."""
-    parser = argparse.ArgumentParser(prog="echo_rtc.bench hostile", description=__doc__)
+    parser = argparse.ArgumentParser(prog="echo-rtc bench hostile", description=__doc__)
     parser.add_argument("--requests", type=int, default=10_000, help="how many requests to send; 0 for none")
     parser.add_argument("--seed", type=int, default=1, help="of the requests: the same seed sends the same ones")
     parser.add_argument("--offers", type=Path, default=OFFERS, help="folder of real offers (.sdp)")

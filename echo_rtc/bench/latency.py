@@ -28,7 +28,7 @@ CALLER_BUFFER_MS = 80.0
 
 def main(argv: list[str]) -> int:
     """Measures and prints; 1 if no beep came back."""
-    parser = argparse.ArgumentParser(prog="echo_rtc.bench latency", description=__doc__)
+    parser = argparse.ArgumentParser(prog="echo-rtc bench latency", description=__doc__)
     parser.add_argument("--seconds", type=float, default=20.0, help="length of the call (s)")
     parser.add_argument("--size", type=int, default=512, help="width and height of the picture (pixels)")
     parser.add_argument("--render", type=float, default=0.0, help="time that each clip takes to render (s)")

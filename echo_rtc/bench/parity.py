@@ -324,7 +324,7 @@ class _Case:
 
 def main(argv: list[str]) -> int:
     """Prints a table of all stages and the worst relative error; 1 if it is beyond the tolerance."""
-    parser = argparse.ArgumentParser(prog="python -m echo_rtc.bench parity", description="Compares stage by stage.")
+    parser = argparse.ArgumentParser(prog="echo-rtc bench parity", description="Compares stage by stage.")
     parser.add_argument("folder", type=Path, help="folder with pretrained_weights, config.json, expected.safetensors")
     comparisons = list(compare(parser.parse_args(argv).folder))
     worst = max((c.relative_error for c in comparisons if c.counts), default=math.inf)

@@ -89,7 +89,7 @@ class Soaked:
 
 def main(argv: list[str]) -> int:
     """Soaks and prints; 1 if memory grew too fast or anything was left."""
-    parser = argparse.ArgumentParser(prog="echo_rtc.bench soak", description=__doc__)
+    parser = argparse.ArgumentParser(prog="echo-rtc bench soak", description=__doc__)
     parser.add_argument("--minutes", type=float, default=20.0, help="how long visitors come and go (min)")
     parser.add_argument("--joins", type=int, default=200, help="how many visitors come in that time")
     parser.add_argument("--size", type=int, default=128, help="width and height of the picture (pixels)")

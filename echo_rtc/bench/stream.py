@@ -23,7 +23,7 @@ SETTLE_S = 6.0
 
 def main(argv: list[str]) -> int:
     """Measures and prints; always 0."""
-    parser = argparse.ArgumentParser(prog="echo_rtc.bench stream", description=__doc__)
+    parser = argparse.ArgumentParser(prog="echo-rtc bench stream", description=__doc__)
     parser.add_argument("--seconds", type=float, default=20.0, help="length of each measurement (s)")
     parser.add_argument("--size", type=int, default=512, help="width and height of the picture (pixels)")
     parser.add_argument("--fps", type=int, default=24, help="frames per second")

@@ -123,7 +123,7 @@ class Recording:
 
 def main(argv: list[str]) -> int:
     """Measures and prints; 1 if fewer beeps were matched than asked for."""
-    parser = argparse.ArgumentParser(prog="echo_rtc.bench sync", description=__doc__)
+    parser = argparse.ArgumentParser(prog="echo-rtc bench sync", description=__doc__)
     parser.add_argument("--beeps", type=int, default=30, help="how many beeps to measure at least")
     parser.add_argument("--codec", choices=("H264", "VP8"), default="H264", help="picture codec")
     parser.add_argument("--size", type=int, default=512, help="width and height of the picture (pixels)")

@@ -66,7 +66,7 @@ class Measured:
 
 def main(argv: list[str]) -> int:
     """Measures and prints; 1 if a frame was dropped."""
-    parser = argparse.ArgumentParser(prog="echo_rtc.bench viewers", description=__doc__)
+    parser = argparse.ArgumentParser(prog="echo-rtc bench viewers", description=__doc__)
     parser.add_argument("--viewers", type=int, default=20, help="how many viewers to measure")
     parser.add_argument("--seconds", type=float, default=20.0, help="length of each measurement (s)")
     parser.add_argument("--size", type=int, default=512, help="width and height of the picture (pixels)")

@@ -1,207 +1,58 @@
-"""The command line: ``python -m echo_rtc render --audio IN --output OUT.mp4``, ``python -m echo_rtc token``.
+"""``echo-rtc COMMAND``, which is also ``python -m echo_rtc COMMAND``: finds the module of a command and runs it.
 
-Exit codes: 0 done, 2 for a flag or setting that cannot be, 1 for a file that cannot be used, each with one sentence on
-stderr; 130 and 143 after SIGINT and SIGTERM. Knows the commands' flags; what they do is in the modules they call.
+Modules are imported when their command is run: some load torch, some must not, and a worker process, which imports the
+program that started it, needs none of them.
 """
 
 from __future__ import annotations
 
-import asyncio
-import logging
-import os
-import signal
+import difflib
+import importlib
 import sys
-import time
-from collections.abc import Sequence
-from dataclasses import dataclass
-from pathlib import Path
-from typing import NoReturn
+from collections.abc import Callable, Sequence
 
-from tqdm import tqdm
+from echo_rtc import __version__
 
-from echo_rtc.cli.token import token_of
-from echo_rtc.engine.factory import create_engine
-from echo_rtc.errors import EchoRtcError, InputError, SettingsError
-from echo_rtc.offline.batch import Job, Journal, jobs_of, render_all
-from echo_rtc.offline.files import SoundFile, check_movie_path
-from echo_rtc.offline.render import OfflineOptions
-from echo_rtc.settings import Settings, SettingsParser, settings_from, settings_of
+COMMANDS = {
+    "serve": ("echo_rtc.cli.serve", "serve talking avatars to browsers, WHIP and WHEP clients"),
+    "render": ("echo_rtc.cli.render", "render the voice of files to movies"),
+    "token": ("echo_rtc.cli.token", "print a signed token that allows one thing for some time"),
+    "bench": ("echo_rtc.bench.__main__", "measure: delay, sync, speed, load, attacks"),
+    "convert": ("echo_rtc.model.convert", "write published weights as safetensors beside one config.json"),
+    "train": ("echo_rtc.train.__main__", "make the embedded model: data, training, evaluation"),
+}
+"""Each command's module, whose ``main(argv)`` returns the exit code, and one line about it."""
 
-USAGE = """usage: python -m echo_rtc render --audio IN --output OUT.mp4 [settings]
-       python -m echo_rtc token --scope SCOPE --name NAME [--expires TIME]
-
-commands:
-  render    render a file's voice to a movie; render --help lists its flags
-  token     print a signed token that allows one thing for some time; token --help lists its flags
-
-The server is started by python server.py, the measurements by python -m echo_rtc.bench.
-"""
-LIVE_ONLY = (
-    *("host", "port", "max_latency", "max_streams", "min_steps"),
-    *settings_of("library", "access", "limits", "network", "logs"),
-)
-"""Settings that mean nothing to a rendering offline."""
+PROG = "echo-rtc"
 
 
-@dataclass(frozen=True, slots=True)
-class RenderWork:
-    """What ``render`` is to do. ``folder``: where several movies go. ``again``: also what was finished before."""
-
-    jobs: Sequence[Job]
-    folder: Path | None
-    again: bool
-    settings: Settings
+def usage() -> str:
+    """What ``--help`` prints."""
+    rows = "\n".join(f"  {name:<9} {about}" for name, (_, about) in COMMANDS.items())
+    return (
+        f"usage: {PROG} COMMAND [flags]\n\ncommands:\n{rows}\n\n"
+        f"options:\n  -h, --help   show this text; {PROG} COMMAND --help shows a command's flags\n"
+        "  --version    show the version\n"
+    )
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs a command; returns its exit code."""
+    """Runs a command; returns its exit code, 2 where there is no such command."""
     words = list(sys.argv[1:] if argv is None else argv)
-    if not words or words[0] in ("-h", "--help"):
-        (sys.stdout if words else sys.stderr).write(USAGE)
-        return 0 if words else 2
-    if words[0] == "token":
-        return _token(words[1:])
-    if words[0] != "render":
-        sys.stderr.write(f"echo_rtc: {words[0]!r} is no command; there are render and token\n")
+    if not words:
+        sys.stderr.write(usage())
         return 2
-    logging.basicConfig(level=logging.WARNING, format="echo_rtc: %(message)s")
-    try:
-        return asyncio.run(_render(_render_work(words[1:])))
-    except KeyboardInterrupt:
-        return 128 + signal.SIGINT
-    except EchoRtcError as error:
-        sys.stderr.write(f"echo_rtc render: {error}\n")
-        return 2 if isinstance(error, SettingsError) else 1
-
-
-def _token(argv: Sequence[str]) -> int:
-    try:
-        sys.stdout.write(f"{token_of(argv)}\n")
-    except EchoRtcError as error:
-        sys.stderr.write(f"echo_rtc token: {error}\n")
+    if words[0] in ("-h", "--help"):
+        sys.stdout.write(usage())
+        return 0
+    if words[0] == "--version":
+        sys.stdout.write(f"{PROG} {__version__}\n")
+        return 0
+    if words[0] not in COMMANDS:
+        close = difflib.get_close_matches(words[0], COMMANDS, n=1)
+        mend = f"did you mean {close[0]}?" if close else f"the commands are {', '.join(COMMANDS)}"
+        sys.stderr.write(f"{PROG}: {words[0][:60]!r} is not a command; {mend}\n")
         return 2
-    return 0
-
-
-def _render_work(argv: Sequence[str]) -> RenderWork:
-    parser = SettingsParser(
-        "echo_rtc render", "Renders the voice of any file with sound to a movie: H.264 and AAC.", without=LIVE_ONLY
-    )
-    files = parser.add_argument_group("files")
-    files.add_argument(
-        "--audio",
-        metavar="FILE",
-        required=True,
-        action="append",
-        help="The voice: any file with sound, also a video, or a folder of such files. May be given several times.",
-    )
-    files.add_argument(
-        "--output",
-        metavar="FILE",
-        required=True,
-        help="The movie: .mp4, .m4v, .mov or .mkv. Of several voices, the folder for their movies, NAME.mp4 each.",
-    )
-    files.add_argument(
-        "--again", action="store_true", help="Of several voices, render those too that were finished before."
-    )
-    arguments = parser.arguments(argv)
-    settings = settings_from(arguments, os.environ)
-    output = Path(arguments.output).expanduser()
-    jobs = jobs_of([Path(audio).expanduser() for audio in arguments.audio], output)
-    return RenderWork(jobs, None if jobs[0].output == output else output, arguments.again, settings)
-
-
-async def _render(work: RenderWork) -> int:
-    """Renders, or is stopped by SIGTERM; Ctrl-C cancels it from outside."""
-    loop = asyncio.get_running_loop()
-    task = asyncio.create_task(_render_files(work), name="render")
-    loop.add_signal_handler(signal.SIGTERM, task.cancel)
-    try:
-        return await task
-    except asyncio.CancelledError:
-        if asyncio.current_task().cancelling():  # type: ignore[union-attr]  # there is a task: this one
-            raise
-        return 128 + signal.SIGTERM
-    finally:
-        loop.remove_signal_handler(signal.SIGTERM)
-
-
-async def _render_files(work: RenderWork) -> int:
-    """Everything that can be wrong with the files is found before the engine starts, which may take minutes."""
-    settings, jobs = work.settings, work.jobs
-    journal: Journal | None = None
-    if work.folder is not None:
-        _make_folder(work.folder)
-        journal = Journal(work.folder, settings, without=(*LIVE_ONLY, "devices"))
-        jobs = [job for job in jobs if work.again or not journal.has(job)]
-        if len(jobs) < len(work.jobs):
-            sys.stdout.write(f"{len(work.jobs) - len(jobs)} of {len(work.jobs)} movies were finished before\n")
-    failed: list[tuple[Job, EchoRtcError]] = []
-    durations: list[float | None] = []
-    for job in jobs:
-        try:
-            durations.append(_check(job))
-        except InputError as error:
-            if len(work.jobs) == 1:
-                raise
-            failed.append((job, error))  # it costs itself only, as one that fails later does
-    jobs = [job for job in jobs if job not in [bad for bad, _ in failed]]
-    if not jobs:
-        return _tell(failed, work)
-    began = time.monotonic()
-
-    def finished(job: Job, frames: int) -> None:
-        if journal is not None:
-            journal.note(job)
-        length_s, took_s = frames / settings.fps, time.monotonic() - began
-        bar.write(f"{job.output}: {frames} frames, {length_s:.1f} s of video in {took_s:.1f} s", file=sys.stdout)
-
-    with _bar(durations, settings.fps) as bar:
-        engine = create_engine(settings)
-        try:
-            bar.set_description_str("starting")
-            await engine.start(bar.set_postfix_str)
-            bar.set_description_str("rendering")
-            bar.set_postfix_str("")
-            options = OfflineOptions(
-                avatar=next(iter(engine.avatars)),
-                vad_threshold=settings.vad_threshold,
-                chained=settings.use_init_latent,
-                fade_frames=min(settings.overlap_frames, settings.clip_frames),
-            )
-            failed += await render_all(engine, jobs, options, bar.update, finished)
-        finally:
-            await engine.close()
-    return _tell(failed, work)
-
-
-def _tell(failed: Sequence[tuple[Job, EchoRtcError]], work: RenderWork) -> int:
-    """Says what failed; returns the exit code."""
-    for job, error in failed:
-        sys.stderr.write(
-            f"echo_rtc render: {job.audio}: {error}\n" if len(work.jobs) > 1 else f"echo_rtc render: {error}\n"
-        )
-    return 1 if failed else 0
-
-
-def _check(job: Job) -> float | None:
-    """The length of a job's sound (s), if it is known. Raises InputError if it cannot be rendered."""
-    with SoundFile(job.audio) as source:
-        if job.output.exists() and job.output.samefile(job.audio):
-            raise InputError(f"output is {job.output}, which is the audio file itself; choose another name")
-        check_movie_path(job.output)
-        return source.duration_s
-
-
-def _make_folder(folder: Path) -> None:
-    try:
-        folder.mkdir(exist_ok=True)
-    except OSError as error:
-        raise InputError(f"output is {folder}, a folder that cannot be made: {error.strerror}") from error
-
-
-def _bar(durations_s: Sequence[float | None], fps: int) -> tqdm[NoReturn]:
-    """A progress bar in frames on stderr, if that is a terminal."""
-    known = [duration for duration in durations_s if duration is not None]
-    total = round(sum(known) * fps) if len(known) == len(durations_s) else None
-    return tqdm(total=total, unit="frame", file=sys.stderr, disable=None, leave=False, dynamic_ncols=True)
+    module = importlib.import_module(COMMANDS[words[0]][0])
+    run: Callable[[Sequence[str]], int] = module.main
+    return run(words[1:])

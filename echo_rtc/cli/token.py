@@ -1,17 +1,19 @@
-"""``python -m echo_rtc token``: makes a signed token. Knows flags and text; what a token is, is in ``auth``."""
+"""``echo-rtc token``: makes a signed token. Knows flags and text; what a token is, is in ``auth``."""
 
 from __future__ import annotations
 
 import os
 import re
+import sys
 from collections.abc import Sequence
 from dataclasses import fields
 
-from echo_rtc.errors import SettingsError
+from echo_rtc.errors import EchoRtcError, SettingsError
 from echo_rtc.rtc.session import MAX_NAME_CHARACTERS, can_be_a_name
 from echo_rtc.settings import Settings, SettingsParser, settings_from
 from echo_rtc.web.auth import MIN_SECRET_CHARACTERS, Authorisation, Right, mint
 
+PROG = "echo-rtc token"
 SETTINGS = ("config", "auth_token", "token_secret")
 """The settings that matter to a token."""
 SCOPES = {
@@ -26,13 +28,24 @@ MAX_DAYS = 3650
 _UNITS_S = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
 
 
+def main(argv: Sequence[str]) -> int:
+    """Runs the command; returns its exit code, 2 for a flag or setting that cannot be."""
+    try:
+        sys.stdout.write(f"{token_of(argv)}\n")
+    except EchoRtcError as error:
+        sys.stderr.write(f"{PROG}: {error}\n")
+        return 2
+    return 0
+
+
 def token_of(argv: Sequence[str]) -> str:
     """The token that these flags ask for. Raises SettingsError; ``--help`` prints and raises SystemExit(0)."""
     parser = SettingsParser(
-        "echo_rtc token",
+        PROG,
         "Prints a token that allows one thing for some time, signed with the secret of the server (--token-secret, or "
         "an --auth-token of 32 characters).",
         without=[item.name for item in fields(Settings) if item.name not in SETTINGS],
+        required="--scope SCOPE [--name NAME]",
     )
     group = parser.add_argument_group("token")
     group.add_argument("--scope", metavar="|".join(SCOPES), required=True, help="What it allows; call: both.")

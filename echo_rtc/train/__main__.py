@@ -26,7 +26,7 @@ COMMANDS = {
 def main(argv: list[str]) -> int:
     """Runs one command. Exit codes: 0 done, 1 a file is wrong, 2 the command line is wrong."""
     if not argv or argv[0] in ("-h", "--help"):
-        sys.stdout.write("usage: python -m echo_rtc.train COMMAND [flags]; each command has --help\n\n")
+        sys.stdout.write("usage: echo-rtc train COMMAND [flags]; each command has --help\n\n")
         for name, (_, _, meaning) in COMMANDS.items():
             sys.stdout.write(f"  {name:14} {meaning}\n")
         return 0 if argv else 2

@@ -54,7 +54,7 @@ def correlation(a: Tensor, b: Tensor) -> float:
 
 
 def main(argv: list[str]) -> int:
-    parser = argparse.ArgumentParser(prog="python -m echo_rtc.train audio-encoder", description=__doc__)
+    parser = argparse.ArgumentParser(prog="echo-rtc train audio-encoder", description=__doc__)
     parser.add_argument("--output", type=Path, required=True, help="folder for audio_encoder.safetensors")
     parser.add_argument("--corpus", type=Path, required=True, help="file of the command speech")
     parser.add_argument("--held-out", type=Path, help="corpus of other voices, to report on")

@@ -54,7 +54,7 @@ def edges_loss(output: Tensor, target: Tensor) -> Tensor:
 
 
 def main(argv: list[str]) -> int:
-    parser = argparse.ArgumentParser(prog="python -m echo_rtc.train autoencoder", description=__doc__)
+    parser = argparse.ArgumentParser(prog="echo-rtc train autoencoder", description=__doc__)
     parser.add_argument("--output", type=Path, required=True, help="folder for autoencoder.safetensors and its config")
     parser.add_argument("--minutes", type=float, default=5.0, help="training time")
     parser.add_argument("--size", type=int, default=256, help="side of the drawn images, pixels")

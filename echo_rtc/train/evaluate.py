@@ -300,7 +300,7 @@ def held_out_voices(patterns: Sequence[str] | None) -> list[str]:
 
 
 def main(argv: list[str]) -> int:
-    parser = argparse.ArgumentParser(prog="python -m echo_rtc.train evaluate", description=__doc__)
+    parser = argparse.ArgumentParser(prog="echo-rtc train evaluate", description=__doc__)
     parser.add_argument("--model", type=Path, default=EMBEDDED, help="folder of the model (default: the embedded one)")
     parser.add_argument("--voices", nargs="+", metavar="PATTERN", help=f"one voice each (default: {' '.join(VOICES)})")
     parser.add_argument("--seconds", type=float, default=10.0, help="speech of each voice (default 10)")

@@ -261,9 +261,7 @@ def write_pose_sequence(folder: Path, hands: Tensor, scores: Tensor) -> None:
 
 def main_poses(argv: Sequence[str]) -> int:
     """``python -m echo_rtc.train poses``: writes a seamless pose sequence. Returns the exit code."""
-    parser = argparse.ArgumentParser(
-        prog="python -m echo_rtc.train poses", description="Writes a looping pose sequence."
-    )
+    parser = argparse.ArgumentParser(prog="echo-rtc train poses", description="Writes a looping pose sequence.")
     parser.add_argument("--output", type=Path, required=True, help="folder for 0.npy, 1.npy ...")
     parser.add_argument(
         "--frames", type=int, default=144, help="length of the loop at 24 frames a second (default 144)"

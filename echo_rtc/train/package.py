@@ -26,7 +26,7 @@ MAX_BYTES = 25_000_000
 
 
 def main(argv: list[str]) -> int:
-    parser = argparse.ArgumentParser(prog="python -m echo_rtc.train package", description=__doc__)
+    parser = argparse.ArgumentParser(prog="echo-rtc train package", description=__doc__)
     parser.add_argument("--folder", type=Path, required=True, help="folder that the training commands wrote to")
     parser.add_argument("--output", type=Path, required=True, help="folder of the embedded model")
     parser.add_argument("--weights-only", action="store_true", help="leave picture and poses as they are")

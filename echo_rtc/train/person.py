@@ -1239,7 +1239,7 @@ def draw_reference(people: People, size: int, supersample: int = 2) -> Tensor:
 
 def main_person(argv: Sequence[str]) -> int:
     """``python -m echo_rtc.train person``: writes one person at rest as a PNG. Returns the exit code."""
-    parser = argparse.ArgumentParser(prog="python -m echo_rtc.train person", description="Draws one person at rest.")
+    parser = argparse.ArgumentParser(prog="echo-rtc train person", description="Draws one person at rest.")
     parser.add_argument("--seed", type=int, default=None, help="number of the person (default: the designed avatar)")
     parser.add_argument("--output", type=Path, required=True, help="PNG file to write")
     parser.add_argument("--size", type=int, default=512, help="side of the picture in pixels (default 512)")

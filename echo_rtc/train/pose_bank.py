@@ -30,7 +30,7 @@ def draw_sequence(hands: NDArray[np.float32], scores: NDArray[np.float32], size:
 
 
 def main(argv: list[str]) -> int:
-    parser = argparse.ArgumentParser(prog="python -m echo_rtc.train pose-bank", description=__doc__)
+    parser = argparse.ArgumentParser(prog="echo-rtc train pose-bank", description=__doc__)
     parser.add_argument("--output", type=Path, required=True, help=".npz file")
     parser.add_argument("--sequences", type=int, default=64)
     parser.add_argument("--frames", type=int, default=60, help="frames of each sequence, at 24 fps")

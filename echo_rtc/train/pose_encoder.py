@@ -70,7 +70,7 @@ def mean_change(autoencoder: PixelShuffleAutoencoder, bank: PoseBank, size: int)
 
 
 def main(argv: list[str]) -> int:
-    parser = argparse.ArgumentParser(prog="python -m echo_rtc.train pose-encoder", description=__doc__)
+    parser = argparse.ArgumentParser(prog="echo-rtc train pose-encoder", description=__doc__)
     parser.add_argument("--folder", type=Path, required=True, help="has the autoencoder; gets pose_encoder.safetensors")
     parser.add_argument("--pose-bank", type=Path, required=True, help="file of the command pose-bank")
     parser.add_argument("--minutes", type=float, default=2.0, help="training time, drawing excluded")

@@ -852,7 +852,7 @@ def _take(voice: str, rng: np.random.Generator) -> tuple[F32Array, list[Phoneme]
 
 def main(argv: Sequence[str]) -> int:
     """``speech``: write a corpus. Returns the exit code."""
-    parser = argparse.ArgumentParser(prog="python -m echo_rtc.train speech", description="Write a corpus of speech.")
+    parser = argparse.ArgumentParser(prog="echo-rtc train speech", description="Write a corpus of speech.")
     parser.add_argument("--output", type=Path, required=True, help="safetensors file to write")
     parser.add_argument("--hours", type=float, default=1.0, help="hours of speech (default 1)")
     parser.add_argument("--seed", type=int, default=0, help="the same seed gives the same corpus (default 0)")
@@ -902,7 +902,7 @@ def spoken_wav(sentences: Sequence[str], voice: str, style: Style, pause_s: floa
 
 def main_voice(argv: Sequence[str]) -> int:
     """``voice``: write one WAV file of speech, 48 kHz mono 16 bit. Returns the exit code."""
-    parser = argparse.ArgumentParser(prog="python -m echo_rtc.train voice", description="Speak into a WAV file.")
+    parser = argparse.ArgumentParser(prog="echo-rtc train voice", description="Speak into a WAV file.")
     parser.add_argument("--text", nargs="+", default=list(SAMPLE_TEXT), help="sentences (default: a welcome)")
     parser.add_argument("--output", type=Path, required=True, help="WAV file to write")
     parser.add_argument("--voice", default="flite:slt", help="ENGINE:NAME (default flite:slt)")

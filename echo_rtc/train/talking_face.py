@@ -368,7 +368,7 @@ FILES = {"reference": "reference_unet", "denoiser": "denoising_unet", "pose": "p
 
 
 def main(argv: list[str]) -> int:
-    parser = argparse.ArgumentParser(prog="python -m echo_rtc.train talking-face", description=__doc__)
+    parser = argparse.ArgumentParser(prog="echo-rtc train talking-face", description=__doc__)
     parser.add_argument(
         "--folder", type=Path, required=True, help="has autoencoder and audio encoder; gets the networks"
     )

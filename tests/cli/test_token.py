@@ -54,7 +54,7 @@ def test_what_cannot_be_is_one_sentence(words: str, complaint: str, capsys: pyte
     said = capsys.readouterr()
     assert said.out == ""
     assert complaint in said.err
-    assert said.err.startswith("echo_rtc token: ")
+    assert said.err.startswith("echo-rtc token: ")
     assert said.err.count("\n") == 1
 
 

@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from echo_rtc.errors import InputError
-from echo_rtc.model import __main__ as command
+from echo_rtc.model import convert as command
 from echo_rtc.model.audio import WhisperAudioEncoder, WhisperDims
 from echo_rtc.model.autoencoder import AutoencoderConfig, PixelShuffleAutoencoder
 from echo_rtc.model.description import ModelDescription
@@ -388,7 +388,7 @@ def test_a_missing_file_of_our_own_layout_is_not_fetched(tmp_path: Path) -> None
 
 
 def test_published_weights_convert_to_our_own_layout(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    arguments = ["convert", "--weights", str(MINI / "pretrained_weights"), "--output", str(tmp_path / "own")]
+    arguments = ["--weights", str(MINI / "pretrained_weights"), "--output", str(tmp_path / "own")]
     assert command.main(arguments) == 0
     before, after = load(MINI / "pretrained_weights"), load(tmp_path / "own")
     assert isinstance(after.autoencoder, KLAutoencoder)
@@ -399,4 +399,6 @@ def test_published_weights_convert_to_our_own_layout(tmp_path: Path, capsys: pyt
         )
     capsys.readouterr()
     assert command.main(arguments) == 2
-    assert capsys.readouterr().err == f"the output {tmp_path / 'own'} is not empty; name a new folder\n"
+    assert (
+        capsys.readouterr().err == f"echo-rtc convert: the output {tmp_path / 'own'} is not empty; name a new folder\n"
+    )

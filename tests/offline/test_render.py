@@ -320,17 +320,12 @@ def test_stopped_halfway_leaves_nothing(number: signal.Signals, code: int, tmp_p
     assert list(tmp_path.iterdir()) == [audio]
 
 
-def test_usage(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main([]) == 2
-    assert "usage: python -m echo_rtc render" in capsys.readouterr().err
-    assert main(["--help"]) == 0
-    assert "usage: python -m echo_rtc render" in capsys.readouterr().out
-    assert main(["rendr"]) == 2
-    assert "'rendr' is no command" in capsys.readouterr().err
+def test_help_of_render_lists_what_it_takes(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as caught:
-        main(["render", "--help"])
+        main(["render", "--help-all"])
     assert caught.value.code == 0
     text = capsys.readouterr().out
+    assert text.startswith("usage: echo-rtc render --audio FILE --output FILE [flags]")
     assert "--audio" in text
     assert "--steps" in text
     assert "--port" not in text

@@ -17,11 +17,11 @@ from aiohttp import web
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import server
 from echo_rtc.bench import hostile
 from echo_rtc.bench.hostile import Tally, assault, end_all, send, settled, udp_sockets
 from echo_rtc.bench.support import siege
 from echo_rtc.bench.support.attacks import ELSEWHERE, Attacker, Route, harmless, read_offers, spoilt
+from echo_rtc.cli import serve
 from echo_rtc.errors import InputError, OfferError
 from echo_rtc.logs import LogFile
 from echo_rtc.rtc.fragment import read_fragment
@@ -56,7 +56,7 @@ async def port(request: pytest.FixtureRequest) -> AsyncIterator[int]:
         token_secret=SECRETS[0],
         **getattr(request, "param", {}),
     )
-    task = asyncio.create_task(server.serve(chosen, LogFile(None, None)))
+    task = asyncio.create_task(serve.serve(chosen, LogFile(None, None)))
     async with asyncio.timeout(LIFE_S):
         while True:
             with contextlib.suppress(ConnectionError):

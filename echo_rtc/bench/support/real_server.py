@@ -1,6 +1,6 @@
-"""``python server.py`` in a process of its own, as an operator starts it: what benchmarks attack, load and break.
+"""``echo-rtc serve`` in a process of its own, as an operator starts it: what benchmarks attack, load and break.
 
-An async context manager. Needs a clone of the repository, whose composition root is no part of the package.
+An async context manager.
 """
 
 from __future__ import annotations
@@ -16,17 +16,21 @@ from types import TracebackType
 import psutil
 
 from echo_rtc.errors import InputError
+from echo_rtc.resources import CONFIGS
 
-ROOT = Path(__file__).resolve().parents[3]
+ROOT = CONFIGS.parent
+"""The checkout, or the package where it is installed: where configs/ is."""
 START_S, STOP_S = 120.0, 15.0
 
 
 class RealServer:
     """A server with these flags, on a free port of this machine. ``lines``: all that it has written on its console."""
 
-    def __init__(self, *flags: str, command: tuple[str, ...] = (sys.executable,)) -> None:
+    def __init__(self, *flags: str, command: tuple[str, ...] = (sys.executable,), folder: Path | None = None) -> None:
+        """``command`` starts Python; ``folder``: the working directory, None for this process's own."""
         self._flags = flags
-        self._command = command
+        self._command = (*command, "-m", "echo_rtc", "serve")
+        self._folder = folder
         self._child: asyncio.subprocess.Process | None = None
         self._reader: asyncio.Task[None] | None = None
         self._ready: asyncio.Future[str] | None = None
@@ -35,12 +39,13 @@ class RealServer:
 
     async def __aenter__(self) -> RealServer:
         """Returns once it is ready. Raises InputError if it does not start."""
-        program = ROOT / "server.py"
-        if not program.is_file():
-            raise InputError(f"{program} does not exist; run this in a clone of the repository")
         environ = {key: value for key, value in os.environ.items() if not key.startswith("ECHO_RTC_")}
         self._child = await asyncio.create_subprocess_exec(
-            *self._command, str(program), "--port", "0", *self._flags, env=environ, stderr=asyncio.subprocess.PIPE
+            *self._command,
+            *("--port", "0", *self._flags),
+            cwd=self._folder,
+            env=environ,
+            stderr=asyncio.subprocess.PIPE,
         )
         self._ready = asyncio.get_running_loop().create_future()
         self._reader = asyncio.create_task(self._read(), name="read a server's log")

@@ -1,0 +1,301 @@
+"""``echo-rtc serve``, which is also ``python server.py``: serves talking avatars on http://localhost:8080.
+
+The composition root: flags, settings, logging, engine, streams, HTTP, and their end in the opposite order. It knows
+every room by its front door and nothing of what happens inside.
+
+Exit codes: 0 after SIGINT or SIGTERM, 2 for a setting that cannot be, 1 for anything else that keeps it from running;
+both with one sentence on the console.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import logging
+import os
+import signal
+import socket
+import sys
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from dataclasses import replace
+from ipaddress import IPv4Address
+
+from aiohttp import web
+
+from echo_rtc import __version__
+from echo_rtc.avatar import stream_options
+from echo_rtc.avatars.library import MAX_PICTURE_BYTES, MAX_POSES_BYTES, AvatarLibrary, Shelf
+from echo_rtc.engine.factory import create_engine
+from echo_rtc.errors import EchoRtcError, SettingsError
+from echo_rtc.logs import LogFile, LogOptions, logging_to
+from echo_rtc.model.description import ModelDescription
+from echo_rtc.operations.performance import PerformanceLog
+from echo_rtc.rendering import Engine
+from echo_rtc.resources import STATIC
+from echo_rtc.rtc.manager import ManagerOptions, StreamManager
+from echo_rtc.rtc.memory import settled
+from echo_rtc.rtc.network import Network
+from echo_rtc.rtc.peer import PeerOptions
+from echo_rtc.rtc.seams.selfcheck import check_seams
+from echo_rtc.settings import Settings, load_settings
+from echo_rtc.web.app import Access, create_app, create_runner
+from echo_rtc.web.auth import Authorisation
+from echo_rtc.web.avatars import Gallery
+from echo_rtc.web.clients import Clients
+from echo_rtc.web.cors import CrossOrigin
+from echo_rtc.web.health import Health, Lifecycle, Phase
+from echo_rtc.web.limits import LimitOptions
+from echo_rtc.web.metrics import Watch
+from echo_rtc.web.pages import frame_sources
+from echo_rtc.web.tls import Certificate, TlsOptions, keep_renewed, own_names
+
+EVERYWHERE = ("0.0.0.0", "::")
+"""Hosts on which everybody can who reaches an address of this machine."""
+LOOPBACK = ("127.0.0.1", "::1", "localhost")
+"""Hosts on which nobody but this machine's own programs can reach the server."""
+CLOSE_STREAMS_S = 2.5
+CLOSE_ENGINE_S = 5.0
+CANCEL_START_S = 3.5
+"""Together with the second that requests may still take, these keep the whole end below 10 s; while the engine
+starts there are no streams to close, but its start to cancel."""
+
+logger = logging.getLogger("echo_rtc.server")
+
+
+class ListenError(EchoRtcError):
+    """The address or the port cannot be listened on."""
+
+
+def main(argv: Sequence[str] | None = None, prog: str = "echo-rtc serve") -> int:
+    """Runs the server until it is told to stop; returns the exit code. ``prog``: the name in messages and help."""
+    try:
+        settings = load_settings(sys.argv[1:] if argv is None else argv, os.environ, prog)
+    except SettingsError as error:
+        sys.stderr.write(f"{prog}: {error}\n")
+        return 2
+    with logging_to(_log_settings(settings)) as log_file:
+        if log_file.path is not None:
+            logger.info("logging to %s", log_file.path)
+        try:
+            asyncio.run(serve(settings, log_file))
+        except SettingsError as error:
+            logger.error("%s", error)
+            return 2
+        except EchoRtcError as error:
+            logger.error("%s", error)
+            return 1
+        except Exception:  # the outermost boundary: the log keeps what happened
+            logger.critical("the server has to stop", exc_info=True)
+            return 1
+    return 0
+
+
+async def serve(settings: Settings, log_file: LogFile) -> None:
+    """A server's life, from binding its port to its end by SIGINT or SIGTERM. ``log_file`` is what metrics tell of.
+
+    Raises SettingsError or InputError before anything is loaded, ListenError if the port cannot be had, and what the
+    engine raises if it does not start. Whatever was begun is ended.
+    """
+    lifecycle = Lifecycle()
+    async with AsyncExitStack() as life:
+        stop = life.enter_context(_stop_signal())
+        await check_seams()
+        access, network = _access(settings), _network(settings)
+        tls = TlsOptions.of(settings.tls_cert, settings.tls_key, settings.tls_self_signed).certificate()
+        if settings.engine != "testcard":
+            # A misspelt key or a missing folder need not wait for the minute that a worker takes to find it.
+            ModelDescription.from_mapping(settings.model, settings.model_base)
+        engine = create_engine(settings)
+        life.push_async_callback(_within, CLOSE_ENGINE_S, engine.close, "the engine")
+        streams = StreamManager(engine, _stream_settings(settings, network))
+        life.push_async_callback(_within, CLOSE_STREAMS_S, streams.close, "the streams")
+        health = Health(engine, lifecycle, settings.engine, network.ice_servers, lambda: streams.free)
+        library = AvatarLibrary(engine, Shelf.of(settings), lambda: {each.avatar for each in streams.streams.values()})
+        gallery = Gallery(library, MAX_PICTURE_BYTES, MAX_POSES_BYTES, settings.allow_avatar_upload)
+        watch = Watch(__version__, lambda: engine.workers, log_file, avatars=library)
+        app = create_app(streams, health, STATIC, gallery, access, watch)
+        # The port comes before the engine: one that is taken is told at once, and the page can say "starting".
+        url = await life.enter_async_context(_listening(app, settings.host, settings.port, tls))
+        logger.info("listening on %s; the %s engine is starting", url, settings.engine)
+        _say_who_may_call(settings.host, access)
+        _say_how_it_is_reached(settings, url, tls)
+        if tls is not None:
+            await life.enter_async_context(_running(keep_renewed(tls), "renew the certificate"))
+        if await _started(engine, library, lifecycle, stop):
+            lifecycle.phase = Phase.READY
+            logger.info("echo_rtc is ready: %s", url)
+            life.enter_context(settled())
+            async with _running(PerformanceLog(streams, watch.workers, watch.usage).run(), "performance log"):
+                await stop.wait()
+        lifecycle.phase = Phase.STOPPING
+        logger.info("stopping: streams end, workers are closed")
+    logger.info("stopped")
+
+
+@contextmanager
+def _stop_signal() -> Iterator[asyncio.Event]:
+    """While inside, SIGINT and SIGTERM set the event. A second one changes nothing: the end is bounded anyway."""
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    for number in numbers:
+        loop.add_signal_handler(number, stop.set)
+    try:
+        yield stop
+    finally:
+        for number in numbers:
+            loop.remove_signal_handler(number)
+
+
+def _log_settings(settings: Settings) -> LogOptions:
+    """The log's part of the settings."""
+    return LogOptions(
+        level=settings.log_level,
+        folder=settings.log_dir,
+        as_json=settings.log_format == "json",
+        file_bytes=round(settings.log_file_size * 1024 * 1024),
+        old_files=settings.log_files,
+    )
+
+
+def _stream_settings(settings: Settings, network: Network) -> ManagerOptions:
+    """The streams' part of the settings."""
+    return ManagerOptions(
+        stream=replace(stream_options(settings), voice_timeout_s=settings.voice_timeout),
+        max_streams=settings.max_streams,
+        max_peers=settings.max_peers_per_stream,
+        peer=PeerOptions(connect_timeout_s=settings.connect_timeout, network=network),
+    )
+
+
+def _network(settings: Settings) -> Network:
+    """How peers get through to each other, by the settings. Raises SettingsError."""
+    return Network.of(
+        settings.ice_server,
+        settings.turn_secret,
+        settings.udp_ports,
+        settings.public_ip,
+        private_peers=not settings.public_peers_only,
+    )
+
+
+def _access(settings: Settings) -> Access:
+    """Who is let in, by the settings. Raises SettingsError."""
+    return Access(
+        authorisation=Authorisation.of(settings.auth_token, settings.token_secret),
+        clients=Clients.of(settings.trusted_proxy),
+        limits=LimitOptions(offers_per_minute=settings.max_offers_per_minute, peers=settings.max_peers_per_address),
+        cross_origin=CrossOrigin.of(settings.allow_origin),
+        frame_ancestors=frame_sources(settings.frame_ancestors),
+    )
+
+
+def _say_who_may_call(host: str, access: Access) -> None:
+    if access.authorisation.required:
+        logger.info("calls need a token")
+    elif host in LOOPBACK:
+        logger.info("calls need no token; only programs of this machine reach %s (--host, --auth-token)", host)
+    else:
+        logger.warning("calls need no token: everybody who reaches %s can open them; --auth-token asks for one", host)
+
+
+def _say_how_it_is_reached(settings: Settings, url: str, tls: Certificate | None) -> None:
+    if tls is not None:
+        logger.info("the certificate's SHA-256 fingerprint is %s", tls.fingerprint)
+    if settings.host in EVERYWHERE:
+        port = url.rpartition(":")[2]
+        others = [name for name in own_names() if isinstance(name, IPv4Address) and not name.is_loopback]
+        for address in others:
+            logger.info("from other machines: %s://%s:%s", url.partition(":")[0], address, port)
+    if tls is None and settings.host not in LOOPBACK:
+        logger.info(
+            "browsers on other machines give out no microphone to pages without HTTPS; use --tls-cert and --tls-key, "
+            "--tls-self-signed, or a proxy with HTTPS in front"
+        )
+
+
+async def _started(engine: Engine, library: AvatarLibrary, lifecycle: Lifecycle, stop: asyncio.Event) -> bool:
+    """Starts the engine and prepares all avatars; False if the server was told to stop meanwhile. Raises what they
+    raise."""
+
+    def progress(line: str) -> None:
+        lifecycle.progress = line
+        logger.info("%s", line)
+
+    async def begin() -> None:
+        await engine.start(progress)
+        await library.prepare(progress)
+
+    start = asyncio.create_task(begin(), name="engine start")
+    stopped = asyncio.create_task(stop.wait(), name="stop signal")
+    try:
+        await asyncio.wait({start, stopped}, return_when=asyncio.FIRST_COMPLETED)
+        if not start.done():
+            return False
+        start.result()
+        return True
+    finally:
+        for task in (start, stopped):
+            task.cancel()
+        await asyncio.wait({start, stopped}, timeout=CANCEL_START_S)
+
+
+@asynccontextmanager
+async def _listening(app: web.Application, host: str, port: int, tls: Certificate | None) -> AsyncIterator[str]:
+    """The application served while inside; yields its URL. Raises ListenError."""
+    runner = create_runner(app)
+    await runner.setup()
+    try:
+        try:
+            await web.TCPSite(runner, host, port, ssl_context=tls.context if tls else None).start()
+        except OSError as error:
+            raise ListenError(_why_not(error, host, port)) from error
+        yield _url("https" if tls else "http", host, runner.addresses[0][1])
+    finally:
+        await runner.cleanup()
+
+
+def _why_not(error: OSError, host: str, port: int) -> str:
+    if isinstance(error, socket.gaierror) or error.errno == errno.EADDRNOTAVAIL:
+        return f"host {host} is not an address of this machine; try --host 127.0.0.1 or --host 0.0.0.0"
+    if error.errno == errno.EADDRINUSE:
+        return f"port {port} on {host} is in use; stop the program that has it, or choose another with --port"
+    if error.errno == errno.EACCES:
+        return f"port {port} needs more rights than this user has; choose one from 1024 up with --port"
+    return f"{host} port {port} cannot be listened on ({error.strerror}); choose others with --host and --port"
+
+
+def _url(scheme: str, host: str, port: int) -> str:
+    """What to type into a browser of this machine. Microphones are given out on localhost, not on bare addresses."""
+    if host in (*LOOPBACK, *EVERYWHERE):
+        host = "localhost"
+    return f"{scheme}://{f'[{host}]' if ':' in host else host}:{port}"
+
+
+@asynccontextmanager
+async def _running(work: Coroutine[None, None, None], name: str) -> AsyncIterator[None]:
+    """The work runs while inside. If it fails, that is logged, and all else goes on."""
+    task = asyncio.create_task(work, name=name)
+    task.add_done_callback(_say_if_it_failed)
+    try:
+        yield
+    finally:
+        task.cancel()
+        await asyncio.wait({task})
+
+
+def _say_if_it_failed(task: asyncio.Task[None]) -> None:
+    if not task.cancelled() and (error := task.exception()) is not None:
+        logger.error("the %s failed", task.get_name(), exc_info=error)
+
+
+async def _within(limit_s: float, close: Callable[[], Awaitable[None]], what: str) -> None:
+    """Closes a part, but waits no longer than ``limit_s`` for it."""
+    task = asyncio.ensure_future(close())
+    done, _ = await asyncio.wait({task}, timeout=limit_s)
+    if not done:
+        logger.error("closing %s takes longer than %g s; going on without it", what, limit_s)
+        task.cancel()
+    elif (error := task.exception()) is not None:
+        logger.error("closing %s failed", what, exc_info=error)
