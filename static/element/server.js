@@ -83,15 +83,37 @@ export class Server {
   }
 
   /**
-   * The avatars that a call can have, the server's first one first.
+   * The avatars that a call can have, the server's first one first; none where it wants a token to tell them.
    * @returns {Promise<Avatar[]>}
    */
   async avatars() {
-    const content = await contentOf(await this.#fetch("/avatars", {}, QUERY_TIMEOUT_MS));
+    const response = await this.#fetch("/avatars", {}, QUERY_TIMEOUT_MS);
+    if (STATUSES[response.status] === "unauthorized") {
+      return [];
+    }
+    const content = await contentOf(response);
     if (!Array.isArray(content)) {
       throw new Refusal("unreachable", "The answer is not one of an echo_rtc server.");
     }
-    return content.map(({ name, preview }) => ({ name, preview: new URL(this.#base + preview).href }));
+    return Promise.all(content.map(async ({ name, preview }) => ({ name, preview: await this.#picture(preview) })));
+  }
+
+  /**
+   * @param {string} path Of a picture on the server.
+   * @returns {Promise<string>} An address at which a page can show it; "" if it cannot be had. Pictures are loaded
+   *     without headers, so where there is a token the address holds the picture itself.
+   */
+  async #picture(path) {
+    const address = addressBelow(path, this.#base, this.#base) ?? "";
+    if (this.#headers.Authorization === undefined) {
+      return address;
+    }
+    try {
+      const response = await this.#fetch(address, {}, QUERY_TIMEOUT_MS);
+      return response.ok ? await dataUrlOf(await response.blob()) : "";
+    } catch {
+      return "";
+    }
   }
 
   /** Resolves if a call could be opened now; rejects with the Refusal that says why not. */
@@ -130,7 +152,7 @@ export class Server {
       const isOffline = response.status === 404 || response.status === 409;
       throw isOffline ? new Refusal("offline", refusal.detail, refusal.retryAfterS) : refusal;
     }
-    const session = sessionAt(response.headers.get("Location") ?? "", response.url, this.#base);
+    const session = addressBelow(response.headers.get("Location") ?? "", response.url, this.#base);
     if (session === null) {
       throw new Refusal("rejected", "The server names a session at another address, which gets no token.");
     }
@@ -210,22 +232,35 @@ export function refusalOf(status, problem, retryAfter) {
 }
 
 /**
- * The address of a session. A reverse proxy that serves the server below a path may not put that path into the header.
- * @param {string} location The header.
- * @param {string} asked The address that was posted to.
+ * An address that the server names. Where a reverse proxy serves it below a path, the server may not know that path.
+ * @param {string} named For example a Location header.
+ * @param {string} asked The address that was asked.
  * @param {string} base The server's.
  * @returns {string | null} null where it is of another origin.
  */
-export function sessionAt(location, asked, base) {
-  const session = new URL(location, asked);
+export function addressBelow(named, asked, base) {
+  const address = new URL(named, asked);
   const { origin, pathname } = new URL(`${base}/`);
-  if (session.origin !== new URL(asked).origin) {
+  if (address.origin !== new URL(asked).origin) {
     return null;
   }
-  if (session.origin === origin && !session.pathname.startsWith(pathname)) {
-    session.pathname = pathname.slice(0, -1) + session.pathname;
+  if (address.origin === origin && !address.pathname.startsWith(pathname)) {
+    address.pathname = pathname.slice(0, -1) + address.pathname;
   }
-  return session.href;
+  return address.href;
+}
+
+/**
+ * @param {Blob} blob
+ * @returns {Promise<string>}
+ */
+function dataUrlOf(blob) {
+  return new Promise((resolve, reject) => {
+    const reader = new FileReader();
+    reader.addEventListener("load", () => resolve(String(reader.result)));
+    reader.addEventListener("error", () => reject(reader.error));
+    reader.readAsDataURL(blob);
+  });
 }
 
 /**

@@ -71,6 +71,54 @@ async def test_refusals_are_told_apart(modules: Visit) -> None:
     ]
 
 
+async def test_addresses_stay_below_a_proxys_path(modules: Visit) -> None:
+    found = await modules.page.evaluate(
+        """async () => {
+          const { addressBelow } = await import("/element/server.js");
+          const base = "https://app.example/avatar";
+          const asked = base + "/whep/studio";
+          const named = ["/whep/studio/1", "/avatar/whep/studio/1", "studio/1", base + "/whep/studio/1",
+            "https://evil.example/s", "//evil.example/s"];
+          return named.map((name) => addressBelow(name, asked, base));
+        }"""
+    )
+    assert found == 4 * ["https://app.example/avatar/whep/studio/1"] + 2 * [None]
+
+
+async def test_a_restarting_server_is_told_from_one_that_ended_the_call(modules: Visit) -> None:
+    found = await modules.page.evaluate(
+        """async () => {
+          const { outcomeOf } = await import("/element/connection.js");
+          const messages = [{}, { reconnect: false }, { reconnect: true, after_s: 7, reason: "stopping" },
+            { reconnect: true }, { reconnect: true, after_s: 1e9 }, { reconnect: true, after_s: "7" }];
+          return [false, true].map((isView) => messages.map((message) => {
+            const { kind, retryAfterS } = outcomeOf(message, isView);
+            return [kind, retryAfterS];
+          }));
+        }"""
+    )
+    returning = [["stopping", 7], ["stopping", None], ["stopping", 300], ["stopping", None]]
+    assert found == [2 * [["ended", None]] + returning, 2 * [["offline", 1]] + returning]
+
+
+async def test_speech_is_told_from_clicks_and_pauses_between_words(modules: Visit) -> None:
+    spoken = await modules.page.evaluate(
+        """async () => {
+          const { SpeechDetector } = await import("/element/meter.js");
+          const detector = new SpeechDetector();
+          const at = (ms) => (ms === 500 || (ms >= 1000 && ms < 3000 && !(ms > 1500 && ms < 2000)) ? 0.7 : 0.1);
+          const changes = [];
+          for (let ms = 0, before = false; ms <= 5000; ms += 50) {
+            const now = detector.update(at(ms), ms);
+            if (now !== before) changes.push(ms);
+            before = now;
+          }
+          return changes;
+        }"""
+    )
+    assert spoken == [1150, 3900]
+
+
 async def test_a_view_has_a_session_of_its_own_server_or_none(modules: Visit) -> None:
     headers = {"Content-Type": "application/sdp"}
     answers: dict[str, dict[str, Any]] = {
