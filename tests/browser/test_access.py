@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any, Literal
 
 import pytest
@@ -9,6 +10,7 @@ from playwright.async_api import expect
 
 from tests.browser.conftest import PageFactory, RunningServer
 from tests.browser.visit import Visit
+from tests.support.npm import installed
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
 
@@ -19,6 +21,8 @@ EDGE_CONTRAST = 3.0
 """WCAG 2.2, 1.4.3 and 1.4.11, level AA."""
 TARGET_PX = 24.0
 """WCAG 2.2, 2.5.8."""
+PAGE_BYTES = 200_000
+"""All that the page loads before a call."""
 
 SIZES = ((320, 568), (360, 740), (740, 360), (768, 1024), (1440, 900))
 
@@ -34,6 +38,24 @@ async def nodes(visit: Visit) -> list[dict[str, Any]]:
         {"role": node.get("role", {}).get("value", ""), "name": node.get("name", {}).get("value", "")}
         for node in tree["nodes"]
         if not node.get("ignored")
+    ]
+
+
+@pytest.fixture(scope="module")
+def axe() -> str:
+    """The source of axe-core, which looks through a page for what keeps people from using it."""
+    return (installed(Path(__file__).parent) / "axe-core" / "axe.min.js").read_text()
+
+
+async def serious(visit: Visit, axe: str) -> list[str]:
+    """What axe-core finds in the page that is serious or worse."""
+    await visit.page.evaluate(axe)
+    found = await visit.page.evaluate("async () => (await axe.run()).violations")
+    return [
+        f"{rule['id']}: {node['html']}"
+        for rule in found
+        if rule["impact"] in {"serious", "critical"}
+        for node in rule["nodes"]
     ]
 
 
@@ -61,19 +83,45 @@ async def cramped(visit: Visit) -> list[str]:
     return cramped
 
 
-async def test_everything_can_be_read_and_has_room(card: RunningServer, page: PageFactory) -> None:
+async def test_everything_can_be_read_and_has_room(card: RunningServer, page: PageFactory, axe: str) -> None:
     visit = await page(card.url, viewport={"width": 1440, "height": 900}, microphone="refused")
+    element = visit.page.locator("echo-rtc")
     await visit.sees("Give your voice a face")
-    assert await faint(visit) == []
-    assert await cramped(visit) == []
+    assert await faint(visit) == await cramped(visit) == await serious(visit, axe) == []
+    await expect(element).to_match_aria_snapshot(WELCOME)
     await visit.page.get_by_role("button", name="Start the call").click()
     await visit.sees("The microphone was refused")
-    assert await faint(visit) == []
-    assert await cramped(visit) == []
+    assert await faint(visit) == await cramped(visit) == await serious(visit, axe) == []
+    await expect(element).to_match_aria_snapshot(REFUSED)
     await visit.start("Use the sample voice")
+    await visit.page.get_by_role("button", name="Mute or unmute").click()
     await visit.page.get_by_role("button", name="Sound off").click()
-    assert await faint(visit) == []
-    assert await cramped(visit) == []
+    await expect(element).to_match_aria_snapshot(MUTED)
+    assert await faint(visit) == await cramped(visit) == await serious(visit, axe) == []
+    await visit.end()
+    await expect(element).to_match_aria_snapshot(ENDED)
+
+
+async def test_embed_and_admin_have_nothing_serious(card: RunningServer, page: PageFactory, axe: str) -> None:
+    visit = await page("about:blank")
+    visit.origins = (card.url,)
+    await visit.page.goto(f"{card.url}/embed")
+    await visit.sees("Give your voice a face")
+    assert await serious(visit, axe) == []
+    visit.expected.append("status of (401|403)")
+    await visit.page.goto(f"{card.url}/admin")
+    await expect(visit.page.locator("#board, #gate").filter(visible=True)).to_have_count(1)
+    assert await serious(visit, axe) == []
+
+
+async def test_the_page_is_light(card: RunningServer, page: PageFactory) -> None:
+    visit = await page(card.url)
+    await expect(visit.part("poster")).to_be_visible()
+    sizes = await visit.page.evaluate(
+        "performance.getEntries().filter((entry) => entry.transferSize > 0).map((entry) => entry.encodedBodySize)"
+    )
+    assert len(sizes) > 10
+    assert sum(sizes) < PAGE_BYTES
 
 
 async def test_everything_has_a_name(card: RunningServer, page: PageFactory) -> None:
@@ -131,6 +179,51 @@ async def test_dark_and_light_are_a_choice_that_is_remembered(card: RunningServe
     await visit.page.emulate_media(color_scheme="dark")
     assert await visit.page.evaluate(ground) == light  # the visitor's word counts more than the system's
 
+
+# The accessibility tree of the element in its states.
+WELCOME = """
+- region "Avatar":
+  - heading "Give your voice a face" [level=2]
+  - paragraph: You speak, and a second later this person says your words.
+  - button "Start the call"
+  - button "Try the sample voice"
+  - paragraph: Headphones are best. Nothing is sent before you start.
+  - paragraph: Ready
+- status
+- alert
+"""
+REFUSED = """
+- region "Avatar":
+  - heading "The microphone was refused" [level=2]
+  - paragraph: /Allow the microphone for this page/
+  - button "Try again"
+  - button "Use the sample voice"
+  - paragraph: Needs a microphone
+- status
+- alert: /The microphone was refused. Allow the microphone/
+"""
+MUTED = """
+- region "Avatar":
+  - paragraph: /Idle|Speaking|Behind/
+  - paragraph: /Length of the call.*/
+  - paragraph: /You are muted/
+- group "Call controls":
+  - button "Mute or unmute your voice" [pressed]: Unmute
+  - button "Sound off" [pressed]: Sound
+  - text: Volume
+  - slider "Volume"
+  - button "End the call": End
+"""
+ENDED = """
+- region "Avatar":
+  - heading "The call has ended" [level=2]
+  - paragraph: /It lasted \\d+:\\d+/
+  - button "Start again"
+  - button "Use the microphone"
+  - paragraph: Ended
+- status: /The call has ended. It lasted/
+- alert
+"""
 
 # The page and the element within it. `all`: what a selector finds in both.
 BOTH = """

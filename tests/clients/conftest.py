@@ -1,15 +1,12 @@
 """One server for clients that are nobody's of this repository, and what these clients are made of.
 
-What npm has to bring is installed beside this file once, by ``package.json``, into a folder that git does not know. A
-program that is missing fails the tests; they are never skipped.
+What npm has to bring is installed beside this file once. A program that is missing fails the tests; they are never
+skipped.
 """
 
 from __future__ import annotations
 
 import asyncio
-import json
-import shutil
-import subprocess
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,10 +16,9 @@ import pytest_asyncio
 from aiohttp import web
 
 from tests.browser.conftest import TEST_CARD, RunningServer, Servers
+from tests.support.npm import installed
 
 HERE = Path(__file__).parent
-MODULES = HERE / "node_modules"
-INSTALL_S = 240.0
 CLIENT_S = 60.0
 
 
@@ -31,36 +27,10 @@ def no_leaks() -> None:
     """Takes the place of the check for processes left behind: a browser's helpers take their time to go."""
 
 
-def program(*names: str) -> str:
-    """The path of the first of these programs that there is; fails the test if there is none."""
-    found = next(filter(None, map(shutil.which, names)), None)
-    if found is None:
-        pytest.fail(f"the tests of other clients need {' or '.join(names)}; .ci/run names the package to install")
-    return found
-
-
 @pytest.fixture(scope="session")
 def npm_modules() -> Path:
-    """The folder of npm's packages, installed or brought up to date if they are not."""
-    wanted = json.loads((HERE / "package.json").read_text())["dependencies"]
-    if _installed(wanted) != wanted:
-        flags = ("--no-audit", "--no-fund", "--no-package-lock", "--ignore-scripts", "--omit=dev")
-        done = subprocess.run(
-            [program("npm"), "install", *flags],
-            cwd=HERE,
-            capture_output=True,
-            text=True,
-            timeout=INSTALL_S,
-            check=False,
-        )
-        assert done.returncode == 0, f"npm could not install the clients: {done.stderr}"
-    return MODULES
-
-
-def _installed(names: dict[str, str]) -> dict[str, str]:
-    """The versions of these packages that are installed."""
-    descriptions = {name: MODULES / name / "package.json" for name in names}
-    return {name: json.loads(path.read_text())["version"] for name, path in descriptions.items() if path.is_file()}
+    """The folder of npm's packages."""
+    return installed(HERE)
 
 
 async def run_client(*command: str | Path) -> str:

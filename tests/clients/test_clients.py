@@ -19,8 +19,9 @@ from playwright.async_api import async_playwright
 from echo_rtc.bench.stream import babble
 from echo_rtc.bench.support.calls import Publisher
 from tests.browser.conftest import BrowserKind
-from tests.clients.conftest import CLIENT_S, HERE, House, program, run_client
+from tests.clients.conftest import CLIENT_S, HERE, House, run_client
 from tests.clients.firefox import firefox
+from tests.support.programs import program
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
 
