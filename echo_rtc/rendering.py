@@ -11,6 +11,7 @@ from typing import Protocol
 import numpy as np
 
 from echo_rtc.clips import ClipFormat, F16Array, F32Array, YuvFrames
+from echo_rtc.errors import RenderError
 
 Progress = Callable[[str], None]
 """Called with one line for the log whenever a worker reaches a further step of its start-up."""
@@ -173,6 +174,11 @@ class Engine(Protocol):
     async def remove_avatar(self, name: str) -> None:
         """Lets go of an avatar, on every worker; clips of it that are still asked for are lost. Nothing happens if
         there is none of that name."""
+        ...
+
+    async def failed(self) -> RenderError:
+        """Return when the engine cannot go on and mends itself no more, with the reason for its user. An engine that
+        replaces its workers by itself never does."""
         ...
 
     async def close(self) -> None:

@@ -19,10 +19,14 @@ from typing import Any
 import psutil
 import pytest
 
+from echo_rtc.engine.ray_environment import prepare_environment
 from echo_rtc.rtc.memory import settled
 
 SETTLE_S = 2.0
 """Time that threads, processes and sockets may take to go after they were told to."""
+
+# As the server has it for a cluster of its own; Ray reads this when it is first imported, by whichever test.
+prepare_environment("")
 
 _OUR_THREADS = ("echo-", "audio-decoder", "video-decoder")
 """Names with which the threads begin that this server causes: its own, and those of aiortc's receivers."""

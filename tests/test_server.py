@@ -42,6 +42,7 @@ class ScriptedEngine:
     begun: asyncio.Event = field(default_factory=asyncio.Event)
     failure: Exception | None = None
     hangs_at_close: bool = False
+    breaks: asyncio.Event = field(default_factory=asyncio.Event)
     closed: int = 0
     format: ClipFormat = field(default_factory=ClipFormat)
     avatars: dict[str, Avatar] = field(default_factory=dict)
@@ -67,6 +68,10 @@ class ScriptedEngine:
 
     async def prepare_avatar(self, files: AvatarFiles) -> Avatar:
         raise RenderError("never")
+
+    async def failed(self) -> RenderError:
+        await self.breaks.wait()
+        return RenderError("the head of the cluster is gone")
 
     async def close(self) -> None:
         self.closed += 1
@@ -111,7 +116,7 @@ async def begin(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Begin]:
     yield run
     for task in tasks:
         task.cancel()
-        with suppress(asyncio.CancelledError, InputError):
+        with suppress(asyncio.CancelledError, InputError, RenderError):
             await task
 
 
@@ -164,6 +169,15 @@ async def test_a_stop_during_the_start_waits_for_start_and_close_within_the_prom
     assert life.engine.closed == 1
     life.engine.go.set()
     await asyncio.gather(*(task for task in asyncio.all_tasks() if task.get_name() == "engine start"))
+
+
+async def test_an_engine_that_cannot_go_on_ends_the_server(begin: Begin) -> None:
+    life = await begin(ScriptedEngine())
+    life.engine.go.set()
+    life.engine.breaks.set()
+    with pytest.raises(RenderError, match=r"^the head of the cluster is gone$"):
+        await asyncio.wait_for(asyncio.shield(life.task), STOP_S)
+    assert life.engine.closed == 1
 
 
 async def test_an_engine_that_does_not_start_ends_the_server(begin: Begin) -> None:

@@ -42,6 +42,7 @@ from echo_rtc.engine.devices import usable_cores
 from echo_rtc.engine.factory import create_engine, fleet_options, worker_specs
 from echo_rtc.engine.fleet import FleetEngine, FleetOptions
 from echo_rtc.engine.local import LocalEngine
+from echo_rtc.engine.ray_environment import RayOptions, prepare_environment
 from echo_rtc.engine.testcard import CardLoader, TestCardEngine
 from echo_rtc.engine.worker import ModelLoader, Renderer, WorkerSpec
 from echo_rtc.errors import RenderError, SettingsError
@@ -141,7 +142,10 @@ def over(settings: Settings, specs: Sequence[WorkerSpec], options: FleetOptions)
     """An engine of the settings' kind with these workers."""
     if settings.engine == "local":
         return LocalEngine(settings.clip_format, lambda: specs, options)
-    from echo_rtc.engine.ray_engine import RayEngine, RayOptions
+
+    ray_options = RayOptions(settings.ray_address or "", settings.devices, len(specs))
+    prepare_environment(ray_options.address)
+    from echo_rtc.engine.ray_engine import RayEngine
 
     def spec(name: str, device: str, cores: float | None) -> WorkerSpec:
         given = specs[int(name.removeprefix("ray-"))]
@@ -150,7 +154,6 @@ def over(settings: Settings, specs: Sequence[WorkerSpec], options: FleetOptions)
             given, name=name, loader=replace(loader, device=device) if isinstance(loader, ModelLoader) else loader
         )
 
-    ray_options = RayOptions(settings.ray_address or "", settings.devices, len(specs))
     return RayEngine(settings.clip_format, spec, ray_options, options)
 
 

@@ -94,10 +94,11 @@ def main(argv: Sequence[str] | None = None, prog: str = "echo-rtc serve") -> int
 async def serve(settings: Settings, log_file: LogFile) -> None:
     """A server's life, from binding its port to its end by SIGINT or SIGTERM. ``log_file`` is what metrics tell of.
 
-    Raises SettingsError or InputError before anything is loaded, ListenError if the port cannot be had, and what the
-    engine raises if it does not start. Whatever was begun is ended.
+    Raises SettingsError or InputError before anything is loaded, ListenError if the port cannot be had, what the engine
+    raises if it does not start, and RenderError if it cannot go on later. Whatever was begun is ended.
     """
     lifecycle = Lifecycle()
+    failure: EchoRtcError | None = None
     async with AsyncExitStack() as life:
         stop = life.enter_context(_stop_signal())
         await check_seams()
@@ -127,10 +128,12 @@ async def serve(settings: Settings, log_file: LogFile) -> None:
             logger.info("echo_rtc is ready: %s", url)
             life.enter_context(settled())
             async with _running(PerformanceLog(streams, watch.workers, watch.usage).run(), "performance log"):
-                await stop.wait()
+                failure = await _stopped_or_failed(stop, engine)
         lifecycle.phase = Phase.STOPPING
         logger.info("stopping: streams end, workers are closed")
     logger.info("stopped")
+    if failure is not None:
+        raise failure
 
 
 @contextmanager
@@ -239,6 +242,19 @@ async def _started(engine: Engine, library: AvatarLibrary, lifecycle: Lifecycle,
         for task in (start, stopped):
             task.cancel()
         await asyncio.wait({start, stopped}, timeout=CANCEL_START_S)
+
+
+async def _stopped_or_failed(stop: asyncio.Event, engine: Engine) -> EchoRtcError | None:
+    """Wait until the server is told to stop (None), or its engine cannot go on: the reason."""
+    stopped = asyncio.create_task(stop.wait(), name="stop signal")
+    failed = asyncio.create_task(engine.failed(), name="engine failure")
+    try:
+        await asyncio.wait({stopped, failed}, return_when=asyncio.FIRST_COMPLETED)
+        return None if stopped.done() else failed.result()
+    finally:
+        for task in (stopped, failed):
+            task.cancel()
+        await asyncio.wait({stopped, failed})
 
 
 @asynccontextmanager

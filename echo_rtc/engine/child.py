@@ -154,6 +154,10 @@ def measure(frames: int) -> Speed:
     return _running().worker.measure(frames)
 
 
+def ping() -> None:
+    """Answers: the thread that renders is there and free."""
+
+
 def render(number: int, init_latent: F16Array | None) -> tuple[Parcel, float]:
     """The result lies in the result area."""
     process = _running()

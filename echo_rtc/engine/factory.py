@@ -8,6 +8,7 @@ from functools import partial
 from echo_rtc.engine.devices import resolve_devices
 from echo_rtc.engine.fleet import FleetOptions
 from echo_rtc.engine.local import LocalEngine
+from echo_rtc.engine.ray_environment import RayOptions, prepare_environment
 from echo_rtc.engine.testcard import TestCardEngine
 from echo_rtc.engine.worker import CPU_NICENESS, ModelLoader, Speedups, WorkerSpec
 from echo_rtc.errors import SettingsError
@@ -51,15 +52,16 @@ def worker_spec(settings: Settings, name: str, device: str, cores: float | None 
 
 def _ray_engine(settings: Settings) -> Engine:
     """Raises SettingsError where Ray is not installed."""
+    options = RayOptions(settings.ray_address or "", settings.devices, settings.ray_workers)
+    prepare_environment(options.address)
     try:
-        from echo_rtc.engine.ray_engine import RayEngine, RayOptions
+        from echo_rtc.engine.ray_engine import RayEngine
     except ImportError as error:
         raise SettingsError(
             f'engine is ray, but Ray cannot be imported ({error}); install it with pip install "echo-rtc[ray]", or '
             "choose --engine local"
         ) from error
 
-    options = RayOptions(settings.ray_address or "", settings.devices, settings.ray_workers)
     return RayEngine(settings.clip_format, partial(worker_spec, settings), options, fleet_options(settings))
 
 

@@ -13,7 +13,7 @@ import itertools
 import logging
 import math
 from collections import deque
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
@@ -51,6 +51,12 @@ RECENT_CLIPS, ENOUGH_CLIPS = 48, 12
 
 DENOISING_SHARE = 0.85
 """About this part of a clip's time is in proportion to its steps; the rest is decoding."""
+
+HEARTBEAT_S = 5.0
+"""A worker that has done nothing for so long (s) is asked whether it still answers."""
+
+HEARTBEAT_TIMEOUT_S = 10.0
+"""How long its answer may take (s); a process on a machine that is overloaded or swaps needs seconds."""
 
 ERRAND_PATIENCE_S = 1.0
 """The preparation of an avatar waits so long (s) for a gap between clips into which its next piece fits; then the piece
@@ -104,6 +110,10 @@ class Worker(Protocol):
 
     async def forget_avatar(self, name: str, timeout_s: float) -> None:
         """Lets go of an avatar, prepared or half prepared. Raises as ``render``."""
+        ...
+
+    async def ping(self, timeout_s: float) -> None:
+        """Has it answer between clips. Kills it and raises WorkerGoneError if it does not within ``timeout_s``."""
         ...
 
     def kill(self) -> None: ...
@@ -165,6 +175,7 @@ class _Slot:
         self.gaps = Gaps()
         self.lacking: set[str] = set()  # avatars that this worker could not prepare although others have them
         self.turned = asyncio.Event()  # set whenever a job has ended on it
+        self.answered_s = -math.inf  # when a job last ended on it
 
     def speed(self, frames: int) -> Speed:
         """With ordinary clips, which have ``frames`` frames: as seen lately, or at the start."""
@@ -174,7 +185,8 @@ class _Slot:
 
 @dataclass(slots=True)
 class _Job:
-    """Something to do on a worker, and who waits for its result. ``request`` is None for what is no clip."""
+    """Something to do on a worker, and who waits for its result. ``request`` is None for what is no clip; a ``ping`` is
+    not counted as work."""
 
     ticket: Ticket
     result: asyncio.Future[Any]
@@ -182,6 +194,7 @@ class _Job:
     errand: Callable[[Worker], Awaitable[Any]] | None = None
     followers: list[_Job] = field(default_factory=list)
     running: bool = False
+    ping: bool = False
 
     def fail(self, error: Exception) -> None:
         """Nothing comes of it, if nothing has; those that continue it begin where it would have."""
@@ -424,6 +437,11 @@ class FleetEngine:
         assert gone is not None
         raise gone
 
+    async def failed(self) -> RenderError:
+        """Never returns: workers that die are replaced, however often."""
+        never: asyncio.Future[RenderError] = asyncio.get_running_loop().create_future()
+        return await never
+
     async def close(self) -> None:
         """Ends every worker in bounded time; clips being rendered are lost. Closing twice is harmless."""
         self._closed = True
@@ -505,6 +523,9 @@ class FleetEngine:
                 await asyncio.wait_for(slot.turned.wait(), min(wait_s, left_s))
         if not slot.up:
             raise WorkerGoneError(f"worker {slot.spec.name} is gone")
+        return await self._through(self._errand(slot, errand))
+
+    def _errand(self, slot: _Slot, errand: Callable[[Worker], Awaitable[Any]], ping: bool = False) -> _Job:
         ticket = Ticket(
             next(self._numbers),
             NOBODY,
@@ -513,7 +534,7 @@ class FleetEngine:
             worker=slot.spec.name,
             droppable=False,
         )
-        return await self._through(_Job(ticket, asyncio.get_running_loop().create_future(), errand=errand))
+        return _Job(ticket, asyncio.get_running_loop().create_future(), errand=errand, ping=ping)
 
     def _act(self) -> None:
         """Does what the scheduler says is to be done now."""
@@ -543,7 +564,8 @@ class FleetEngine:
         worker = slot.worker
         assert worker is not None
         begun = self._now
-        slot.gaps.began(begun, job.request is not None)
+        if not job.ping:
+            slot.gaps.began(begun, job.request is not None)
         took_s: float | None = None
         try:
             if job.request is not None:
@@ -583,7 +605,9 @@ class FleetEngine:
             job.fail(RenderError("the engine is closed"))  # where all this was cancelled
             self._end(job)
             self._scheduler.finished(slot.spec.name, job.ticket, self._now, took_s)
-            slot.gaps.ended(self._now)
+            if not job.ping:
+                slot.gaps.ended(self._now)
+            slot.answered_s = self._now
             slot.turned.set()
             del job  # as in _through
         self._act()
@@ -661,6 +685,9 @@ class FleetEngine:
 
     def _come_up(self, slot: _Slot) -> None:
         slot.up = True
+        slot.answered_s = self._now
+        if not self._closed:
+            self._keep(self._beat(slot, slot.worker), f"heartbeat of {slot.spec.name}")
         slot.failures = slot.rendered = 0
         slot.retry_at_s = None
         assert slot.at_start is not None
@@ -694,9 +721,26 @@ class FleetEngine:
         self._go_down(slot, slot.worker)
         if not self._closed and slot.at_start is not None and slot.retry_at_s is None:
             slot.retry_at_s = self._now
-            keeper = asyncio.create_task(self._replace(slot), name=f"replace {slot.spec.name}")
-            self._keepers.add(keeper)
-            keeper.add_done_callback(self._keepers.discard)
+            self._keep(self._replace(slot), f"replace {slot.spec.name}")
+
+    def _keep(self, work: Coroutine[Any, Any, None], name: str) -> None:
+        """Runs what lasts as long as the engine at most."""
+        keeper = asyncio.create_task(work, name=name)
+        self._keepers.add(keeper)
+        keeper.add_done_callback(self._keepers.discard)
+
+    async def _beat(self, slot: _Slot, worker: Worker | None) -> None:
+        """Asks an idle worker now and then whether it answers, as long as it is up. One that does not is replaced
+        before a clip is lost to it."""
+        while slot.up and slot.worker is worker:
+            await asyncio.sleep(max(0.0, slot.answered_s + HEARTBEAT_S - self._now))
+            if slot.up and slot.worker is worker and self._now - slot.answered_s >= HEARTBEAT_S:
+                try:
+                    job = self._errand(slot, lambda worker: worker.ping(HEARTBEAT_TIMEOUT_S), ping=True)
+                    await self._through(job)
+                except RenderError as error:
+                    logger.warning("worker %s does not answer: %s", slot.spec.name, error)
+                    return
 
     async def _replace(self, slot: _Slot) -> None:
         """Replaces a dead worker, and replacements that come to nothing, until one is up."""

@@ -160,6 +160,10 @@ class WorkerProcess:
         """Lets go of an avatar. Raises as :meth:`render`."""
         await self._call(timeout_s, "forgetting an avatar", child.forget_avatar, name)
 
+    async def ping(self, timeout_s: float) -> None:
+        """Has the process answer. Raises as :meth:`render`."""
+        await self._call(timeout_s, "idle and silent", child.ping)
+
     def kill(self) -> None:
         """Kills the process at once; one that has not said its id yet, as soon as it does."""
         self._condemned = True

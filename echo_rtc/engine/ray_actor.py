@@ -122,6 +122,11 @@ class RayClipWorker:
     def measure(self, life: str, frames: int) -> Speed | Failure | OtherLife:
         return self._told(life, lambda: self._worker.measure(frames))
 
+    @_in("render")
+    def ping(self, life: str) -> OtherLife | None:
+        """Answers: the thread that renders is there and free."""
+        return None if life == self._life else OtherLife()
+
     @_in("prepare")
     def prepare(self, life: str, number: int, request: RenderRequest) -> None:
         if life == self._life:

@@ -11,24 +11,22 @@ import asyncio
 import contextlib
 import logging
 import math
-import os
 import pickle
 import socket
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from ipaddress import ip_address
 from typing import Any
 
-# Read when Ray is imported: nothing is reported to its makers, and a program started by "uv run" gets no special case.
-os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
-
 import ray
+from ray._private import ray_constants
 from ray.exceptions import RayActorError, RayError
 
 from echo_rtc.clips import ClipFormat, YuvFrames
 from echo_rtc.engine.fleet import FleetEngine, FleetOptions, WorkerGoneError
 from echo_rtc.engine.ray_actor import CONCURRENCY_GROUPS, AvatarBundle, Failure, OtherLife, RayClipWorker, Whereabouts
+from echo_rtc.engine.ray_environment import RayOptions, check_token, check_version
 from echo_rtc.engine.speed import Speed
 from echo_rtc.engine.worker import WorkerReport, WorkerSpec
 from echo_rtc.errors import InputError, RenderError, SettingsError
@@ -51,29 +49,11 @@ CONNECT_S = 60.0
 DISCONNECT_S = 5.0
 """How long leaving a cluster may take, or ending the one that was started here (s)."""
 
+HEAD_RETURN_S = 5.0
+"""How long a cluster's head may be gone before the engine has failed (s). Ray itself ends the process after 60 s."""
+
 MakeSpec = Callable[[str, str, float | None], WorkerSpec]
 """What a worker is to be, from its name, its device as torch has it, and how many cores it may use (None: all)."""
-
-
-@dataclass(frozen=True, slots=True)
-class RayOptions:
-    """Which cluster, and how much of it.
-
-    ``address``: of a running cluster ("10.0.0.5:6379", or "auto" for the one that this machine belongs to); empty
-    starts one on this machine that ends with the engine. ``devices``: "auto" takes GPUs if the cluster has any, else
-    CPUs; "cuda" and "cpu" insist. ``workers``: how many; 0 takes one per GPU, or one per node where there are none.
-    """
-
-    address: str = ""
-    devices: str = "auto"
-    workers: int = 0
-
-    def __post_init__(self) -> None:
-        if self.devices not in ("auto", "cuda", "cpu"):
-            raise SettingsError(
-                f"devices is {self.devices}, but with engine ray it is Ray that chooses the devices; "
-                "it must be auto, cuda or cpu"
-            )
 
 
 class RayEngine(FleetEngine):
@@ -90,9 +70,31 @@ class RayEngine(FleetEngine):
         self._thread: ThreadPoolExecutor | None = None
         self._gpus_each = 0
         self._cpus_each = 1.0
+        self._head: HeadWatch | None = None
+
+    @property
+    def ready(self) -> bool:
+        """No new work is taken while the head is gone: without it no actor that dies is replaced."""
+        return super().ready and (self._head is None or self._head.reachable)
+
+    @property
+    def trouble(self) -> str:
+        if self._head is not None and not self._head.reachable:
+            return f"The head of {_cluster(self._ray_options.address)} is gone."
+        return super().trouble
+
+    async def failed(self) -> RenderError:
+        """Return once the cluster's head is gone for good. Ray ends a process that stays connected for much longer."""
+        assert self._head is not None, "the engine was not started"
+        await self._head.lost()
+        return RenderError(
+            f"the head of {_cluster(self._ray_options.address)} is gone; start the cluster again, then the server"
+        )
 
     async def close(self) -> None:
         """Ends every actor and leaves the cluster, or ends the one that was started here, in bounded time."""
+        if self._head is not None:
+            await self._head.close()
         await super().close()
         for actor in self._actors.values():
             try:
@@ -121,6 +123,7 @@ class RayEngine(FleetEngine):
                 f"{_cluster(self._ray_options.address)} did not answer within {CONNECT_S:g} s; start it with "
                 "ray start --head, or correct ray_address"
             )
+        self._head = HeadWatch(await asyncio.get_running_loop().run_in_executor(self._thread, _head_address))
         return self._specs_for(*joining.result())
 
     def _specs_for(self, gpus: int, cpus: float, nodes: int) -> list[WorkerSpec]:
@@ -151,9 +154,36 @@ def _cluster(address: str) -> str:
     return f"the Ray cluster at {address}" if address else "a Ray cluster on this machine"
 
 
+def _head_address() -> tuple[str, int]:
+    """Host and port of the head of the cluster that this process is connected to."""
+    host, _, port = str(ray.get_runtime_context().gcs_address).rpartition(":")
+    return host.strip("[]"), int(port)
+
+
+def _check_confined() -> None:
+    """Raise SettingsError if the cluster that was started here can be reached from other machines."""
+    open_to = [
+        node["NodeManagerAddress"] for node in ray.nodes() if not ip_address(node["NodeManagerAddress"]).is_loopback
+    ]
+    if open_to:
+        ray.shutdown()
+        raise SettingsError(
+            f"engine is ray, but Ray listens on {', '.join(open_to)} instead of loopback alone; start a cluster with "
+            "ray start --head, and name it with --ray-address"
+        )
+
+
 def _join(address: str) -> tuple[int, float, int]:
     """Joins a cluster, and says how many GPUs, CPUs and nodes it has. Blocks. Raises SettingsError if it cannot be
-    joined."""
+    joined, or is open to others."""
+    check_version(ray.__version__)
+    if address:
+        check_token(address)
+    elif ray_constants.ENABLE_RAY_CLUSTER:
+        raise SettingsError(
+            "engine is ray, but Ray was imported before the engine was made and would listen on all interfaces; make "
+            "the engine first, or name a running cluster with ray_address"
+        )
     # It warns at every start of what is as it should be here: signals are handled by the server.
     logging.getLogger("ray").setLevel(logging.ERROR)
     try:
@@ -168,6 +198,8 @@ def _join(address: str) -> tuple[int, float, int]:
             configure_logging=False,
             namespace="echo_rtc",
         )
+        if not address:
+            _check_confined()
         resources = ray.cluster_resources()
         nodes = sum(node["Alive"] for node in ray.nodes())
         return int(resources.get("GPU", 0)), float(resources.get("CPU", 1)), nodes
@@ -177,6 +209,64 @@ def _join(address: str) -> tuple[int, float, int]:
             f"{_cluster(address)} cannot be joined ({first_line}); start it with ray start --head, or correct "
             "ray_address"
         ) from error
+
+
+class HeadWatch:
+    """Holds a connection to the head of a cluster, whose end says at once that the head is gone.
+
+    A head that is back within ``HEAD_RETURN_S`` (one that keeps its state outside, in Redis) costs nothing. The head
+    may close a connection without a request on it: that is followed by another one.
+    """
+
+    def __init__(self, address: tuple[str, int]) -> None:
+        self._address = address
+        self._lost = asyncio.Event()
+        self.reachable = True
+        self._task = asyncio.create_task(self._watch(), name="watch the head of the Ray cluster")
+
+    async def lost(self) -> None:
+        """Return when the head is gone for good."""
+        await self._lost.wait()
+
+    async def close(self) -> None:
+        self._task.cancel()
+        await asyncio.wait({self._task})
+
+    async def _watch(self) -> None:
+        clock = asyncio.get_running_loop().time
+        seen_s = clock()
+        while clock() - seen_s < HEAD_RETURN_S:
+            try:
+                async with asyncio.timeout(KNOCK_S):
+                    reader, writer = await asyncio.open_connection(*self._address)
+            except OSError:  # TimeoutError is one
+                if self.reachable:
+                    self.reachable = False
+                    logger.error("the head of the Ray cluster at %s:%d is gone; no calls are taken", *self._address)
+                await asyncio.sleep(AGAIN_S)
+                continue
+            if not self.reachable:
+                self.reachable = True
+                logger.warning("the head of the Ray cluster is back")
+            try:
+                _keep_alive(writer.get_extra_info("socket"))
+                while await reader.read(4096):
+                    pass
+            except OSError:
+                logger.debug("the connection to the head of the Ray cluster broke")
+            finally:
+                writer.transport.abort()
+            seen_s = clock()
+            await asyncio.sleep(AGAIN_S)
+        self._lost.set()
+
+
+def _keep_alive(connection: socket.socket) -> None:
+    """Have a peer noticed that vanishes without a word, within ``KNOCK_S``."""
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    for option, value in (("TCP_KEEPIDLE", 2), ("TCP_KEEPINTVL", 1), ("TCP_KEEPCNT", 3)):
+        if hasattr(socket, option):
+            connection.setsockopt(socket.IPPROTO_TCP, getattr(socket, option), value)
 
 
 class _Actor:
@@ -290,6 +380,9 @@ class RayWorker:
 
     async def forget_avatar(self, name: str, timeout_s: float) -> None:
         await self._call(timeout_s, "forgetting an avatar", self._actor.handle.forget_avatar, name)
+
+    async def ping(self, timeout_s: float) -> None:
+        await self._call(timeout_s, "idle and silent", self._actor.handle.ping)
 
     def kill(self) -> None:
         if not self._over.done():

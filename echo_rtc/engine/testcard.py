@@ -214,6 +214,9 @@ class CardWorker:
     async def forget_avatar(self, name: str, timeout_s: float) -> None:
         self._loaded().forget_avatar(name)
 
+    async def ping(self, timeout_s: float) -> None:
+        """It draws in this process, which answers for it."""
+
     def kill(self) -> None:
         if not self._killed.is_set():
             self._killed.set()

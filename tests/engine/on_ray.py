@@ -7,7 +7,8 @@ from collections.abc import Callable, Sequence
 
 from echo_rtc.clips import ClipFormat
 from echo_rtc.engine.fleet import FleetOptions
-from echo_rtc.engine.ray_engine import RayEngine, RayOptions
+from echo_rtc.engine.ray_engine import RayEngine
+from echo_rtc.engine.ray_environment import RayOptions
 from echo_rtc.engine.worker import WorkerSpec
 
 

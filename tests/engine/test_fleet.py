@@ -13,7 +13,14 @@ import numpy as np
 import pytest
 
 from echo_rtc.clips import ClipFormat, F32Array, YuvFrames
-from echo_rtc.engine.fleet import STEADY_CLIPS, FleetEngine, FleetOptions, WorkerGoneError
+from echo_rtc.engine.fleet import (
+    HEARTBEAT_S,
+    HEARTBEAT_TIMEOUT_S,
+    STEADY_CLIPS,
+    FleetEngine,
+    FleetOptions,
+    WorkerGoneError,
+)
 from echo_rtc.engine.speed import Speed
 from echo_rtc.engine.testcard import CardLoader
 from echo_rtc.engine.worker import WorkerReport, WorkerSpec
@@ -36,6 +43,8 @@ class Scripted:
         self.begun: list[tuple[int, float | None]] = []
         self.discarded: list[int] = []
         self._dead = False
+        self.pings = 0
+        self.silent = False
 
     async def start(self, timeout_s: float) -> WorkerReport:
         return WorkerReport(("default",), Speed(12, (0.4,)))
@@ -67,6 +76,13 @@ class Scripted:
         return False
 
     async def forget_avatar(self, name: str, timeout_s: float) -> None: ...
+
+    async def ping(self, timeout_s: float) -> None:
+        self.pings += 1
+        if self.silent:
+            await asyncio.sleep(timeout_s)
+            self.kill()
+            raise WorkerGoneError(f"worker {self.name} was silent for more than {timeout_s:g} s and was ended")
 
     def kill(self) -> None:
         if not self._dead:
@@ -457,6 +473,25 @@ def test_the_timeout_follows_the_clips_and_the_speed_within_its_bounds() -> None
     assert options.timeout_s(0.5, 2.0) == 24.0
     assert options.timeout_s(4.0, 60.0) == 300.0
     assert replace(options, render_timeout_s=7.0).timeout_s(0.5, 2.0) == 7.0
+
+
+def test_an_idle_worker_that_hangs_is_replaced_and_costs_no_clip() -> None:
+    async def work() -> None:
+        async with House(1, lambda position: 0.1) as house:
+            first = house.opened[0]
+            await asyncio.sleep(3.5 * HEARTBEAT_S)
+            assert first.pings == 3, "while it does nothing"
+            for number in range(40):
+                await house.engine.render(clip(number))
+                await asyncio.sleep(0.4)
+            assert first.pings == 3, "its clips say enough"
+            first.silent = True
+            await asyncio.sleep(HEARTBEAT_S + HEARTBEAT_TIMEOUT_S + 1.0)
+            assert len(house.opened) == 2
+            await house.engine.render(clip(40))
+            assert (house.engine.workers[0].restarts, house.engine.workers[0].lost) == (1, 0)
+
+    run(work())
 
 
 def test_who_gives_up_takes_the_clip_out_of_the_queue() -> None:

@@ -21,7 +21,8 @@ import pytest
 from echo_rtc.clips import ClipFormat
 from echo_rtc.engine.factory import create_engine
 from echo_rtc.engine.fleet import FleetOptions
-from echo_rtc.engine.ray_engine import RayEngine, RayOptions, RayWorker
+from echo_rtc.engine.ray_engine import RayEngine, RayWorker
+from echo_rtc.engine.ray_environment import RayOptions
 from echo_rtc.engine.worker import WorkerSpec
 from echo_rtc.errors import RenderError, SettingsError
 from echo_rtc.settings import Settings

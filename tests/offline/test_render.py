@@ -124,6 +124,9 @@ class NotingEngine:
     async def prepare_avatar(self, files: AvatarFiles) -> Avatar:
         raise AssertionError("not asked for here")
 
+    async def failed(self) -> RenderError:
+        raise AssertionError("not asked for here")
+
     async def close(self) -> None: ...
 
     async def render(self, request: RenderRequest) -> RenderResult:
