@@ -245,9 +245,13 @@ class DelayLine:
         shift = next((shift for shift in reversed(self._shifts) if shift.frame <= number), self._shifts[0])
         return number - shift.frames
 
+    def position(self, media_sample: int) -> int:
+        """The position at which a sample of media time leaves, at the present delay."""
+        return media_sample + self._shifts[-1].samples
+
     def playout_time(self, media_sample: int) -> float:
         """When a sample of media time leaves, at the present delay: the deadline for what belongs to it."""
-        return self.due(media_sample + self._shifts[-1].samples)
+        return self.due(self.position(media_sample))
 
     def sound(self, start: int, count: int) -> S16Array:
         """The echo for positions ``start`` .. ``start + count``: an array of its own, int16 (count,).

@@ -215,6 +215,10 @@ class Playout:
         """When a sample of media time leaves, at the present delay: the deadline for what belongs to it."""
         return self._line.playout_time(media_sample)
 
+    def position(self, media_sample: int) -> int:
+        """The position at which a sample of media time leaves, at the present delay."""
+        return self._line.position(media_sample)
+
     # Output
 
     def sound(self, start: int, count: int) -> S16Array:

@@ -62,21 +62,25 @@ class EventOverError(Exception):
 
 
 class MarkKind(StrEnum):
-    """What a mark in media time says: the first sample of an event is here; its last sample was before."""
+    """What a mark in media time says: the first sample of an event, or of a part with words, is here; the event's last
+    sample was before."""
 
     STARTED = "started"
+    TEXT = "text"
     ENDED = "ended"
 
 
 @dataclass(frozen=True, slots=True)
 class Mark:
     """``kind`` of the event ``event`` at the media sample ``sample``. ``played``: samples (48 kHz) of the event before
-    it."""
+    it. ``text``: the words of the ``length`` samples from here on."""
 
     sample: int
     kind: MarkKind
     event: str
     played: int
+    text: str = ""
+    length: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,33 +91,46 @@ class Cut:
     played: int
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class _Part:
+    """Sound that was pushed at once, and its words, if any."""
+
+    pcm: S16Array
+    text: str = ""
+
+
 @dataclass(slots=True)
 class _Event:
-    """An event: ``pieces`` are its sound that waits, ``waiting`` samples in all; ``placed`` samples have their place in
+    """An event: ``parts`` are its sound that waits, ``waiting`` samples in all; ``placed`` samples have their place in
     media time, in ``spans`` of (media sample, count). ``complete``: no further sound comes; ``latest_s``: when the
     latest came. ``broken_off``: it has run out, and has faded out."""
 
     id: str
     latest_s: float
     complete: bool = False
-    pieces: deque[S16Array] = field(default_factory=deque)
+    parts: deque[_Part] = field(default_factory=deque)
     waiting: int = 0
     placed: int = 0
     spans: list[tuple[int, int]] = field(default_factory=list)
     broken_off: bool = False
+    text_samples: int = 0
+    """How many samples belong to the words of what was taken last."""
 
-    def take(self, count: int) -> S16Array:
-        """The next ``count`` samples (n,) int16 of those that wait."""
+    def take(self, count: int) -> _Part:
+        """The next samples of those that wait: ``count``, or fewer if further words begin before."""
+        text = self.parts[0].text
+        length = len(self.parts[0].pcm) if text else 0
         taken: list[S16Array] = []
-        self.waiting -= count
-        while count:
-            piece = self.pieces.popleft()
-            if len(piece) > count:
-                self.pieces.appendleft(piece[count:])
-                piece = piece[:count]
-            taken.append(piece)
-            count -= len(piece)
-        return np.concatenate(taken) if taken else np.zeros(0, np.int16)
+        while count and self.parts and (not taken or not self.parts[0].text):
+            part = self.parts.popleft()
+            if len(part.pcm) > count:
+                self.parts.appendleft(_Part(part.pcm[count:]))
+                part = _Part(part.pcm[:count])
+            taken.append(part.pcm)
+            count -= len(part.pcm)
+            self.waiting -= len(part.pcm)
+        self.text_samples = length
+        return _Part(np.concatenate(taken), text)
 
     def before(self, sample: int) -> int:
         """How many placed samples lie before the media sample ``sample``."""
@@ -178,7 +195,8 @@ class SpeechQueue:
 
     def queued_s(self, left: int) -> float:
         """Seconds of sound that have not left when media time up to the sample ``left`` has."""
-        placed = sum(event.placed - event.before(left) for event in {*self._leaving, *self._events})
+        # Every event with a place leaves; those behind it only wait.
+        placed = sum(event.placed - event.before(left) for event in self._leaving)
         return (self._queued + placed) / MEDIA_RATE
 
     @property
@@ -186,9 +204,9 @@ class SpeechQueue:
         """The event that further sound without an id appends to: the newest that is not complete."""
         return self._events[-1].id if self._events and not self._events[-1].complete else None
 
-    def push(self, event: str, pcm: S16Array, now: float) -> None:
-        """Appends ``pcm`` (n,) int16 mono at 48 kHz to ``event``, which queues up if it is not there. An event behind
-        which another one waits is complete as soon as its sound has run out.
+    def push(self, event: str, pcm: S16Array, now: float, text: str = "") -> None:
+        """Appends ``pcm`` (n,) int16 mono at 48 kHz, which says ``text``, to ``event``, which queues up if it is not
+        there. An event behind which another one waits is complete as soon as its sound has run out.
 
         Raises QueueFullError, and takes nothing, if more than MAX_QUEUED_S or MAX_EVENTS would wait; EventOverError for
         an event that is complete; ValueError for anything but mono int16.
@@ -207,7 +225,7 @@ class SpeechQueue:
             self._events.append(own)
         if len(pcm):
             own.latest_s = now
-            own.pieces.append(pcm.copy())
+            own.parts.append(_Part(pcm.copy(), text))
             own.waiting += len(pcm)
             self._queued += len(pcm)
 
@@ -341,16 +359,21 @@ class SpeechQueue:
         count = min(event.waiting, reached + _AHEAD - self._head)
         if count:
             self._speak(event, event.take(count), pieces)
+            if event.waiting:
+                return True
         if not event.waiting and (event.complete or len(self._events) > 1):
             self._finish(event)
             return True
         return False
 
-    def _speak(self, event: _Event, pcm: S16Array, pieces: list[Piece]) -> None:
-        """Gives ``pcm``, the next of ``event``, its place."""
+    def _speak(self, event: _Event, part: _Part, pieces: list[Piece]) -> None:
+        """Gives the next part of ``event`` its place."""
+        pcm = part.pcm
         if not event.placed:
             self._marks.append(Mark(self._head, MarkKind.STARTED, event.id, 0))
             self._leaving.append(event)
+        if part.text:
+            self._marks.append(Mark(self._head, MarkKind.TEXT, event.id, event.placed, part.text, event.text_samples))
         if event.broken_off:
             pcm = pcm.copy()
             ramp = min(_FADE, len(pcm))

@@ -184,6 +184,15 @@ class Dispatcher:
         self._after_idle = False
         self._arrival.set()
 
+    def forget(self) -> None:
+        """Gives up all clips that are on their way: they will not be shown, and nothing was lost with them."""
+        self._arrived.clear()
+        for task in self._on_their_way.values():
+            task.cancel()
+        self._on_their_way.clear()
+        self._seams = Seams(self._order.continuity.overlap_frames)
+        self._after_idle = True
+
     async def run(self) -> None:
         """Dispatches for ever; every clip on its way ends with this task."""
         async with asyncio.TaskGroup() as tasks:

@@ -16,6 +16,7 @@ class EventType(StrEnum):
     STATE = "state"
     STATISTICS = "stats"
     STEPS = "steps"
+    CAPTION = "caption"
     END = "end"
 
 

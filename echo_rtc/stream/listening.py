@@ -7,6 +7,7 @@ connection: a voice is an iterator of blocks, whoever speaks.
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from typing import Protocol
 
 from echo_rtc.clips import AudioClip, ClipFormat, S16Array
@@ -38,25 +39,57 @@ class ClipSink(Protocol):
     def idle(self) -> None: ...
 
 
+class ClipFeed:
+    """Media time to the echo, and cut into clips that are rendered or shown as idle."""
+
+    def __init__(self, format: ClipFormat, vad_threshold: float, playout: SoundSink, clips: ClipSink) -> None:
+        """``vad_threshold``: RMS 0..1 from which on a clip is speech; 0 renders every clip."""
+        self._playout = playout
+        self._clips = clips
+        self._resampler = SpeechResampler(format.sample_rate)
+        self._clipper = Clipper(format)
+        self._gate = SpeechGate(vad_threshold, format.sample_rate)
+
+    def take(
+        self, pieces: list[tuple[int, S16Array]], now: float, wanted: Callable[[AudioClip], bool] = lambda _: True
+    ) -> None:
+        """Further media time. A clip that is not ``wanted`` is known to be silence."""
+        for start, pcm in pieces:
+            self._playout.push_sound(start, pcm, now)
+            for clip in self._clipper.push(self._resampler.push(pcm)):
+                if not wanted(clip):
+                    self._gate.rest()
+                    admitted = False
+                else:
+                    admitted = self._gate.admit(clip)
+                self._playout.expect(clip, admitted)
+                if admitted:
+                    self._clips.submit(clip)
+                else:
+                    self._clips.idle()
+
+    def forget(self) -> None:
+        """What was heard so far is silence to the clips to come."""
+        self._clipper.forget()
+        self._gate.rest()
+
+    def close(self) -> None:
+        self._resampler.close()
+
+
 class Listener:
     """Takes one voice after another, places their blocks in media time and cuts clips of it.
 
     Media time goes on without a voice, too: :meth:`tick` fills it with silence by the clock.
     """
 
-    def __init__(
-        self, format: ClipFormat, vad_threshold: float, playout: SoundSink, clips: ClipSink, log: StreamLog
-    ) -> None:
-        """``vad_threshold``: RMS 0..1 from which on a clip is speech; 0 renders every clip."""
+    def __init__(self, feed: ClipFeed, playout: SoundSink, log: StreamLog) -> None:
         self._clock = asyncio.get_running_loop().time
+        self._feed = feed
         self._playout = playout
-        self._clips = clips
         self._log = log
         self._complaints = Complaints(log)
         self.timeline = Timeline()
-        self._resampler = SpeechResampler(format.sample_rate)
-        self._clipper = Clipper(format)
-        self._gate = SpeechGate(vad_threshold, format.sample_rate)
         self._links: list[Link[Reception]] = []
         self.heard_at = self._clock()
         """When the latest block came, or a new voice was announced."""
@@ -96,7 +129,7 @@ class Listener:
         pieces = self.timeline.advance(now)
         # Often enough here: the clock is slewed over seconds, and with every block it would cost three times as much.
         self._playout.discipline(self.timeline.arrived(now), now)
-        self._take(pieces, now)
+        self._feed.take(pieces, now)
 
     async def ask_links(self) -> None:
         """Asks how the packets of each voice arrive."""
@@ -104,7 +137,7 @@ class Listener:
             await link.ask()
 
     def close(self) -> None:
-        self._resampler.close()
+        self._feed.close()
 
     def _hear(self, block: VoiceBlock | UnusableBlock) -> None:
         if isinstance(block, UnusableBlock):
@@ -113,16 +146,4 @@ class Listener:
             return
         self.counters.blocks += 1
         self.heard_at = self._clock()
-        self._take(self.timeline.block(block.pts, block.pcm, self.heard_at), self.heard_at)
-
-    def _take(self, pieces: list[tuple[int, S16Array]], now: float) -> None:
-        """Further media time: to the echo, and cut into clips that are rendered or shown as idle."""
-        for start, pcm in pieces:
-            self._playout.push_sound(start, pcm, now)
-            for clip in self._clipper.push(self._resampler.push(pcm)):
-                admitted = self._gate.admit(clip)
-                self._playout.expect(clip, admitted)
-                if admitted:
-                    self._clips.submit(clip)
-                else:
-                    self._clips.idle()
+        self._feed.take(self.timeline.block(block.pts, block.pcm, self.heard_at), self.heard_at)

@@ -117,7 +117,10 @@ class Pump:
         idle: YuvFrames,
         bank: PortionEncoder,
         audience: Receivers,
+        portion_blocks: int = PORTION_BLOCKS,
     ) -> None:
+        """``portion_blocks``: blocks of 20 ms that are encoded at once; what is taken can no longer be interrupted."""
+        self._portion_blocks = portion_blocks
         self._format = format
         self._source = source
         self._idle = idle
@@ -158,7 +161,7 @@ class Pump:
                 self.counters.skipped_blocks += current - number
                 number = current
                 continue
-            end = number + PORTION_BLOCKS
+            end = number + self._portion_blocks
             while end < number + MAX_PORTION_BLOCKS and self._source.due(end * SOUND_BLOCK_SAMPLES) - LEAD_S <= now:
                 end += 1
             dues, portion = self._take(range(number, end), base, now)

@@ -17,6 +17,7 @@ from typing import Any
 from echo_rtc.codec.picture import VideoCodec
 from echo_rtc.media.delay_line import DelayPolicy
 from echo_rtc.media.playout import FrameKind, Playout
+from echo_rtc.media.speech import AHEAD_S
 from echo_rtc.rendering import Avatar, Engine
 from echo_rtc.stream.audience import Audience
 from echo_rtc.stream.counters import GuardCounters, StreamCounters
@@ -24,10 +25,11 @@ from echo_rtc.stream.dispatch import Dispatcher, RenderOrder
 from echo_rtc.stream.encoder_bank import EncoderBank, PacketizerFactory
 from echo_rtc.stream.events import EventFeed, EventSink, EventType
 from echo_rtc.stream.links import Delivery, Link, Reception
-from echo_rtc.stream.listening import Listener
+from echo_rtc.stream.listening import ClipFeed, Listener
 from echo_rtc.stream.log import StreamLog
-from echo_rtc.stream.pump import Pump
+from echo_rtc.stream.pump import PORTION_BLOCKS, Pump
 from echo_rtc.stream.snapshot import Snapshot, closing_line
+from echo_rtc.stream.speech import Speaker
 from echo_rtc.stream.sync import CallRecord
 from echo_rtc.stream.tally import Tally
 from echo_rtc.stream.taps import Tap
@@ -45,11 +47,13 @@ REPORTS_PER_STATISTICS = 5
 
 
 class StreamState(StrEnum):
-    """What a page shows: no connection yet; the idle loop; a talking face; held frames in the last second."""
+    """What a page shows: no connection yet; the idle loop; a talking face; the idle loop of an avatar that listens;
+    held frames in the last second."""
 
     CONNECTING = "connecting"
     IDLE = "idle"
     SPEAKING = "speaking"
+    LISTENING = "listening"
     BEHIND = "behind"
 
 
@@ -78,7 +82,7 @@ class StreamOptions:
     ``steps``, ``min_steps``: denoising steps of a clip, and how few while clips come late. ``margin_s``: what the delay
     leaves for everything but clip and rendering; the pump takes frames up to 80 ms before they are due, and the rest is
     for jitter. ``voice_timeout_s``: a stream whose microphone sends nothing for this long ends; 0: never. A microphone
-    that sends silence does send.
+    that sends silence does send. ``pushed``: the voice is pushed speech, faster than it is spoken, and no microphone.
     """
 
     vad_threshold: float = 0.015
@@ -87,6 +91,7 @@ class StreamOptions:
     min_steps: int = 1
     margin_s: float = 0.15
     voice_timeout_s: float = 0.0
+    pushed: bool = False
 
     def delay_policy(self, engine: Engine) -> DelayPolicy:
         """What the delay of a stream on ``engine`` is made of."""
@@ -97,6 +102,7 @@ class StreamOptions:
             margin_s=self.margin_s + overlap_s,
             max_latency_s=self.max_latency_s,
             silence_rms=self.vad_threshold,
+            ahead_s=AHEAD_S if self.pushed else 0.0,
         )
 
     def render_order(self, engine: Engine, avatar: Avatar, stream_id: str) -> RenderOrder:
@@ -127,12 +133,19 @@ class Stream:
         self._playout = Playout(engine.format, avatar.idle, options.delay_policy(engine))
         order = options.render_order(engine, avatar, self.id)
         self._dispatcher = Dispatcher(engine, order, self._playout, self.log, self._clock, self._tell_steps)
-        self._listener = Listener(engine.format, options.vad_threshold, self._playout, self._dispatcher, self.log)
+        self._events = EventFeed()
+        feed = ClipFeed(engine.format, options.vad_threshold, self._playout, self._dispatcher)
+        self._listener: Listener | Speaker
+        if options.pushed:
+            self._listener = Speaker(engine.format, feed, self._playout, self._dispatcher, self._events)
+        else:
+            self._listener = Listener(feed, self._playout, self.log)
         self._bank = EncoderBank(engine.format, packetizer, self.log)
         self._audience = Audience(self._bank)
-        self._pump = Pump(engine.format, self._playout, avatar.idle, self._bank, self._audience)
+        # What is taken to be encoded cannot be interrupted.
+        portion_blocks = 1 if options.pushed else PORTION_BLOCKS
+        self._pump = Pump(engine.format, self._playout, avatar.idle, self._bank, self._audience, portion_blocks)
         self._record = CallRecord(self._opened_at)
-        self._events = EventFeed()
         self.guard_counters = GuardCounters()
         """What was kept from the stream's peers, whose guards count here."""
         self._tasks: set[asyncio.Task[None]] = set()
@@ -160,8 +173,14 @@ class Stream:
     def listen(self, voice: Voice, probe: Callable[[], Awaitable[Reception]] | None = None) -> asyncio.Task[None]:
         """Takes the blocks of ``voice`` from now on, until it ends; the task is done then. The voice before, if there
         was one, has ended. ``probe`` says how its packets arrive."""
+        assert isinstance(self._listener, Listener), "a stream of pushed speech hears no voice"
         self._listener.announce()
         return self._spawn(self._listener.listen(voice, Link(Reception(), probe)), "voice")
+
+    @property
+    def speaker(self) -> Speaker | None:
+        """Says pushed speech; None for a stream that hears a voice."""
+        return self._listener if isinstance(self._listener, Speaker) else None
 
     def add_viewer(self, codec: VideoCodec | None, with_sound: bool) -> Viewer:
         """A further viewer, whose queues the caller hands to a connection."""
@@ -286,9 +305,13 @@ class Stream:
             await asyncio.sleep(REPORT_S)
 
     async def _sample_statistics(self) -> None:
-        """Once a second: notes how the call goes, and ends a stream whose microphone sends nothing."""
+        """Once a second: notes how the call goes, and ends a stream that nobody speaks to."""
+        speaker = self.speaker
+        if speaker is not None and (speaker.speaking or self._audience.live_viewers):
+            speaker.keep_alive()
         if self._voice_timeout_s and self._clock() - self._listener.heard_at > self._voice_timeout_s:
-            self.end(f"the microphone sent nothing for {self._voice_timeout_s:g} s")
+            what = "the microphone sent nothing" if speaker is None else "nobody spoke or watched"
+            self.end(f"{what} for {self._voice_timeout_s:g} s")
         await self._listener.ask_links()
         await self._audience.ask_links()
         sent_bytes = self._pump.counters.sent_bytes
@@ -298,7 +321,10 @@ class Stream:
         recent = self._pump.recent()
         if recent.held:
             return StreamState.BEHIND
-        return StreamState.SPEAKING if recent.latest is FrameKind.RENDERED else StreamState.IDLE
+        if recent.latest is FrameKind.RENDERED:
+            return StreamState.SPEAKING
+        listening = self.speaker is not None and self.speaker.listening
+        return StreamState.LISTENING if listening else StreamState.IDLE
 
     def _set_state(self, state: StreamState) -> None:
         if state is not self._state:

@@ -11,7 +11,7 @@ import { Refusal } from "./server.js";
 /** @import { Server } from "./server.js" */
 
 /**
- * @typedef {"new" | "connecting" | "idle" | "speaking" | "behind" | "watching" | "waiting" | "closed"} CallState
+ * @typedef {"new" | "connecting" | "idle" | "speaking" | "listening" | "behind" | "watching" | "waiting" | "closed"} CallState
  * connecting, idle, speaking, behind: as the server says. watching: a view is connected. waiting: between two attempts.
  */
 

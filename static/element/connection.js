@@ -35,7 +35,7 @@ import { Refusal } from "./server.js";
  * @property {string} name Of the stream: for a call "" or the one under which others view it; for a view, whose.
  */
 
-const SERVER_STATES = ["connecting", "idle", "speaking", "behind"];
+const SERVER_STATES = ["connecting", "idle", "speaking", "listening", "behind"];
 /** A server that wants to be left alone for longer is asked all the same. */
 const MAX_RETRY_AFTER_S = 300;
 const GATHERING_LIMIT_MS = 3_000;

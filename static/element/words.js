@@ -44,6 +44,7 @@ const STATE_WORDS = Object.freeze({
   connecting: { word: "Connecting", caption: "" },
   idle: { word: "Idle", caption: "Say something" },
   hearing: { word: "Hearing you", caption: "The avatar says it in a moment" },
+  listening: { word: "Listening", caption: "The avatar listens" },
   speaking: { word: "Speaking", caption: "The avatar is saying your words" },
   behind: { word: "Behind", caption: "The picture is late; the sound goes on" },
   watching: { word: "Live", caption: "" },

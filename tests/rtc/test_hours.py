@@ -15,6 +15,7 @@ from aiortc.mediastreams import MediaStreamError, MediaStreamTrack
 from echo_rtc.clips import MEDIA_RATE, ClipFormat
 from echo_rtc.codec.picture import PICTURE_RATE, VideoCodec
 from echo_rtc.engine.testcard import AVATAR, ScriptedFaults, TestCardEngine
+from echo_rtc.media.timeline import Timeline
 from echo_rtc.rtc.tracks import PacketTrack, packetizer
 from echo_rtc.rtc.voice import microphone
 from echo_rtc.stream import stream as stream_module
@@ -135,14 +136,15 @@ async def talk(seconds: int, ppm: float) -> tuple[Stream, Reader, Reader, list[f
 def belongings(stream: Stream) -> dict[str, int]:
     """How much everything holds that could grow."""
     playout, timeline = stream._playout, stream._listener.timeline
+    assert isinstance(timeline, Timeline)
     sized: dict[str, Callable[[], int]] = {
         "clips": lambda: len(playout._store),
         "shifts": lambda: len(playout._line._shifts),
         "needs": lambda: len(playout._line._needs),
         "line": lambda: playout._line.ring.capacity,
         "late": lambda: len(timeline._late),
-        "pieces": lambda: sum(map(len, stream._listener._clipper._pieces)),
-        "resampled": lambda: stream._listener._resampler._waiting,
+        "pieces": lambda: sum(map(len, stream._listener._feed._clipper._pieces)),
+        "resampled": lambda: stream._listener._feed._resampler._waiting,
         "pending": lambda: stream._dispatcher.pending,
         "tasks": lambda: len(stream._tasks),
     }

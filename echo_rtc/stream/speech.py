@@ -1,0 +1,202 @@
+"""The voice of a stream that is pushed instead of heard: events in, their sound and face out, interruptions at once.
+
+Has for a stream the place of the listener. Sound comes converted (mono int16 at 48 kHz); who pushes it, over which
+connection, is no matter of this file.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import StrEnum
+
+from echo_rtc.clips import MEDIA_RATE, AudioClip, ClipFormat, S16Array
+from echo_rtc.media.playout import Playout
+from echo_rtc.media.speech import Mark, MarkKind, SpeechQueue
+from echo_rtc.stream.dispatch import Dispatcher
+from echo_rtc.stream.events import EventFeed, EventType
+from echo_rtc.stream.links import Reception
+from echo_rtc.stream.listening import ClipFeed
+from echo_rtc.stream.tally import Tally
+from echo_rtc.stream.voice import VoiceCounters
+
+GUARD_FRAMES = 2
+"""Frames of silence before media time goes on after an interruption; at least one is needed."""
+
+
+class SpeechStep(StrEnum):
+    """What becomes of an event."""
+
+    STARTED = "started"
+    ENDED = "ended"
+    INTERRUPTED = "interrupted"
+
+
+@dataclass(frozen=True, slots=True)
+class SpeechReport:
+    """``step`` of ``event``, of which ``played_s`` seconds have left by then."""
+
+    step: SpeechStep
+    event: str
+    played_s: float
+
+
+class Speaker:
+    """Says pushed events, one after the other."""
+
+    def __init__(
+        self, format: ClipFormat, feed: ClipFeed, playout: Playout, clips: Dispatcher, events: EventFeed
+    ) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._format = format
+        self._feed = feed
+        self._playout = playout
+        self._clips = clips
+        self._events = events
+        self.timeline = SpeechQueue(format)
+        self._begun = False
+        self._timer: asyncio.TimerHandle | None = None
+        self._reporters: list[Callable[[SpeechReport], None]] = []
+        self.heard_at = self._loop.time()
+        """When somebody last pushed, interrupted, listened or asked to be kept alive."""
+        self.listening = False
+        """Whether viewers are to see that the avatar listens; ends with the next speech."""
+        self.counters = VoiceCounters()
+        self.past = Tally()
+
+    @property
+    def receptions(self) -> tuple[Reception, ...]:
+        """Nothing arrives by RTP."""
+        return ()
+
+    @property
+    def running(self) -> str | None:
+        """The event that further sound without an id appends to."""
+        return self.timeline.running
+
+    @property
+    def queued_s(self) -> float:
+        """Seconds of sound that have not left yet."""
+        return self.timeline.queued_s(self._left())
+
+    @property
+    def speaking(self) -> bool:
+        """Whether an event is being said or waits."""
+        return self.timeline.next_mark is not None or self.timeline.queued_samples > 0
+
+    def begin(self) -> None:
+        """Starts media time."""
+        self._begun = True
+        self.tick()
+
+    def close(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        self._feed.close()
+
+    async def ask_links(self) -> None:
+        """No connection brings this voice."""
+
+    def keep_alive(self) -> None:
+        """Somebody still means to speak."""
+        self.heard_at = self._loop.time()
+
+    def report_to(self, reporter: Callable[[SpeechReport], None]) -> Callable[[], None]:
+        """Calls ``reporter`` with what becomes of each event, as it leaves; returns what ends that."""
+        self._reporters.append(reporter)
+
+        def forget() -> None:
+            if reporter in self._reporters:
+                self._reporters.remove(reporter)
+
+        return forget
+
+    def say(self, event: str, pcm: S16Array, text: str = "") -> None:
+        """Appends ``pcm`` (n,) int16 mono at 48 kHz to ``event``, which queues up if it is new; ``text`` is shown with
+        it. Raises QueueFullError and EventOverError."""
+        self.timeline.push(event, pcm, self._loop.time(), text)
+        self.counters.blocks += 1
+        self.listening = False
+        self.keep_alive()
+        self.tick()
+
+    def complete(self, event: str) -> bool:
+        """No further sound of ``event`` comes; False if it is not waiting."""
+        self.keep_alive()
+        known = self.timeline.complete(event)
+        self.tick()
+        return known
+
+    def interrupt(self) -> list[SpeechReport]:
+        """Silences the avatar and forgets all that has not left; the events that this cuts short, as far as they were
+        heard."""
+        self.keep_alive()
+        if not self._begun:
+            return []
+        now = self._loop.time()
+        self._pass_marks()
+        if not self.speaking:
+            return []
+        guard = self._format.sample_of_frame(GUARD_FRAMES, MEDIA_RATE)
+        cuts, silence, target = self.timeline.interrupt(self._playout.next_sample(now), guard)
+        self._feed.take(silence, now, self._wanted)
+        self.timeline.jump(self._playout.jump(self._format.frame_of_sample(target, MEDIA_RATE), now))
+        self._feed.forget()
+        self._clips.forget()
+        self.tick()
+        reports = [SpeechReport(SpeechStep.INTERRUPTED, cut.event, cut.played / MEDIA_RATE) for cut in cuts]
+        for report in reports:
+            self._report(report)
+        return reports
+
+    def tick(self) -> None:
+        """Media time goes on by our clock and by what was pushed."""
+        if not self._begun:
+            return
+        now = self._loop.time()
+        left = self._playout.next_sample(now)
+        if frames := self.timeline.frames_to_border(left, now):
+            self.timeline.jump(self._playout.jump(self._playout.next_frame(now) + frames, now))
+        pieces = self.timeline.advance(now)
+        self._playout.discipline(self.timeline.arrived(now), now)
+        self._feed.take(pieces, now, self._wanted)
+        self._pass_marks()
+
+    def _wanted(self, clip: AudioClip) -> bool:
+        return self.timeline.wanted(clip.first_frame, clip.frames)
+
+    def _left(self) -> int:
+        """Media time up to this sample has left."""
+        return self._playout.media_sample(self._playout.media_now(self._loop.time()))
+
+    def _pass_marks(self) -> None:
+        """Reports the marks that have left, and wakes up for the next one."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        for mark in self.timeline.marks_until(self._left()):
+            self._pass(mark)
+        if (upcoming := self.timeline.next_mark) is not None:
+            # A sample later, so that rounding does not wake up just before.
+            self._timer = self._loop.call_at(self._playout.playout_time(upcoming + 1), self._pass_marks)
+
+    def _pass(self, mark: Mark) -> None:
+        if mark.kind is MarkKind.TEXT:
+            start = self._playout.position(mark.sample)
+            self._events.emit(
+                {
+                    "type": EventType.CAPTION,
+                    "event_id": mark.event,
+                    "text": mark.text,
+                    "start_ms": round(1000 * start / MEDIA_RATE),
+                    "end_ms": round(1000 * (start + mark.length) / MEDIA_RATE),
+                }
+            )
+        else:
+            step = SpeechStep.STARTED if mark.kind is MarkKind.STARTED else SpeechStep.ENDED
+            self._report(SpeechReport(step, mark.event, mark.played / MEDIA_RATE))
+
+    def _report(self, report: SpeechReport) -> None:
+        for reporter in tuple(self._reporters):
+            reporter(report)
