@@ -25,6 +25,7 @@ from echo_rtc.bench.support.attacks import KNOWN_KEPT, Attack, Attacker, RealOff
 from echo_rtc.bench.support.http_attacks import ATTACKS as HTTP_ATTACKS
 from echo_rtc.bench.support.real_server import ROOT, RealServer
 from echo_rtc.bench.support.report import report, table
+from echo_rtc.bench.support.rtc_attacks import ATTACKS as RTC_ATTACKS
 from echo_rtc.bench.support.siege import HEADINGS, TOKEN, NamedAttack, Outcome, besiege
 from echo_rtc.bench.support.siege import rows as attack_rows
 from echo_rtc.errors import InputError
@@ -37,7 +38,7 @@ HANG_UP_S = 0.2
 SETTLE_S = 20.0
 """Time that what was opened may take to be gone."""
 MAX_GROWTH_MB = 20.0
-ATTACKS = (*HTTP_ATTACKS,)
+ATTACKS = (*HTTP_ATTACKS, *RTC_ATTACKS)
 """All named attacks."""
 OFFERS = ROOT / "tests" / "data" / "offers"
 

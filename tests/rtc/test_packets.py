@@ -14,8 +14,8 @@ import pytest
 from aiortc import RTCConfiguration, RTCPeerConnection, RTCSctpTransport
 from aiortc.rtcsctptransport import InitChunk
 from aiortc.rtp import RtcpPacket
-from google_crc32c import value as crc32c
 
+from echo_rtc.bench.support.rtc_attacks import chunk, packet, parameter
 from echo_rtc.rtc.guard import Guard
 from echo_rtc.rtc.packets import (
     MAX_GAPS,
@@ -40,16 +40,6 @@ DATA, INIT, INIT_ACK, SACK, HEARTBEAT, ABORT, SHUTDOWN, ERROR, COOKIE = 0, 1, 2,
 RECONFIG, FORWARD_TSN = 130, 192
 
 
-def chunk(kind: int, body: bytes = b"", flags: int = 0) -> bytes:
-    return struct.pack("!BBH", kind, flags, len(body) + 4) + body + bytes(-len(body) % 4)
-
-
-def packet(*chunks: bytes, tag: int = 0) -> bytes:
-    head = struct.pack("!HHL", 5000, 5000, tag)
-    body = b"".join(chunks)
-    return head + struct.pack("<L", crc32c(head + bytes(4) + body)) + body
-
-
 def data(tsn: int = 1_001, stream: int = 1, flags: int = 3, payload: bytes = b"x", protocol: int = 53) -> bytes:
     return chunk(DATA, struct.pack("!LHHL", tsn, stream, 0, protocol) + payload, flags)
 
@@ -58,10 +48,6 @@ def sack(cumulative: int, *gaps: tuple[int, int], duplicates: int = 0) -> bytes:
     body = struct.pack("!LLHH", cumulative, 9_999, len(gaps), duplicates)
     body += b"".join(struct.pack("!HH", *gap) for gap in gaps) + bytes(4 * duplicates)
     return chunk(SACK, body)
-
-
-def parameter(kind: int, value: bytes = b"", length: int | None = None) -> bytes:
-    return struct.pack("!HH", kind, len(value) + 4 if length is None else length) + value + bytes(-len(value) % 4)
 
 
 INIT_HEAD = struct.pack("!LLHHL", 1, 9_999, 9, 9, 1_000)
