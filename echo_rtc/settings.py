@@ -451,6 +451,23 @@ class Settings:
             words="32 to 512 visible ASCII characters",
         ),
     )
+    admin_token: str | None = field(
+        default=None,
+        repr=False,
+        metadata=_about(
+            "access",
+            "Token for administration alone (/admin, /metrics, uploads), also where calls need none. Without it and "
+            "any other token one is made at each start and printed on the console.",
+            kind=str,
+            secret=True,
+            form=r"[A-Za-z0-9._~+/=-]{8,512}",
+            words="8 to 512 letters, digits and -._~+/=",
+        ),
+    )
+    require_token: bool = field(
+        default=False,
+        metadata=_about("access", "Do not start unless calls need a token: --auth-token or --token-secret."),
+    )
     allow_origin: tuple[str, ...] = field(
         default=(),
         metadata=_about(
@@ -516,6 +533,17 @@ class Settings:
             unit="peers",
             low=0,
             high=10_000,
+        ),
+    )
+    max_connections_per_address: int = field(
+        default=256,
+        metadata=_about(
+            "limits",
+            "Most HTTP connections of one client's address at once; 0 for any number. Beyond it the ones that have "
+            "been idle for longest are closed. A --trusted-proxy is not limited.",
+            unit="connections",
+            low=0,
+            high=100_000,
         ),
     )
     max_offers_per_minute: int = field(
@@ -1036,7 +1064,8 @@ def _environment(environ: Mapping[str, str]) -> dict[str, tuple[str, str]]:
         if key not in known:
             mend = _suggestion(key, known, "unset it, --help lists the settings")
             raise SettingsError(f"the environment variable {_bare(key)} is not a setting; {mend}")
-        result[known[key]] = (key, environ[key])
+        if environ[key].strip():  # compose files and unit files set variables to nothing where they have no value
+            result[known[key]] = (key, environ[key])
     return result
 
 

@@ -7,10 +7,13 @@ import re
 import shlex
 import shutil
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from echo_rtc.cli import serve
+from echo_rtc.errors import SettingsError
 from echo_rtc.settings import Settings, load_settings
 
 ROOT = Path(__file__).parents[1]
@@ -28,12 +31,21 @@ def entry() -> list[str]:
     return words
 
 
+def assert_closed(settings: Settings) -> None:
+    """Such a server starts with a token only."""
+    with pytest.raises(SettingsError, match="there is no token"):
+        serve._access(settings)
+    serve._access(replace(settings, auth_token="a-token-for-everything"))
+
+
 def test_the_units_command_is_understood(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.chdir(ROOT)
     command = re.sub(r"\$\{(LOGS|CACHE|STATE)_DIRECTORY\}", str(tmp_path), keys(UNIT)["ExecStart"])
     python, program, *flags = shlex.split(command)
     assert python == f"{keys(UNIT)['WorkingDirectory']}/.venv/bin/python"
     settings = load_settings(flags, {})
+    assert_closed(settings)
+    assert keys(UNIT)["EnvironmentFile"] == "/etc/echo_rtc.env", "without - in front, a missing file is an error"
     assert (ROOT / program).is_file()
     assert settings.log_dir == tmp_path
     assert f"{settings.udp_ports}/udp" in UNIT
@@ -63,6 +75,7 @@ def test_the_containers_command_is_understood(monkeypatch: pytest.MonkeyPatch) -
     python, program, *flags = entry()
     assert python == "python"
     settings = load_settings(flags, {})
+    assert_closed(settings)
     copied = [words.split() for words in re.findall(r"^COPY (.*)$", CONTAINER, re.MULTILINE)]
     sources = [source for *names, _ in copied for source in names]
     assert all((ROOT / source).exists() for source in sources)

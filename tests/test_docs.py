@@ -112,7 +112,7 @@ def test_the_messages_are_those_of_streams() -> None:
     counters = StreamCounters()
     snapshot = Snapshot("", "", "", 0.0, 0, 1, 0, {}, CallRecord(0.0), (), (), counters)
     assert rows["stats"] == set(snapshot.picture())
-    assert rows["end"] == {"reason"}
+    assert rows["end"] == {"reason", "reconnect", "after_s"}
 
 
 def test_the_benches_are_all_there() -> None:

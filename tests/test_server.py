@@ -24,7 +24,7 @@ from aiortc.mediastreams import AudioStreamTrack
 
 from echo_rtc.cli import serve
 from echo_rtc.clips import ClipFormat
-from echo_rtc.errors import InputError, RenderError
+from echo_rtc.errors import InputError, RenderError, SettingsError
 from echo_rtc.logs import LogFile
 from echo_rtc.rendering import Avatar, AvatarFiles, Continuity, Progress, RenderRequest, RenderResult, WorkerStatus
 from echo_rtc.settings import Settings
@@ -251,7 +251,8 @@ def card(folder: Path) -> list[str]:
     return ["--config", str(ROOT / "configs" / "testcard.yaml"), "--port", "0", "--log-dir", str(folder / "logs")]
 
 
-async def test_a_call_is_told_when_the_server_ends(tmp_path: Path) -> None:
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT], ids=["TERM", "HUP", "INT"])
+async def test_a_call_is_told_when_the_server_ends(tmp_path: Path, number: signal.Signals) -> None:
     async with process(*card(tmp_path)) as running:
         url = (await running.line(r"echo_rtc is ready: (http://localhost:\d+)$"))[1]
         status, config = await fetch(f"{url}/config")
@@ -280,8 +281,14 @@ async def test_a_call_is_told_when_the_server_ends(tmp_path: Path) -> None:
             await asyncio.wait_for(opened.wait(), START_S)
             assert (await fetch(f"{url}/streams/{answer['stream']}"))[0] == 200
             begun = time.monotonic()
-            running.child.send_signal(signal.SIGTERM)
-            assert (await asyncio.wait_for(ended, STOP_S))["reason"]
+            running.child.send_signal(number)
+            event = await asyncio.wait_for(ended, STOP_S)
+            assert event["reason"]
+            # Who stops it by Ctrl-C does not say that it comes back.
+            back = {"reconnect": True, "after_s": serve.BACK_AFTER_S}
+            assert {key: event[key] for key in event if key not in ("type", "reason")} == (
+                {} if number is signal.SIGINT else back
+            )
             assert await running.end() == 0
             assert time.monotonic() - begun < STOP_S
         finally:
@@ -337,7 +344,11 @@ async def test_an_uploaded_avatar_can_be_called_at_once_and_after_a_restart(tmp_
     flags = [*card(tmp_path), "--avatar-dir", str(tmp_path / "avatars"), "--allow-avatar-upload"]
     face = (ROOT / "echo_rtc" / "assets" / "embedded" / "reference.png").read_bytes()
     async with process(*flags) as running, aiohttp.ClientSession() as http:
+        token = (await running.line(r"administrator's token of this start \(.*\): (\S{32})$"))[1]
         url = (await running.line(r"echo_rtc is ready: (http://localhost:\d+)$"))[1]
+        async with http.post(f"{url}/avatars", data=b"") as response:
+            assert response.status == 401
+        http.headers["Authorization"] = f"Bearer {token}"
         form = aiohttp.FormData()
         form.add_field("name", "anna")
         form.add_field("image", face, filename="anna.png")
@@ -364,7 +375,10 @@ async def test_an_uploaded_avatar_can_be_called_at_once_and_after_a_restart(tmp_
             await peer.close()
         running.child.send_signal(signal.SIGTERM)
         assert await running.end() == 0
-    async with process(*flags) as running, aiohttp.ClientSession() as http:
+    assert all(token not in path.read_text() for path in (tmp_path / "logs").iterdir())
+    lasting = {"ECHO_RTC_ADMIN_TOKEN": "the-token-of-administrators"}
+    admin = {"Authorization": f"Bearer {lasting['ECHO_RTC_ADMIN_TOKEN']}"}
+    async with process(*flags, **lasting) as running, aiohttp.ClientSession(headers=admin) as http:
         url = (await running.line(r"echo_rtc is ready: (http://localhost:\d+)$"))[1]
         assert [each["name"] for each in await listed(url)] == ["default", "anna"]
         async with http.delete(f"{url}/avatars/anna") as response:
@@ -372,6 +386,7 @@ async def test_an_uploaded_avatar_can_be_called_at_once_and_after_a_restart(tmp_
         assert [each["name"] for each in await listed(url)] == ["default"]
         running.child.send_signal(signal.SIGTERM)
         assert await running.end() == 0
+    assert not any("token of this start" in line for line in running.lines)
     assert os.listdir(tmp_path / "avatars") == []
 
 
@@ -379,6 +394,30 @@ async def listed(url: str) -> list[dict[str, Any]]:
     async with aiohttp.ClientSession() as http, http.get(f"{url}/avatars") as response:
         entries: list[dict[str, Any]] = await response.json()
         return entries
+
+
+async def test_a_token_that_is_required_and_missing_is_one_sentence(tmp_path: Path) -> None:
+    async with process(*card(tmp_path), "--require-token", ECHO_RTC_AUTH_TOKEN="") as running:
+        assert await running.end() == 2
+    [line] = [line for line in running.lines if "ERROR" in line]
+    assert "require_token is set and there is no token" in line
+    with pytest.raises(SettingsError, match="no-require-token"):
+        serve._access(Settings(engine="testcard", require_token=True, admin_token="an-administrators-token"))
+    serve._access(Settings(engine="testcard", require_token=True, token_secret="x" * 32))
+
+
+async def test_a_signal_that_is_ignored_stays_so() -> None:
+    """As under nohup."""
+    former = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with serve._stop_signal() as stop:
+            os.kill(os.getpid(), signal.SIGHUP)
+            os.kill(os.getpid(), signal.SIGTERM)
+            await asyncio.wait_for(stop.wait(), STOP_S)
+            assert stop.back_after_s == serve.BACK_AFTER_S
+            assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, former)
 
 
 async def test_interrupt_ends_it_with_0(tmp_path: Path) -> None:

@@ -3,21 +3,22 @@
 The composition root: flags, settings, logging, engine, streams, HTTP, and their end in the opposite order. It knows
 every room by its front door and nothing of what happens inside.
 
-Exit codes: 0 after SIGINT or SIGTERM, 2 for a setting that cannot be, 1 for anything else that keeps it from running;
-both with one sentence on the console.
+Exit codes: 0 after SIGINT, SIGTERM or SIGHUP, 2 for a setting that cannot be, 1 for anything else that keeps it from
+running; both with one sentence on the console.
 """
 
 from __future__ import annotations
 
 import asyncio
 import errno
+import json
 import logging
 import os
 import signal
 import socket
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
 from dataclasses import replace
 from ipaddress import IPv4Address
 
@@ -39,10 +40,11 @@ from echo_rtc.rtc.network import Network
 from echo_rtc.rtc.peer import PeerOptions
 from echo_rtc.rtc.seams.selfcheck import check_seams
 from echo_rtc.settings import Settings, load_settings
-from echo_rtc.web.app import Access, create_app, create_runner
+from echo_rtc.web.app import Access, create_app
 from echo_rtc.web.auth import Authorisation
 from echo_rtc.web.avatars import Gallery
 from echo_rtc.web.clients import Clients
+from echo_rtc.web.connections import ConnectionLimits, Places, bind, listening, raise_descriptor_limit
 from echo_rtc.web.cors import CrossOrigin
 from echo_rtc.web.health import Health, Lifecycle, Phase
 from echo_rtc.web.limits import LimitOptions
@@ -56,6 +58,8 @@ LOOPBACK = ("127.0.0.1", "::1", "localhost")
 """Hosts on which nobody but this machine's own programs can reach the server."""
 CLOSE_STREAMS_S = 2.5
 CLOSE_ENGINE_S = 5.0
+BACK_AFTER_S = 2.0
+"""When clients of a server that is restarted are told to come back."""
 CANCEL_START_S = 3.5
 """Together with the second that requests may still take, these keep the whole end below 10 s; while the engine
 starts there are no streams to close, but its start to cancel."""
@@ -92,7 +96,7 @@ def main(argv: Sequence[str] | None = None, prog: str = "echo-rtc serve") -> int
 
 
 async def serve(settings: Settings, log_file: LogFile) -> None:
-    """A server's life, from binding its port to its end by SIGINT or SIGTERM. ``log_file`` is what metrics tell of.
+    """A server's life, from binding its port to its end by a signal. ``log_file`` is what metrics tell of.
 
     Raises SettingsError or InputError before anything is loaded, ListenError if the port cannot be had, what the engine
     raises if it does not start, and RenderError if it cannot go on later. Whatever was begun is ended.
@@ -103,6 +107,8 @@ async def serve(settings: Settings, log_file: LogFile) -> None:
         stop = life.enter_context(_stop_signal())
         await check_seams()
         access, network = _access(settings), _network(settings)
+        limits = ConnectionLimits.of(settings.max_connections_per_address, raise_descriptor_limit())
+        places = Places(limits, access.clients)
         tls = TlsOptions.of(settings.tls_cert, settings.tls_key, settings.tls_self_signed).certificate()
         if settings.engine != "testcard":
             # A misspelt key or a missing folder need not wait for the minute that a worker takes to find it.
@@ -110,16 +116,16 @@ async def serve(settings: Settings, log_file: LogFile) -> None:
         engine = create_engine(settings)
         life.push_async_callback(_within, CLOSE_ENGINE_S, engine.close, "the engine")
         streams = StreamManager(engine, _stream_settings(settings, network))
-        life.push_async_callback(_within, CLOSE_STREAMS_S, streams.close, "the streams")
+        life.push_async_callback(_within, CLOSE_STREAMS_S, lambda: streams.close(stop.back_after_s), "the streams")
         health = Health(engine, lifecycle, settings.engine, network.ice_servers, lambda: streams.free)
         library = AvatarLibrary(engine, Shelf.of(settings), lambda: {each.avatar for each in streams.streams.values()})
         gallery = Gallery(library, MAX_PICTURE_BYTES, MAX_POSES_BYTES, settings.allow_avatar_upload)
-        watch = Watch(__version__, lambda: engine.workers, log_file, avatars=library)
+        watch = Watch(__version__, lambda: engine.workers, log_file, avatars=library, connections=places)
         app = create_app(streams, health, STATIC, gallery, access, watch)
         # The port comes before the engine: one that is taken is told at once, and the page can say "starting".
-        url = await life.enter_async_context(_listening(app, settings.host, settings.port, tls))
+        url = await life.enter_async_context(_listening(app, places, settings, tls))
         logger.info("listening on %s; the %s engine is starting", url, settings.engine)
-        _say_who_may_call(settings.host, access)
+        _say_who_may_call(settings, access)
         _say_how_it_is_reached(settings, url, tls)
         if tls is not None:
             await life.enter_async_context(_running(keep_renewed(tls), "renew the certificate"))
@@ -136,18 +142,34 @@ async def serve(settings: Settings, log_file: LogFile) -> None:
         raise failure
 
 
+class Stop(asyncio.Event):
+    """Set once the server is to end. ``back_after_s``: when clients may come back, None if nobody restarts it."""
+
+    back_after_s: float | None = None
+
+    def restart(self) -> None:
+        """The server is told to end by who will start it again: a service manager, a deployment."""
+        self.back_after_s = BACK_AFTER_S
+        self.set()
+
+
 @contextmanager
-def _stop_signal() -> Iterator[asyncio.Event]:
-    """While inside, SIGINT and SIGTERM set the event. A second one changes nothing: the end is bounded anyway."""
-    stop = asyncio.Event()
+def _stop_signal() -> Iterator[Stop]:
+    """While inside, SIGINT, SIGTERM and SIGHUP set the event. A second one changes nothing: the end is bounded anyway.
+
+    SIGHUP that is ignored, as under nohup, stays so.
+    """
+    stop = Stop()
     loop = asyncio.get_running_loop()
-    numbers = (signal.SIGINT, signal.SIGTERM)
-    for number in numbers:
-        loop.add_signal_handler(number, stop.set)
+    handlers: dict[int, Callable[[], None]] = {signal.SIGINT: stop.set, signal.SIGTERM: stop.restart}
+    if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
+        handlers[signal.SIGHUP] = stop.restart
+    for number, handler in handlers.items():
+        loop.add_signal_handler(number, handler)
     try:
         yield stop
     finally:
-        for number in numbers:
+        for number in handlers:
             loop.remove_signal_handler(number)
 
 
@@ -185,22 +207,41 @@ def _network(settings: Settings) -> Network:
 
 def _access(settings: Settings) -> Access:
     """Who is let in, by the settings. Raises SettingsError."""
+    authorisation = Authorisation.of(settings.auth_token, settings.token_secret, settings.admin_token)
+    if settings.require_token and not authorisation.required:
+        raise SettingsError(
+            "require_token is set and there is no token; set ECHO_RTC_AUTH_TOKEN or ECHO_RTC_TOKEN_SECRET, or take "
+            "--no-require-token to let everybody in"
+        )
     return Access(
-        authorisation=Authorisation.of(settings.auth_token, settings.token_secret),
+        authorisation=authorisation if authorisation.administered else authorisation.with_admin(),
         clients=Clients.of(settings.trusted_proxy),
         limits=LimitOptions(offers_per_minute=settings.max_offers_per_minute, peers=settings.max_peers_per_address),
         cross_origin=CrossOrigin.of(settings.allow_origin),
         frame_ancestors=frame_sources(settings.frame_ancestors),
+        loopback=settings.host in LOOPBACK,
     )
 
 
-def _say_who_may_call(host: str, access: Access) -> None:
-    if access.authorisation.required:
+def _say_who_may_call(settings: Settings, access: Access) -> None:
+    host, authorisation = settings.host, access.authorisation
+    if authorisation.required:
         logger.info("calls need a token")
     elif host in LOOPBACK:
         logger.info("calls need no token; only programs of this machine reach %s (--host, --auth-token)", host)
     else:
         logger.warning("calls need no token: everybody who reaches %s can open them; --auth-token asks for one", host)
+    if authorisation.admin is not None and settings.admin_token is None:
+        _print_secret("admin_token", authorisation.admin, settings.log_format == "json")
+
+
+def _print_secret(name: str, value: str, as_json: bool) -> None:
+    """Writes a secret of this start to the console, and never to the log files."""
+    meaning = "administrator's token of this start (/admin, /metrics; --admin-token sets a lasting one)"
+    line = json.dumps({"message": meaning, name: value}) if as_json else f"{meaning}: {value}"
+    with suppress(OSError, ValueError):  # there may be no console
+        sys.stderr.write(f"{line}\n")
+        sys.stderr.flush()
 
 
 def _say_how_it_is_reached(settings: Settings, url: str, tls: Certificate | None) -> None:
@@ -258,18 +299,18 @@ async def _stopped_or_failed(stop: asyncio.Event, engine: Engine) -> EchoRtcErro
 
 
 @asynccontextmanager
-async def _listening(app: web.Application, host: str, port: int, tls: Certificate | None) -> AsyncIterator[str]:
+async def _listening(
+    app: web.Application, places: Places, settings: Settings, tls: Certificate | None
+) -> AsyncIterator[str]:
     """The application served while inside; yields its URL. Raises ListenError."""
-    runner = create_runner(app)
-    await runner.setup()
+    host, port = settings.host, settings.port
     try:
-        try:
-            await web.TCPSite(runner, host, port, ssl_context=tls.context if tls else None).start()
-        except OSError as error:
-            raise ListenError(_why_not(error, host, port)) from error
-        yield _url("https" if tls else "http", host, runner.addresses[0][1])
-    finally:
-        await runner.cleanup()
+        sockets = await bind(host, port)
+    except OSError as error:
+        raise ListenError(_why_not(error, host, port)) from error
+    chosen = sockets[0].getsockname()[1]
+    async with listening(app, places, sockets, tls.context if tls else None):
+        yield _url("https" if tls else "http", host, chosen)
 
 
 def _why_not(error: OSError, host: str, port: int) -> str:

@@ -24,6 +24,9 @@ from echo_rtc.engine.speed import Speed
 from echo_rtc.engine.worker import ClipWorker, WorkerReport, WorkerSpec
 from echo_rtc.rendering import AvatarFiles, RenderRequest
 
+TERMINAL_SIGNALS = frozenset({signal.SIGINT, signal.SIGHUP})
+"""Signals that a terminal sends to the whole process group (Ctrl-C, or its end); the parent closes its workers."""
+
 
 @dataclass(frozen=True, slots=True)
 class Line:
@@ -107,8 +110,9 @@ _process: _Process | None = None
 def initialise(seat: Seat) -> None:
     """The pool's initializer: says that the process is there, and arranges how it logs and how it ends."""
     global _process
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to the whole group; the parent closes its workers
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+    for number in TERMINAL_SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, TERMINAL_SIGNALS)
     messages = _Messages(seat.messages)
     messages.send(Born(os.getpid()))
     logging.basicConfig(handlers=[messages], level=seat.log_level, force=True)

@@ -190,12 +190,12 @@ class WorkerProcess:
             logger.error("worker %s (process %s) does not end", self.name, self._pid)
 
     def _spawn(self) -> Future[WorkerReport]:
-        # A child is born with its parent thread's mask: Ctrl-C cannot strike before the child ignores it by itself.
-        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        # A child starts with its parent thread's mask: no such signal can end it before it ignores them by itself.
+        signal.pthread_sigmask(signal.SIG_BLOCK, child.TERMINAL_SIGNALS)
         try:
             future = self._pool.submit(child.load)
         finally:
-            signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, child.TERMINAL_SIGNALS)
         # So that the child's ends are the only ones, and its death the end of the file.
         self._theirs.close()
         self._their_errands.close()

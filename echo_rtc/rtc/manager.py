@@ -271,11 +271,15 @@ class StreamManager:
         """What all streams have counted since the start, those that ended too."""
         return self.ledger.total(live.stream for live in self._live.values())
 
-    async def close(self) -> None:
-        """Takes no further streams and ends all there are, those that are just being built too."""
+    async def close(self, back_after_s: float | None = None) -> None:
+        """Takes no further streams and ends all there are, those that are just being built too. Clients are told to
+        come back after ``back_after_s``; None: not at all."""
         self._closed = True
         try:
             await self._built.wait()
+            if back_after_s is not None:
+                for live in self._live.values():
+                    live.stream.say_when_to_reconnect(back_after_s)
             await asyncio.gather(*(self.close_stream(stream_id, "the server is stopping") for stream_id in self._live))
         finally:
             self._sweeper.close()

@@ -23,7 +23,7 @@ from echo_rtc.stream.audience import Audience
 from echo_rtc.stream.counters import GuardCounters, StreamCounters
 from echo_rtc.stream.dispatch import Dispatcher, RenderOrder
 from echo_rtc.stream.encoder_bank import EncoderBank, PacketizerFactory
-from echo_rtc.stream.events import EventFeed, EventSink, EventType
+from echo_rtc.stream.events import Event, EventFeed, EventSink, EventType
 from echo_rtc.stream.links import Delivery, Link, Reception
 from echo_rtc.stream.listening import ClipFeed, Listener
 from echo_rtc.stream.log import StreamLog
@@ -129,6 +129,8 @@ class Stream:
         loop = asyncio.get_running_loop()
         self._clock = loop.time
         self._opened_at = self._clock()
+        self._farewell: Event = {}
+        """What the last event says beside the reason."""
         self._voice_timeout_s = options.voice_timeout_s
         self._playout = Playout(engine.format, avatar.idle, options.delay_policy(engine))
         order = options.render_order(engine, avatar, self.id)
@@ -223,6 +225,10 @@ class Stream:
         """Says that the stream is to be closed, by whoever looks after it. The first reason counts."""
         if not self.ended.done():
             self.ended.set_result(reason)
+
+    def say_when_to_reconnect(self, after_s: float) -> None:
+        """Has clients told at the end to come back after this time, because the server is restarted."""
+        self._farewell = {"reconnect": True, "after_s": after_s}
 
     async def close(self, reason: str) -> None:
         """Ends the stream and waits until nothing of it is left. The first reason counts."""
@@ -349,7 +355,7 @@ class Stream:
 
     async def _close(self) -> None:
         reason = self.ended.result()
-        self._events.emit({"type": EventType.END, "reason": reason})
+        self._events.emit({"type": EventType.END, "reason": reason, **self._farewell})
         tasks = tuple(self._tasks)
         for task in tasks:
             task.cancel()

@@ -15,18 +15,19 @@ from aiohttp.typedefs import Middleware
 
 from echo_rtc.operations.view import StreamsView
 from echo_rtc.rtc.session import Role
-from echo_rtc.web.access_log import RouteLogger
 from echo_rtc.web.admin import Admin
 from echo_rtc.web.auth import GRANT, Authorisation, Scope, authorise
 from echo_rtc.web.avatars import Avatars, Gallery
+from echo_rtc.web.bodies import await_body, refusing_packed_bodies
 from echo_rtc.web.clients import Clients
+from echo_rtc.web.connections import Connection
 from echo_rtc.web.cors import CrossOrigin
 from echo_rtc.web.health import Health
+from echo_rtc.web.hosts import refusing_strange_hosts
 from echo_rtc.web.limits import CLAIM, LimitOptions, Limits
 from echo_rtc.web.metrics import Metrics, Watch, Watched
 from echo_rtc.web.pages import CONTENT_POLICY, OPERATORS_PAGE, SELF, Pages, content_policy
 from echo_rtc.web.problems import answering_problems
-from echo_rtc.web.protocol_log import protocol_logger
 from echo_rtc.web.signalling import MAX_OFFER_BYTES, Signalling, Streams
 from echo_rtc.web.whip import Sessions, WhipWhep
 
@@ -38,14 +39,6 @@ SECURITY_HEADERS = {
     "Cross-Origin-Resource-Policy": "same-origin",
     "Server": "echo_rtc",
 }
-
-LINGER_S = 2.0
-"""After a refusal, how long the rest of a request's body is read and thrown away, so that the answer gets through."""
-IDLE_S = 75.0
-"""How long a connection may take to send a request's head, or may rest between two. Reverse proxies close idle ones
-after a minute, and should be the first to do so."""
-FINISH_S = 1.0
-"""At the end, how long requests that are being answered may still take."""
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
@@ -146,7 +139,7 @@ _ROUTES: tuple[tuple[RouteRow, Callable[[Handlers], Handler]], ...] = (
             "GET",
             "/avatars",
             "The avatars, as JSON: a list of name, preview (the address of a picture) and uploaded (true or false).",
-            Scope.OPEN,
+            Scope.TOKEN,
         ),
         lambda h: h.avatars.list,
     ),
@@ -160,7 +153,7 @@ _ROUTES: tuple[tuple[RouteRow, Callable[[Handlers], Handler]], ...] = (
         lambda h: h.avatars.add,
     ),
     (
-        RouteRow("GET", "/avatars/{avatar}/preview", "An avatar's picture, a JPEG.", Scope.OPEN),
+        RouteRow("GET", "/avatars/{avatar}/preview", "An avatar's picture, a JPEG.", Scope.TOKEN),
         lambda h: h.avatars.preview,
     ),
     (
@@ -203,13 +196,15 @@ def routes() -> list[RouteRow]:
 
 @dataclass(frozen=True, slots=True)
 class Access:
-    """Who is let in: with which tokens, from where, how often, the pages of which origins, and around /embed."""
+    """Who is let in: with which tokens, from where, how often, the pages of which origins, and around /embed.
+    ``loopback``: the server listens on a loopback address only."""
 
     authorisation: Authorisation = field(default_factory=Authorisation)
     clients: Clients = field(default_factory=Clients)
     limits: LimitOptions = field(default_factory=LimitOptions)
     cross_origin: CrossOrigin = field(default_factory=CrossOrigin)
     frame_ancestors: str = SELF
+    loopback: bool = False
 
 
 def create_app(
@@ -232,26 +227,17 @@ def create_app(
     scopes: dict[web.AbstractRoute, Scope] = {}
     answering = answering_problems(watch.refusals)
     limiting = _limiting(Limits(access.limits, access.clients), scopes)
-    middlewares = [access.cross_origin.middleware(), answering, limiting, _authorising(access, scopes)]
+    middlewares = [answering, refusing_packed_bodies()]
+    if access.loopback and not access.authorisation.required:
+        middlewares.append(refusing_strange_hosts(access.clients, access.cross_origin))
+    middlewares += [access.cross_origin.middleware(), limiting, _authorising(access, scopes)]
     app = web.Application(middlewares=middlewares, client_max_size=MAX_OFFER_BYTES)
     for row, choose in _ROUTES:
         for method in (row.method, "HEAD") if row.method == "GET" else (row.method,):
-            scopes[app.router.add_route(method, row.path, choose(handlers))] = row.scope
+            route = app.router.add_route(method, row.path, choose(handlers), expect_handler=await_body)
+            scopes[route] = row.scope
     app.on_response_prepare.append(_headers_for_all(access.cross_origin))
     return app
-
-
-def create_runner(app: web.Application) -> web.AppRunner:
-    """What serves the application on sites; its ``cleanup`` takes at most about FINISH_S."""
-    return web.AppRunner(
-        app,
-        handle_signals=False,
-        keepalive_timeout=IDLE_S,
-        lingering_time=LINGER_S,
-        shutdown_timeout=FINISH_S,
-        logger=protocol_logger(),
-        access_log_class=RouteLogger,
-    )
 
 
 def _limiting(limits: Limits, scopes: Mapping[web.AbstractRoute, Scope]) -> Middleware:
@@ -278,7 +264,9 @@ def _authorising(access: Access, scopes: Mapping[web.AbstractRoute, Scope]) -> M
     async def middleware(request: web.Request, handler: Handler) -> web.StreamResponse:
         scope = scopes.get(request.match_info.route)
         if scope is not None:
-            request[GRANT] = authorise(request, scope, access.authorisation, access.clients.on_this_machine)
+            request[GRANT] = authorise(request, scope, access.authorisation)
+            if scope.asks and isinstance(request.protocol, Connection):
+                request.protocol.protect()
         return await handler(request)
 
     return middleware

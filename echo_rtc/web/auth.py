@@ -1,4 +1,5 @@
-"""Who may do what: one token that allows everything, and signed tokens that allow one thing for some time.
+"""Who may do what: one token that allows everything, one for administrators, and signed tokens that allow one thing for
+some time.
 
 A signed token is a JWT (RFC 7519, HS256) with the claims ``exp``, ``scope`` (words of :class:`Right`, apart by spaces)
 and ``name`` (of the one stream it is for; tokens of the scope admin have none). Any JWT library can make it, given the
@@ -13,9 +14,10 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+import secrets
 import time
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import TYPE_CHECKING
 
@@ -34,6 +36,8 @@ MIN_SECRET_CHARACTERS = 32
 MAX_TOKEN_CHARACTERS = 4096
 LEEWAY_S = 10
 """How far the clocks of who makes a token and of this server may differ."""
+ADMIN_TOKEN_BYTES = 24
+"""Of the administrator's token that is generated where none is set."""
 REALM = "echo_rtc"
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
@@ -50,11 +54,13 @@ class Right(StrEnum):
 class Scope(StrEnum):
     """What a route asks for.
 
-    ``open``: nothing. ``call``: to publish and to view. ``own``: to know the unguessable address, which only who opened
-    it was given. ``admin``: where no authorisation is set up, to be on this machine.
+    ``open``: nothing. ``token``: any token of this server. ``call``: to publish and to view. ``own``: to know the
+    unguessable address, which only who opened it was given. ``admin``: an administrator's token, also where calls need
+    none.
     """
 
     OPEN = "open"
+    TOKEN = "token"
     CALL = "call"
     PUBLISH = "publish"
     VIEW = "view"
@@ -66,9 +72,15 @@ class Scope(StrEnum):
         """What a token must allow for it."""
         return _RIGHTS[self]
 
+    @property
+    def asks(self) -> bool:
+        """Whether a token is asked for."""
+        return bool(self.rights) or self is Scope.TOKEN
+
 
 _RIGHTS = {
     Scope.OPEN: frozenset[Right](),
+    Scope.TOKEN: frozenset[Right](),
     Scope.CALL: frozenset({Right.PUBLISH, Right.VIEW}),
     Scope.PUBLISH: frozenset({Right.PUBLISH}),
     Scope.VIEW: frozenset({Right.VIEW}),
@@ -86,7 +98,7 @@ class Grant:
 
     def allows(self, scope: Scope) -> bool:
         """Whether it holds all that a route asks for, on some stream."""
-        return scope.rights <= self.rights
+        return scope.rights <= self.rights and (bool(self.rights) or not scope.asks)
 
     def covers(self, name: str | None) -> bool:
         """Whether it is good for the stream of this name, or for one without a name."""
@@ -94,6 +106,8 @@ class Grant:
 
 
 EVERYTHING = Grant(frozenset(Right))
+CALLS = Grant(frozenset({Right.PUBLISH, Right.VIEW}))
+ADMINISTRATION = Grant(frozenset({Right.ADMIN}))
 NOTHING = Grant(frozenset())
 GRANT = web.RequestKey("echo_rtc.grant", Grant)
 """The key under which a request carries its Grant."""
@@ -101,37 +115,55 @@ GRANT = web.RequestKey("echo_rtc.grant", Grant)
 
 @dataclass(frozen=True, slots=True)
 class Authorisation:
-    """The secrets of a server. With neither, everybody may do everything but what is for administrators."""
+    """The secrets of a server. Without ``token`` and ``secret``, calls need no token; administration always needs one,
+    ``admin`` or one of the others."""
 
     token: str | None = None
     secret: str | None = None
+    admin: str | None = None
 
     @classmethod
-    def of(cls, auth_token: str | None, token_secret: str | None) -> Authorisation:
-        """From ``--auth-token`` and ``--token-secret``; without the latter a long enough token signs, too."""
+    def of(cls, auth_token: str | None, token_secret: str | None, admin_token: str | None = None) -> Authorisation:
+        """From ``--auth-token``, ``--token-secret`` and ``--admin-token``; without a secret a long enough token
+        signs, too."""
         if token_secret is None and auth_token is not None and len(auth_token) >= MIN_SECRET_CHARACTERS:
-            return cls(auth_token, auth_token)
-        return cls(auth_token, token_secret)
+            token_secret = auth_token
+        return cls(auth_token, token_secret, admin_token)
 
     @property
     def required(self) -> bool:
+        """Whether calls need a token."""
         return self.token is not None or self.secret is not None
+
+    @property
+    def administered(self) -> bool:
+        """Whether there is a token for administrators."""
+        return self.required or self.admin is not None
+
+    def with_admin(self) -> Authorisation:
+        """The same with a new random token for administrators."""
+        return replace(self, admin=secrets.token_urlsafe(ADMIN_TOKEN_BYTES))
 
     def grant(self, token: str) -> Grant:
         """What a token allows. Raises Problem 401 if it is none of ours, or no longer."""
         if self.token is not None and _same(token, self.token):
             return EVERYTHING
+        if self.admin is not None and _same(token, self.admin):
+            return ADMINISTRATION
         if self.secret is None or len(token) > MAX_TOKEN_CHARACTERS or not token.isascii():
             raise _unauthorised("The token is not one of this server's.", "invalid_token")
         try:
-            # Whom else a token is for (aud) is of no interest here.
+            # The audience claim (aud) is not checked.
             options: Options = {"require": ["exp"], "verify_aud": False}
-            claims = jwt.decode(token, self.secret, algorithms=[ALGORITHM], options=options, leeway=LEEWAY_S)
+            decoded = jwt.decode_complete(token, self.secret, algorithms=[ALGORITHM], options=options, leeway=LEEWAY_S)
         except jwt.ExpiredSignatureError:
             raise _unauthorised("The token has expired; ask for a new one.", "invalid_token") from None
         except (jwt.PyJWTError, ValueError, OverflowError, RecursionError):  # JSON's own, too
             raise _unauthorised("The token is not one of this server's.", "invalid_token") from None
-        return _grant_of(claims)
+        # RFC 7515, 4.1.11: what is named there must be understood. Nothing is here, and not every PyJWT looks.
+        if "crit" in decoded["header"]:
+            raise _unauthorised("The token has critical headers (crit), which are not supported.", "invalid_token")
+        return _grant_of(decoded["payload"])
 
 
 def mint(secret: str, rights: frozenset[Right], name: str | None, lifetime_s: float, now_s: float | None = None) -> str:
@@ -158,25 +190,22 @@ def require_name(request: web.Request, name: str | None) -> None:
         raise _forbidden(f"The token is for another stream than {_shown(name)}.", None)
 
 
-def authorise(
-    request: web.Request, scope: Scope, authorisation: Authorisation, on_this_machine: Callable[[web.Request], bool]
-) -> Grant:
+def authorise(request: web.Request, scope: Scope, authorisation: Authorisation) -> Grant:
     """What the request may do, if that is enough for a route of this scope. Raises Problem 401 or 403.
 
     Where a route asks for no token, one that is wrong does no harm: it may be meant for a proxy in front.
     """
-    if not authorisation.required:
-        if on_this_machine(request):
-            return EVERYTHING
-        if scope is Scope.ADMIN:
-            raise _forbidden("Without --auth-token, this is shown on the server's own machine only.", None)
-        return Grant(frozenset({Right.PUBLISH, Right.VIEW}))
+    if not authorisation.required and scope is not Scope.ADMIN:
+        return CALLS
     token = _bearer(request)
-    if not scope.rights:
+    if not scope.asks:
         try:
             return NOTHING if token is None else authorisation.grant(token)
         except Problem:
             return NOTHING
+    if token is None and scope is Scope.ADMIN and not authorisation.required:
+        detail = "This needs the administrator's token; the server prints it on its console, or it is --admin-token."
+        raise _unauthorised(detail, None)
     if token is None:
         raise _unauthorised("This needs a token; send it in the header Authorization: Bearer.", None)
     grant = authorisation.grant(token)
@@ -195,7 +224,7 @@ def _bearer(request: web.Request) -> str | None:
 
 
 def _same(given: str, expected: str) -> bool:
-    """Compared in a time that tells nothing, not even the length."""
+    """Constant-time comparison of digests; leaks neither content nor length."""
     return hmac.compare_digest(_digest(given), _digest(expected))
 
 

@@ -5,7 +5,6 @@ Reads what is sent within its limits; what a picture or a pose is, the library j
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -13,6 +12,7 @@ from typing import Protocol
 from aiohttp import web
 
 from echo_rtc.errors import EchoRtcError, InputError, RenderError
+from echo_rtc.web.bodies import read_body
 from echo_rtc.web.form import bad_form, read_form
 from echo_rtc.web.health import STARTING_RETRY_S, Health
 from echo_rtc.web.problems import Problem, ProblemType
@@ -22,7 +22,7 @@ UPLOAD_TIMEOUT_S = 60.0
 MAX_WORD_BYTES = 200
 """A field of text in an upload."""
 MAX_AROUND_BYTES = 64 * 1024
-"""What an upload may have around its parts: boundaries and headers."""
+"""Allowance for multipart boundaries and part headers."""
 
 
 class EntryView(Protocol):
@@ -133,32 +133,13 @@ class Avatars:
             "poses_of": MAX_WORD_BYTES,
         }
         limit = sum(most.values()) + MAX_AROUND_BYTES
-        try:
-            async with asyncio.timeout(UPLOAD_TIMEOUT_S):
-                body = await _body(request, limit)
-        except TimeoutError:
-            detail = f"The upload took longer than {UPLOAD_TIMEOUT_S:g} s; send it at once."
-            raise Problem(408, detail, headers={"Connection": "close"}) from None
-        except (web.RequestPayloadError, ConnectionError):
-            raise bad_form("the upload is cut off or badly encoded; send it again") from None
+        cut_off = bad_form("the upload is cut off or badly encoded; send it again")
+        body = await read_body(request, limit, UPLOAD_TIMEOUT_S, cut_off)
         found = read_form(request.headers["Content-Type"], body, most)
         for wanted in ("name", "image"):
             if not found.get(wanted):
                 raise bad_form(f"{wanted} is missing; send name and image, and poses or poses_of if you like")
         return found
-
-
-async def _body(request: web.Request, limit: int) -> bytes:
-    """The body of a request. Raises Problem 413 where it is larger than ``limit`` (bytes), as soon as that is known."""
-    announced = request.content_length
-    if announced is not None and announced > limit:
-        raise Problem(413, f"The upload has {announced} bytes, which is more than all its parts may have.")
-    body = bytearray()
-    async for chunk in request.content.iter_any():
-        body += chunk
-        if len(body) > limit:
-            raise Problem(413, f"The upload has more than {limit} bytes, which is more than all its parts may have.")
-    return bytes(body)
 
 
 def _entry(entry: EntryView) -> dict[str, object]:

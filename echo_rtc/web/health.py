@@ -115,10 +115,11 @@ class Health:
         return _json({"status": "ready", "trouble": self.engine.trouble})
 
     async def config(self, request: web.Request) -> web.StreamResponse:
-        """What the page shows and needs before a call. ``avatars`` is empty until the engine has started. Only who may
-        do something is told of ``ice_servers``: a stranger would have the relay for nothing."""
-        format = self.engine.format
-        ice_servers = [dict(server) for server in self.ice_servers()] if grant_of(request).rights else []
+        """What the page shows and needs before a call. ``avatars`` is empty until the engine has started. Who may do
+        nothing is not told of ``avatars``, who may be people, nor of ``ice_servers``, who would have the relay for
+        nothing."""
+        format, known = self.engine.format, bool(grant_of(request).rights)
+        ice_servers = [dict(server) for server in self.ice_servers()] if known else []
         return _json(
             {
                 "engine": self.engine_name,
@@ -126,7 +127,7 @@ class Health:
                 "width": format.width,
                 "height": format.height,
                 "fps": format.fps,
-                "avatars": list(self.engine.avatars),
+                "avatars": list(self.engine.avatars) if known else [],
                 "ice_servers": ice_servers,
             }
         )

@@ -16,11 +16,11 @@ from dataclasses import dataclass
 from aiohttp import web
 
 from echo_rtc.rtc.session import Caller
-from echo_rtc.web.clients import Clients, household
+from echo_rtc.web.clients import Clients, rate_limit_key
 from echo_rtc.web.problems import Problem, ProblemType
 
 PEERS_RETRY_S = 10
-"""When to ask again for a peer: one of the others must end first, which nobody can foresee."""
+"""Retry-After for the limit of peers of an address; a guess."""
 MAX_REMEMBERED = 10_000
 """Clients whose offers are remembered; of more, those that have been quiet for longest are forgotten."""
 
@@ -70,7 +70,7 @@ class Limits:
 
     def claim(self, request: web.Request) -> Claim:
         """To be called for an offer, before anything is done with it. Raises Problem 429."""
-        client = household(self._clients.address(request))
+        client = rate_limit_key(self._clients.address(request))
         if self._clients.on_this_machine(request):
             return Claim(Caller(client, on_loopback=True), lambda: None)
         self._take_offer(client)

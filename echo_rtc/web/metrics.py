@@ -57,6 +57,16 @@ class AvatarsView(Protocol):
     def deleted(self) -> int: ...
 
 
+class ConnectionsView(Protocol):
+    """What is seen of HTTP connections."""
+
+    @property
+    def open(self) -> int: ...
+
+    @property
+    def closed(self) -> Names: ...
+
+
 WorkerFigure = tuple[str, str, Callable[[WorkerStatus, Use], float | None]]
 """A metric of each worker: its name without prefix, what it means, and how it is read; None: not known."""
 
@@ -112,11 +122,18 @@ class NoAvatars:
     deleted = 0
 
 
+class NoConnections:
+    """Where they are not counted."""
+
+    open = 0
+    closed = Names()
+
+
 @dataclass(frozen=True, slots=True)
 class Watch:
     """What operators see beside streams and readiness: the version that runs, the workers as they stand, the log file,
-    what the workers use, how many HTTP requests were refused, by the kind of problem, and the avatars that come and
-    go."""
+    what the workers use, how many HTTP requests were refused, by the kind of problem, the avatars that come and go, and
+    the HTTP connections."""
 
     version: str = ""
     workers: Callable[[], Sequence[WorkerStatus]] = tuple
@@ -124,6 +141,7 @@ class Watch:
     usage: Usage = field(default_factory=Usage)
     refusals: Names = field(default_factory=Names)
     avatars: AvatarsView = field(default_factory=NoAvatars)
+    connections: ConnectionsView = field(default_factory=NoConnections)
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,6 +192,14 @@ class ServerCollector:
         refusals |= dict(watched.watch.refusals.items())
         yield _named("refusals", "HTTP requests refused, by the kind of problem.", "reason", refusals.items())
         yield _counter("requests_unreadable", "Requests that are no HTTP.", NOT_HTTP.count)
+        yield _gauge("connections", "HTTP connections that are open.", watched.watch.connections.open)
+        closed = {"address": 0, "total": 0} | dict(watched.watch.connections.closed.items())
+        yield _named(
+            "connections_closed",
+            "Connections closed or refused because there were too many: of one address, or in total.",
+            "limit",
+            closed.items(),
+        )
         changes = (("added", watched.watch.avatars.added), ("deleted", watched.watch.avatars.deleted))
         yield _named("avatars_changed", "Avatars uploaded, and uploaded ones deleted.", "change", changes)
         yield _counter("log_lines_lost", "Lines that could not be written to the log file.", watched.watch.log.lost)

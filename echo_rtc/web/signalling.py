@@ -5,7 +5,6 @@ Everything about a request is checked here before the streams hear of it; what a
 
 from __future__ import annotations
 
-import asyncio
 import json
 import re
 from collections.abc import Mapping
@@ -16,6 +15,7 @@ from aiohttp import web
 
 from echo_rtc.rtc.session import Caller, Opened
 from echo_rtc.web.auth import grant_of, require_name
+from echo_rtc.web.bodies import read_body
 from echo_rtc.web.health import Health
 from echo_rtc.web.limits import CLAIM
 from echo_rtc.web.problems import Problem, ProblemType
@@ -73,7 +73,7 @@ class Signalling:
                 f"The content type is {request.headers.get('Content-Type', 'missing')[:80]!r}; send application/json.",
                 headers={"Accept-Post": "application/json"},
             )
-        offer = parse_offer(await read_body(request))
+        offer = parse_offer(await read_offer_body(request))
         # Who has a token for one stream need not say which.
         name = grant_of(request).name if offer.name is None else offer.name
         require_name(request, name)
@@ -139,21 +139,11 @@ def choose_avatar(health: Health, name: str | None) -> str:
     return name
 
 
-async def read_body(request: web.Request) -> bytes:
-    """A request's body. Raises Problem 400, 408 or 413 where it does not come, or not whole, or is too large."""
-    if request.content_length is not None and request.content_length > MAX_OFFER_BYTES:
-        raise _too_large()
-    try:
-        async with asyncio.timeout(BODY_TIMEOUT_S):
-            return await request.read()
-    except TimeoutError:
-        raise Problem(
-            408, f"The body took longer than {BODY_TIMEOUT_S:g} s; send it at once.", headers={"Connection": "close"}
-        ) from None
-    except web.HTTPRequestEntityTooLarge:
-        raise _too_large() from None
-    except (web.RequestPayloadError, ConnectionError):  # the latter: hung up, and nobody will read the answer
-        raise _bad_offer("The body is cut off or badly encoded; send it again.") from None
+async def read_offer_body(request: web.Request) -> bytes:
+    """The body of an offer or of candidates. Raises Problem 400, 408 or 413 where it does not come, or not whole, or is
+    too large."""
+    cut_off = _bad_offer("The body is cut off or badly encoded; send it again.")
+    return await read_body(request, MAX_OFFER_BYTES, BODY_TIMEOUT_S, cut_off)
 
 
 def _shown(content: dict[str, object], key: str) -> str:
@@ -163,10 +153,6 @@ def _shown(content: dict[str, object], key: str) -> str:
 
 def _bad_offer(detail: str) -> Problem:
     return Problem(400, detail, ProblemType.BAD_OFFER)
-
-
-def _too_large() -> Problem:
-    return Problem(413, f"The body is larger than {MAX_OFFER_BYTES // 1024} KiB, which no offer needs.")
 
 
 def unknown_stream() -> Problem:

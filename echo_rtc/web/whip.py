@@ -16,7 +16,7 @@ from echo_rtc.rtc.session import Caller, Opened, Role
 from echo_rtc.web.health import Health, IceServer
 from echo_rtc.web.limits import CLAIM
 from echo_rtc.web.problems import Problem, ProblemType
-from echo_rtc.web.signalling import choose_avatar, read_body
+from echo_rtc.web.signalling import choose_avatar, read_offer_body
 
 SDP = "application/sdp"
 FRAGMENT = "application/trickle-ice-sdpfrag"
@@ -134,7 +134,7 @@ async def _read_text(request: web.Request, content_type: str, accept: str) -> st
         given = request.headers.get("Content-Type", "missing")[:80]
         raise Problem(415, f"The content type is {given!r}; send {content_type}.", headers={accept: content_type})
     try:
-        return (await read_body(request)).decode("utf-8")
+        return (await read_offer_body(request)).decode("utf-8")
     except UnicodeDecodeError:
         raise Problem(400, "The body is not UTF-8 text; send SDP.", ProblemType.BAD_OFFER) from None
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Protocol
 
@@ -20,6 +20,8 @@ from echo_rtc.stream.tally import Ledger, Tally
 from echo_rtc.web.app import Access, create_app
 from echo_rtc.web.avatars import Gallery
 from echo_rtc.web.health import Health, IceServer, Lifecycle, Phase
+
+ADMIN_TOKEN = "the-token-of-administrators"
 
 
 @dataclass
@@ -159,7 +161,7 @@ class Edge:
     library: FakeLibrary
 
 
-Client = Callable[[TestServer], Awaitable[TestClient[web.Request, web.Application]]]
+Client = Callable[..., Awaitable[TestClient[web.Request, web.Application]]]
 Server = Callable[..., Awaitable[TestServer]]
 
 
@@ -193,8 +195,13 @@ def make_edge(tmp_path: Path, aiohttp_client: Client, aiohttp_server: Server) ->
         streams, engine, lifecycle = FakeStreams(), FakeEngine(), Lifecycle(Phase.READY)
         health = Health(engine, lifecycle, "local", lambda: ice_servers, free_places=lambda: streams.free)
         library = FakeLibrary()
+        headers = {}
+        if not access.authorisation.administered:  # who asks for no token is still asked for the administrator's
+            access = replace(access, authorisation=replace(access.authorisation, admin=ADMIN_TOKEN))
+            headers = {"Authorization": f"Bearer {ADMIN_TOKEN}"}
         app = create_app(streams, health, static, gallery_of(library, changeable), access)
-        server = await aiohttp_server(app, lingering_time=0.05)
-        return Edge(await aiohttp_client(server), streams, engine, lifecycle, static, library)
+        server = await aiohttp_server(app, lingering_time=0.05, auto_decompress=False)
+        client = await aiohttp_client(server, headers=headers)
+        return Edge(client, streams, engine, lifecycle, static, library)
 
     return make

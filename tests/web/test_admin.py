@@ -9,7 +9,6 @@ import pytest
 from echo_rtc.web.admin import ENDED_BY_OPERATOR, SHOWN
 from echo_rtc.web.app import Access
 from echo_rtc.web.auth import Authorisation, Right, mint
-from echo_rtc.web.clients import Clients
 from echo_rtc.web.health import Phase
 from tests.web.conftest import Edge, MakeEdge
 from tests.web.test_auth import SECRET, bearer, signed
@@ -79,11 +78,14 @@ async def test_only_an_administrators_token_opens_it(make_edge: MakeEdge, method
         assert response.status in {200, 204}
 
 
-async def test_without_tokens_it_is_for_this_machine(make_edge: MakeEdge) -> None:
-    edge = await make_edge(Access(clients=Clients.of([])))
+async def test_without_tokens_administration_still_needs_one(make_edge: MakeEdge) -> None:
+    """A local program is no administrator: a forwarder on this machine speaks for anybody."""
+    edge = await make_edge(Access())
     for path in ("/metrics", "/admin/state"):
         async with edge.client.get(path) as response:
             assert response.status == 200
-        async with edge.client.get(path, headers={"X-Forwarded-For": "192.0.2.7"}) as response:
-            assert response.status == 403
-            assert "on the server's own machine only" in (await response.json(content_type=None))["detail"]
+        for headers in ({"Authorization": ""}, {"Authorization": "", "X-Forwarded-For": "127.0.0.1"}, bearer("wrong")):
+            async with edge.client.get(path, headers=headers) as response:
+                assert response.status == 401
+                detail = (await response.json(content_type=None))["detail"]
+                assert ("administrator's token" in detail) is (headers["Authorization"] == "")

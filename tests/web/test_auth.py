@@ -15,6 +15,7 @@ from aiohttp.test_utils import make_mocked_request
 
 from echo_rtc.web.app import Access
 from echo_rtc.web.auth import (
+    ADMINISTRATION,
     EVERYTHING,
     GRANT,
     LEEWAY_S,
@@ -218,10 +219,10 @@ def request(name: str | None = None, token: str | None = None) -> web.Request:
     return make_mocked_request("POST", "/x", headers={} if token is None else bearer(token), match_info=match)
 
 
-def allowed(made: web.Request, scope: Scope, here: bool = False, authorisation: Authorisation = LOCKED) -> Grant | int:
+def allowed(made: web.Request, scope: Scope, authorisation: Authorisation = LOCKED) -> Grant | int:
     """The grant, or the status of the refusal."""
     try:
-        return authorise(made, scope, authorisation, lambda _: here)
+        return authorise(made, scope, authorisation)
     except Problem as problem:
         return problem.status
 
@@ -253,16 +254,58 @@ def test_administration_needs_its_own_scope() -> None:
     assert allowed(request(token=admin), Scope.ADMIN) == Grant(frozenset({Right.ADMIN}))
     assert allowed(request(token=signed()), Scope.ADMIN) == 403
     assert allowed(request(token=admin), Scope.CALL) == 403
-    assert allowed(request(), Scope.ADMIN, here=True) == 401
+    assert allowed(request(), Scope.ADMIN) == 401
     assert allowed(request(token=TOKEN), Scope.ADMIN) == EVERYTHING
 
 
-def test_without_authorisation_administration_is_for_this_machine() -> None:
-    unlocked = Authorisation()
-    assert allowed(request(), Scope.ADMIN, here=True, authorisation=unlocked) == EVERYTHING
-    assert allowed(request(), Scope.ADMIN, here=False, authorisation=unlocked) == 403
-    assert allowed(request(), Scope.CALL, here=False, authorisation=unlocked) == Grant(CALL)
-    assert allowed(request("x", "whatever"), Scope.PUBLISH, authorisation=unlocked) == Grant(CALL)
+def test_administration_needs_a_token_where_calls_need_none() -> None:
+    unlocked = Authorisation().with_admin()
+    assert unlocked.administered
+    assert not unlocked.required
+    assert unlocked.admin is not None
+    assert unlocked.admin != Authorisation().with_admin().admin
+    assert allowed(request(token=unlocked.admin), Scope.ADMIN, unlocked) == ADMINISTRATION
+    for wrong in (None, "wrong", unlocked.admin[:-1]):
+        assert allowed(request(token=wrong), Scope.ADMIN, unlocked) == 401
+        assert allowed(request(token=wrong), Scope.ADMIN, Authorisation()) == 401
+        for scope in (Scope.CALL, Scope.PUBLISH, Scope.TOKEN, Scope.OPEN):
+            assert allowed(request("x", wrong), scope, unlocked) == Grant(CALL)
+
+
+def test_the_administrators_token_opens_no_call() -> None:
+    both = Authorisation.of(TOKEN, SECRET, "the-administrators-token")
+    made = request(token="the-administrators-token")
+    assert allowed(made, Scope.ADMIN, both) == ADMINISTRATION
+    assert allowed(made, Scope.TOKEN, both) == ADMINISTRATION
+    assert allowed(made, Scope.CALL, both) == allowed(made, Scope.VIEW, both) == 403
+
+
+def test_any_token_of_this_server_shows_the_avatars() -> None:
+    for token in (TOKEN, signed(), signed(frozenset({Right.VIEW})), mint(SECRET, frozenset({Right.ADMIN}), None, 60)):
+        assert isinstance(allowed(request(token=token), Scope.TOKEN), Grant)
+    for wrong in (None, "wrong", mint(SECRET, CALL, "studio", 60, now_s=1_000_000)):
+        assert allowed(request(token=wrong), Scope.TOKEN) == 401
+
+
+async def test_with_a_token_set_nobody_else_sees_the_avatars(locked: Edge) -> None:
+    for path in ("/avatars", "/avatars/ann/preview"):
+        async with locked.client.get(path) as response:
+            assert response.status == 401, path
+        async with locked.client.get(path, headers=bearer(signed())) as response:
+            assert response.status == 200, path
+    async with locked.client.get("/config") as response:
+        assert (await response.json())["avatars"] == []
+    async with locked.client.get("/config", headers=bearer(signed())) as response:
+        assert (await response.json())["avatars"] == ["ann", "bob"]
+
+
+def test_critical_headers_are_refused_by_every_version(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = jwt.encode({"exp": 2**33, "scope": "admin"}, SECRET, "HS256", headers={"crit": ["exp"], "exp": 1})
+    assert allowed(request(token=made), Scope.ADMIN) == 401
+    # A version that passes them over.
+    older = {"header": {"alg": "HS256", "crit": ["b64"]}, "payload": {"exp": 2**33, "scope": "admin"}}
+    monkeypatch.setattr(jwt, "decode_complete", lambda *_, **__: older)
+    assert allowed(request(token=made), Scope.ADMIN) == 401
 
 
 def test_where_nothing_is_asked_a_wrong_token_does_no_harm() -> None:

@@ -173,5 +173,5 @@ async def test_only_administrators_change_avatars(make_edge: MakeEdge) -> None:
         assert response.status == 201
     async with edge.client.delete("/avatars/carl") as response:
         assert response.status == 401
-    async with edge.client.get("/avatars/carl/preview") as response:
+    async with edge.client.get("/avatars/carl/preview", headers=headers) as response:
         assert response.status == 200

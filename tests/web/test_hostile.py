@@ -13,7 +13,6 @@ from pathlib import Path
 
 import psutil
 import pytest
-from aiohttp import web
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -27,7 +26,6 @@ from echo_rtc.logs import LogFile
 from echo_rtc.rtc.fragment import read_fragment
 from echo_rtc.rtc.offer import plan_call, plan_publishing, plan_viewing, read_offer
 from echo_rtc.settings import Settings
-from echo_rtc.web import app as edge
 from echo_rtc.web.app import routes
 from echo_rtc.web.auth import Right, mint
 from tests.test_server import free_port
@@ -116,31 +114,6 @@ async def test_nothing_secret_is_told(port: int, caplog: pytest.LogCaptureFixtur
     everything = b"\n".join(told) + caplog.text.encode()
     for secret in (*SECRETS, siege.TOKEN, wrong, signed):
         assert secret.encode() not in everything, secret
-
-
-async def test_who_never_finishes_a_request_is_hung_up_on(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Headers a byte at a time, and connections that say nothing, do not take the server's sockets for ever."""
-    assert edge.IDLE_S <= 120
-    monkeypatch.setattr(edge, "IDLE_S", 0.2)
-    runner = edge.create_runner(web.Application())
-    await runner.setup()
-    other = free_port()
-    await web.TCPSite(runner, "127.0.0.1", other).start()
-    for begun in (b"", b"GET / HTTP/1.1\r\nHost: x\r\nX-Slow: "):
-        reader, writer = await asyncio.open_connection("127.0.0.1", other)
-        writer.write(begun)
-
-        async def drip(to: asyncio.StreamWriter = writer, head: bytes = begun) -> None:
-            while head:
-                to.write(b"x")
-                await asyncio.sleep(0.05)
-
-        dripping = asyncio.create_task(drip())
-        with contextlib.suppress(ConnectionError):
-            assert await asyncio.wait_for(reader.read(), 5.0) == b""
-        dripping.cancel()
-        writer.close()
-    await runner.cleanup()
 
 
 @given(st.integers(0, 2**32), st.integers(1, 4))

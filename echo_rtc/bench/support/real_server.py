@@ -21,6 +21,9 @@ from echo_rtc.resources import CONFIGS
 ROOT = CONFIGS.parent
 """The checkout, or the package where it is installed: where configs/ is."""
 START_S, STOP_S = 120.0, 15.0
+ADMIN_TOKEN = "the-administrators-of-this-measurement"
+"""The server's --admin-token, for /metrics and uploads."""
+ADMIN_HEADERS = {"Authorization": f"Bearer {ADMIN_TOKEN}"}
 
 
 class RealServer:
@@ -40,6 +43,7 @@ class RealServer:
     async def __aenter__(self) -> RealServer:
         """Returns once it is ready. Raises InputError if it does not start."""
         environ = {key: value for key, value in os.environ.items() if not key.startswith("ECHO_RTC_")}
+        environ["ECHO_RTC_ADMIN_TOKEN"] = ADMIN_TOKEN
         self._child = await asyncio.create_subprocess_exec(
             *self._command,
             *("--port", "0", *self._flags),

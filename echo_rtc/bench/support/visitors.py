@@ -14,6 +14,7 @@ import aiohttp
 from aiortc import RTCConfiguration, RTCPeerConnection
 
 from echo_rtc.bench.support.calls import ScriptedMicrophone, Voice, connect
+from echo_rtc.bench.support.real_server import ADMIN_HEADERS
 from echo_rtc.bench.support.receivers import without_decoding
 
 
@@ -148,7 +149,7 @@ async def gone(session: aiohttp.ClientSession, url: str, within_s: float) -> flo
 
 async def metrics(session: aiohttp.ClientSession, url: str) -> dict[str, float]:
     """The server's metrics without their prefix; those with labels are added up over them."""
-    async with session.get(f"{url}/metrics") as response:
+    async with session.get(f"{url}/metrics", headers=ADMIN_HEADERS) as response:
         text = await response.text()
     found: dict[str, float] = {}
     for line in text.splitlines():
