@@ -52,6 +52,9 @@ const PATIENCE_S = Object.freeze({
   starting: 1,
 });
 
+/** A server whose queue and whose calls disagree is not asked more often than this. */
+const QUEUE_LEAST_MS = 1_000;
+
 /**
  * Events, all CustomEvents: "state" (CallState), "media" (the MediaStream to show, anew for each connection), "stats"
  * (StreamStatistics or null), "wait" (Wait), "steady" (whether packets arrive at the moment), "end" (End), which is the
@@ -64,6 +67,7 @@ export class EchoCall extends EventTarget {
   /** @type {Connection | null} */ #connection = null;
   /** @type {CallState} */ #state = "new";
   /** @type {() => void} Ends the present pause between attempts. */ #endPause = () => {};
+  /** @type {AbortController | null} Leaves the queue of a full server. */ #queue = null;
   #online = () => this.retry();
 
   /**
@@ -168,6 +172,7 @@ export class EchoCall extends EventTarget {
     connection.addEventListener("steady", (event) => this.#emit("steady", detailOf(event)));
     try {
       await connection.open();
+      this.#leaveQueue();
       return await connection.over;
     } catch (error) {
       if (error instanceof Refusal) {
@@ -175,6 +180,7 @@ export class EchoCall extends EventTarget {
       }
       throw error;
     } finally {
+      this.#leaveQueue();
       connection.close();
       this.#connection = null;
     }
@@ -187,6 +193,10 @@ export class EchoCall extends EventTarget {
     }
     this.#setState("waiting");
     this.#emit("wait", wait);
+    if (wait.why === "full") {
+      await this.#waitInQueue(wait);
+      return;
+    }
     await this.#pause(wait.delayMs);
     while (wait.why === "starting" && !this.#over) {
       const refusal = await this.#checkReady();
@@ -196,6 +206,39 @@ export class EchoCall extends EventTarget {
       this.#emit("wait", { ...wait, detail: refusal.detail });
       await this.#pause(wait.delayMs);
     }
+  }
+
+  /**
+   * Waits for the server's word that a place is free, or asks again after a while where it has no queue. The place in
+   * the queue is kept until the next attempt has been answered.
+   * @param {Wait} wait
+   */
+  async #waitInQueue(wait) {
+    const startedMs = performance.now();
+    let isQueued = false;
+    const follow = async (/** @type {AbortSignal} */ signal) => {
+      for await (const { position, free } of this.#server.places(signal)) {
+        if (free) {
+          setTimeout(() => this.#endPause(), Math.max(0, startedMs + QUEUE_LEAST_MS - performance.now()));
+          return;
+        }
+        isQueued = true;
+        this.#emit("wait", { ...wait, position, quiet: true });
+      }
+      isQueued = false;
+    };
+    this.#queue = new AbortController();
+    follow(this.#queue.signal);
+    let isOver = false;
+    while (!isOver) {
+      const hasElapsed = await this.#pause(wait.delayMs);
+      isOver = !hasElapsed || !isQueued;
+    }
+  }
+
+  #leaveQueue() {
+    this.#queue?.abort();
+    this.#queue = null;
   }
 
   /** @returns {Promise<Refusal | null>} Why no call could be opened at the moment; null if one could. */
@@ -208,19 +251,23 @@ export class EchoCall extends EventTarget {
     }
   }
 
-  /** @param {number} ms */
+  /**
+   * @param {number} ms
+   * @returns {Promise<boolean>} Whether the time has passed; false if the pause was ended.
+   */
   async #pause(ms) {
     if (this.#over) {
-      return;
+      return false;
     }
-    await new Promise((resolve) => {
-      const timer = setTimeout(resolve, ms);
+    const hasElapsed = await new Promise((/** @type {(hasElapsed: boolean) => void} */ resolve) => {
+      const timer = setTimeout(() => resolve(true), ms);
       this.#endPause = () => {
         clearTimeout(timer);
-        resolve(undefined);
+        resolve(false);
       };
     });
     this.#endPause = () => {};
+    return hasElapsed;
   }
 
   get #over() {
@@ -242,6 +289,7 @@ export class EchoCall extends EventTarget {
     }
     this.#setState("closed");
     globalThis.removeEventListener("online", this.#online);
+    this.#leaveQueue();
     this.#endPause();
     this.#emit("end", end);
   }

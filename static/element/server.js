@@ -24,12 +24,16 @@
 
 /** @typedef {{ name: string, preview: string }} Avatar preview: address of a picture of it. */
 
+/** @typedef {{ position: number, free: boolean }} Place position: in the queue, 1 for the first. free: call now. */
+
 /**
  * @typedef {object} Answer
  * @property {string} sdp
  * @property {string} session The address at which the server keeps what was opened: DELETE ends it.
  */
 
+/** Characters of one server-sent event. */
+const MAX_EVENT = 10_000;
 const ANSWER_TIMEOUT_MS = 20_000;
 const QUERY_TIMEOUT_MS = 4_000;
 
@@ -122,6 +126,24 @@ export class Server {
   }
 
   /**
+   * The caller's place in the queue of a full server, whenever it changes. Ends with the server's answer, which is empty
+   * where the server has no queue; never rejects.
+   * @param {AbortSignal} signal Leaves the queue.
+   * @returns {AsyncGenerator<Place>}
+   */
+  async *places(signal) {
+    const headers = { ...this.#headers, Accept: "text/event-stream" };
+    try {
+      const response = await fetch(`${this.#base}/places`, { cache: "no-store", headers, signal });
+      if (response.ok && response.body !== null) {
+        yield* placesIn(response.body.pipeThrough(new TextDecoderStream()).getReader());
+      }
+    } catch {
+      // Left, or the connection is gone: without a queue the call asks again by itself.
+    }
+  }
+
+  /**
    * Opens a call. An empty `avatar` leaves the choice to the server, an empty `name` the stream without one.
    * @param {string} sdp
    * @param {{ avatar: string, name: string }} wish
@@ -193,6 +215,26 @@ export class Server {
       throw new Refusal("unreachable");
     } finally {
       clearTimeout(timer);
+    }
+  }
+}
+
+/**
+ * Reads server-sent events.
+ * @param {ReadableStreamDefaultReader<string>} reader
+ * @returns {AsyncGenerator<Place>}
+ */
+async function* placesIn(reader) {
+  let text = "";
+  for (let part = await reader.read(); !part.done && text.length < MAX_EVENT; part = await reader.read()) {
+    const events = (text + part.value).split(/\r?\n\r?\n/);
+    text = events.pop() ?? "";
+    for (const event of events) {
+      const data = /^data: ?(.*)$/m.exec(event)?.[1];
+      if (data !== undefined) {
+        const { position, free } = JSON.parse(data);
+        yield { position: Number(position), free: Boolean(free) };
+      }
     }
   }
 }

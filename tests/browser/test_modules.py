@@ -119,6 +119,50 @@ async def test_speech_is_told_from_clicks_and_pauses_between_words(modules: Visi
     assert spoken == [1150, 3900]
 
 
+async def test_a_full_servers_queue_tells_the_place_and_the_moment(modules: Visit) -> None:
+    waits, calls = await modules.page.evaluate(
+        """async () => {
+          const { EchoCall } = await import("/element/call.js");
+          const { Refusal, Server } = await import("/element/server.js");
+          const events = [{ position: 2, free: false }, { position: 1, free: false }, { position: 1, free: true }];
+          const stream = new ReadableStream({
+            pull(controller) {
+              const event = events.shift();
+              const text = `event: place\\ndata: ${JSON.stringify(event)}\\n\\n`;
+              controller.enqueue(new TextEncoder().encode(text.slice(0, 20)));
+              controller.enqueue(new TextEncoder().encode(text.slice(20)));
+            },
+          }, { highWaterMark: 0 });
+          let left = null;
+          const original = globalThis.fetch;
+          globalThis.fetch = async (url, { signal } = {}) => {
+            signal.addEventListener("abort", () => (left = true));
+            return new Response(stream);
+          };
+          let calls = 0;
+          const server = new Server("https://none.example");
+          server.configuration = async () => ({});
+          server.call = async () => {
+            calls += 1;
+            left ??= false;
+            throw calls === 1 ? new Refusal("full", "", 600) : new Refusal("rejected", String(left));
+          };
+          const voice = new MediaStreamAudioDestinationNode(new AudioContext()).stream.getAudioTracks()[0];
+          const call = new EchoCall(server, { mode: "call", avatar: "", name: "" });
+          const waits = [];
+          call.addEventListener("wait", ({ detail }) => waits.push(detail.position));
+          const end = new Promise((resolve) => call.addEventListener("end", ({ detail }) => resolve(detail)));
+          call.start(voice);
+          const { detail } = await end;
+          globalThis.fetch = original;
+          return [waits, [calls, detail, left]];
+        }"""
+    )
+    assert waits == [None, 2, 1]
+    # The place in the queue was kept until the second call had been answered.
+    assert calls == [2, "false", True]
+
+
 async def test_a_view_has_a_session_of_its_own_server_or_none(modules: Visit) -> None:
     headers = {"Content-Type": "application/sdp"}
     answers: dict[str, dict[str, Any]] = {
