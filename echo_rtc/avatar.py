@@ -180,7 +180,7 @@ class TalkingFace:
         await asyncio.shield(self._life)
 
     async def _live(self) -> None:
-        """Closes the stream when it is over, whoever ends it."""
+        """Closes the stream when it is over, for any reason."""
         over = asyncio.create_task(self._over(), name="end of a voice")
         try:
             either: set[asyncio.Future[Any]] = {over, self._stream.ended}

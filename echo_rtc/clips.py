@@ -1,4 +1,4 @@
-"""The words every room shares, as small frozen types whose invariants are checked at birth.
+"""Types that all packages share: small, frozen, their invariants checked on construction.
 
 Media time is counted in samples at 48 kHz since a stream's first audio sample; frame ``n`` is due at ``n / fps`` of it.
 Wall clocks never enter here.

@@ -121,7 +121,7 @@ def published(declared: object) -> Iterator[tuple[Metric, Mapping[str, Any]]]:
 
 class Quantiles:
     """Values rounded to ``step`` and counted, so that quantiles over hours take little memory: at most ``limit``
-    different ones are told apart, and what lies beyond counts as the nearest known one."""
+    different values are kept, and further ones count as the nearest of them."""
 
     def __init__(self, step: float, limit: int = 4_000) -> None:
         self._step = step
@@ -152,8 +152,8 @@ def percentile(values: Iterable[float], percent: float) -> float:
 
 
 class Names:
-    """Counts by name. Once there are ``limit`` different names, new ones count as OTHER, so that nobody can make the
-    list grow."""
+    """Counts by name. Once there are ``limit`` different names, new ones count as OTHER, so that clients cannot make
+    the list grow."""
 
     def __init__(self, limit: int = 32) -> None:
         self._limit = limit

@@ -27,12 +27,16 @@ class UnsupportedMediaError(OfferError):
     """A readable session description that offers nothing this server can use."""
 
 
-class CapacityError(EchoRtcError):
-    """The server is full; the caller may try again after ``retry_after_s`` seconds."""
+class RetryableError(EchoRtcError):
+    """Refused for now; the caller may try again after ``retry_after_s`` seconds."""
 
     def __init__(self, message: str, retry_after_s: int) -> None:
         super().__init__(message)
         self.retry_after_s = retry_after_s
+
+
+class CapacityError(RetryableError):
+    """The server is full; the caller may try again after ``retry_after_s`` seconds."""
 
 
 class TooManyError(CapacityError):
@@ -47,20 +51,12 @@ class BusyError(CapacityError):
     """One thing of the kind is done at a time, and one is being done now."""
 
 
-class NameTakenError(EchoRtcError):
-    """Somebody publishes under this name; it may be free after ``retry_after_s`` seconds."""
-
-    def __init__(self, message: str, retry_after_s: int) -> None:
-        super().__init__(message)
-        self.retry_after_s = retry_after_s
+class NameTakenError(RetryableError):
+    """The name has a publisher; it may be free after ``retry_after_s`` seconds."""
 
 
-class NotLiveError(EchoRtcError):
-    """Nobody publishes under this name now; somebody may after ``retry_after_s`` seconds."""
-
-    def __init__(self, message: str, retry_after_s: int) -> None:
-        super().__init__(message)
-        self.retry_after_s = retry_after_s
+class NotLiveError(RetryableError):
+    """The name has no publisher now; it may have one after ``retry_after_s`` seconds."""
 
 
 class UnknownAvatarError(EchoRtcError):
@@ -84,7 +80,7 @@ class RenegotiationError(EchoRtcError):
 
 
 class RenderError(EchoRtcError):
-    """A clip could not be rendered: its worker failed, died or took too long. The stream goes on without it."""
+    """A clip could not be rendered: its worker failed, exited or took too long. The stream continues without it."""
 
 
 class LateError(RenderError):

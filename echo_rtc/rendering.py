@@ -1,4 +1,4 @@
-"""What the rest of the server knows of an engine: one awaitable, plain data in and out."""
+"""The rendering contract: the Engine protocol, and the plain data that it takes and gives."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ class RenderRequest:
     ``seed`` chooses the initial noise. ``init_latent`` (C, h, w) float16 is the previous clip's final latent, or None
     to start fresh. ``steps`` overrides the configured number of denoising steps.
 
-    The rest is for the engine alone: ``stream`` tells whose clip it is ("": nobody's); ``deadline_s``, on the event
-    loop's clock, until when the result is of any use; ``chained``: if the clip of the same stream that was asked for
-    before this one is still on its way, this one begins with that one's final latent instead of ``init_latent``.
+    The rest is for scheduling: ``stream`` is the id of the clip's stream ("" where it has none); ``deadline_s``: after
+    this time of the event loop's clock the result is of no use; ``chained``: if the stream's previous clip is still
+    being rendered, this one begins with that clip's final latent instead of ``init_latent``.
     """
 
     avatar: str
@@ -86,7 +86,7 @@ class AvatarFiles:
 @dataclass(frozen=True, slots=True)
 class Continuity:
     """How the clips of a stream join. ``chained``: each begins with the last latent of the one before.
-    ``overlap_frames``: each shows so many frames of the one before once more, to be cross-faded."""
+    ``overlap_frames``: each renders this many of the last frames of the one before again, to be cross-faded."""
 
     chained: bool
     overlap_frames: int = 0
@@ -162,18 +162,18 @@ class Engine(Protocol):
 
     async def render(self, request: RenderRequest) -> RenderResult:
         """Renders one clip. Raises LateError if it was not begun because it could not be on time, RenderError if it is
-        lost in another way; the engine itself goes on."""
+        lost in another way; the engine itself keeps running."""
         ...
 
     async def prepare_avatar(self, files: AvatarFiles) -> Avatar:
-        """Prepares a further avatar, or one of that name anew, on every worker and on those that will replace them,
-        while clips go on between. Raises InputError if its files cannot be used, RenderError if no worker could do it;
-        then it is not there."""
+        """Prepares an avatar, or replaces the one of that name, on every worker and on those that will replace them;
+        clips are rendered meanwhile. Raises InputError if its files cannot be used, RenderError if no worker could do
+        it; then it is not available."""
         ...
 
     async def remove_avatar(self, name: str) -> None:
-        """Lets go of an avatar, on every worker; clips of it that are still asked for are lost. Nothing happens if
-        there is none of that name."""
+        """Removes an avatar from every worker; clips of it that are requested later are lost. Does nothing if there is
+        no avatar of that name."""
         ...
 
     async def failed(self) -> RenderError:

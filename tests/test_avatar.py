@@ -89,7 +89,7 @@ def card_of(frame: Any) -> CardFacts:
     return read_card(np.ascontiguousarray(luma))
 
 
-async def test_a_face_ends_when_its_voice_has_ended_and_the_last_of_it_has_left() -> None:
+async def test_a_face_ends_after_the_last_sound_of_its_voice() -> None:
     async with AvatarService.open(**CARD) as avatars:
         voice = Voice(swelling)
         face = avatars.animate(voice)
@@ -113,7 +113,7 @@ async def test_a_face_ends_when_its_voice_has_ended_and_the_last_of_it_has_left(
         assert heard[-1][0] + 960 >= said + offset - 960
 
 
-async def test_a_face_ends_when_both_its_tracks_are_stopped_and_makes_room() -> None:
+async def test_a_face_ends_when_both_its_tracks_are_stopped() -> None:
     async with AvatarService.open(**CARD, max_streams=1) as avatars:
         assert avatars.capacity == 1
         face = avatars.animate(Voice(swelling))

@@ -81,7 +81,7 @@ def _wire(name: str, address: str, router: str, end: str, routers_address: str) 
         run("ip", "-n", where, "link", "set", device, "up")
 
 
-async def test_a_call_gets_through_a_nat_by_the_public_address_and_the_range(net: Net, tmp_path: Path) -> None:
+async def test_a_call_passes_a_nat_by_public_address_and_port_range(net: Net, tmp_path: Path) -> None:
     flags = ("--host", "0.0.0.0", "--udp-ports", "-".join(map(str, UDP_PORTS)), "--public-ip", PUBLIC)
     environ = {**os.environ, "ECHO_RTC_AUTH_TOKEN": TOKEN}
     child = await asyncio.create_subprocess_exec(

@@ -150,7 +150,7 @@ async def test_it_can_be_stopped_while_the_engine_starts(begin: Begin) -> None:
         await fetch(f"{life.url}/healthz")
 
 
-async def test_a_stop_during_the_start_waits_for_start_and_close_within_the_promised_time(
+async def test_a_stop_during_the_start_is_done_in_the_promised_time(
     begin: Begin, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert serve.CANCEL_START_S + serve.CLOSE_ENGINE_S + 1.0 <= STOP_S, "with 1 s for connections"
@@ -301,7 +301,7 @@ async def test_a_call_is_told_when_the_server_ends(tmp_path: Path, number: signa
     assert answer["stream"] not in log.read_text()
 
 
-async def test_it_serves_https_and_what_opens_or_ends_streams_is_not_in_its_log(tmp_path: Path) -> None:
+async def test_it_serves_https_and_logs_nothing_that_opens_streams(tmp_path: Path) -> None:
     token = "a-token-for-everything"
     environ = {"ECHO_RTC_AUTH_TOKEN": token, "XDG_STATE_HOME": str(tmp_path / "state")}
     flags = ("--host", "0.0.0.0", "--tls-self-signed", "--log-level", "debug")
@@ -340,7 +340,7 @@ async def test_it_says_who_may_call_without_a_token(tmp_path: Path, host: str, w
         assert await running.end() == 0
 
 
-async def test_an_uploaded_avatar_can_be_called_at_once_and_after_a_restart(tmp_path: Path) -> None:
+async def test_an_uploaded_avatar_can_be_called_also_after_a_restart(tmp_path: Path) -> None:
     flags = [*card(tmp_path), "--avatar-dir", str(tmp_path / "avatars"), "--allow-avatar-upload"]
     face = (ROOT / "echo_rtc" / "assets" / "embedded" / "reference.png").read_bytes()
     async with process(*flags) as running, aiohttp.ClientSession() as http:

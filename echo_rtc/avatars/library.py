@@ -1,6 +1,6 @@
 """The avatars of a server: those of its configuration, and those that were uploaded, which a folder keeps.
 
-An upload is checked and written anew before a worker sees it: the picture as an upright PNG of the stream's shape
+An upload is checked and rewritten before a worker reads it: the picture as an upright PNG of the stream's shape
 without anything else that was in the file, the poses as they were understood. A folder of the directory is an avatar:
 ``reference.png`` and ``poses/0.npy``, ``1.npy`` and so on. Knows files and an engine; no HTTP, no streams.
 """
@@ -43,7 +43,7 @@ logger = logging.getLogger(__name__)
 MAX_PICTURE_BYTES = 10 * 1024 * 1024
 MAX_PICTURE_PIXELS = 32_000_000
 MAX_SCANS = 64
-"""Of a JPEG; a progressive one has about ten. Each is decoded over the whole picture, and 50 bytes can be one."""
+"""Scans of a progressive JPEG (typically 10). Each costs a full decode, and 50 bytes can be one: bound their number."""
 MIN_PICTURE_SIDE = 64
 MAX_KEPT_SIDE = 1536
 """An uploaded picture is kept at this size (pixels) at most; models read 256 to 768."""

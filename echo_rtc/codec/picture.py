@@ -99,7 +99,7 @@ class PictureEncoder:
             size = f"{self._codec.width}x{self._codec.height}"
             raise ValueError(f"a frame has {frame.width}x{frame.height} pixels where the stream has {size}")
         frame.pict_type = PictureType.I if key else PictureType.NONE
-        # The codec sees an even cadence, so that a pause in the stream does not look like bits to spare.
+        # Frames are numbered without gaps, so that the rate control does not save up bits during a pause of the stream.
         frame.pts, frame.time_base = self._count, Fraction(1, self._codec.framerate)
         self._count += 1
         packets = self._codec.encode(frame)

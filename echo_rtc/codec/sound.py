@@ -26,7 +26,7 @@ SOUND_TIME_BASE = Fraction(1, MEDIA_RATE)
 class SoundEncoder:
     """Mono 48 kHz to Opus, 20 ms a packet.
 
-    Opus packets lag the samples they are made from by ``lookahead_samples``. Whoever feeds the encoder makes up for it
+    Opus packets lag the samples they are made from by ``lookahead_samples``. The caller compensates
     by feeding that much ahead: the packet made from samples from ``m + lookahead_samples`` plays those from ``m``.
     """
 

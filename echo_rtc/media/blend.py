@@ -1,7 +1,7 @@
 """Joins clips that several workers rendered with K frames in common: a linear cross-fade of the same moments.
 
 Each clip shows the last K frames of the clip before once more: same pose, same sound, other noise. Knows frames only:
-which worker rendered what, and when it is shown, is no matter of this file.
+not which worker rendered them, nor when they are shown.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import numpy as np
 from echo_rtc.clips import U8Array, YuvFrames
 
 KEPT_CLIPS = 8
-"""Clips whose ends are kept for neighbours that come later."""
+"""Clips whose first and last frames are kept until the neighbouring clip arrives."""
 
 
 def cross_fade(old: YuvFrames, new: YuvFrames) -> YuvFrames:

@@ -1,6 +1,6 @@
 """Cuts a stream's contiguous audio into clips, each with the rolling window of history that the model hears.
 
-Knows neither where the audio comes from nor who renders the clips; counts samples, never reads a clock.
+Knows neither the source of the audio nor the renderer of the clips; counts samples, never reads a clock.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ class Clipper:
     """Contiguous mono audio at ``format.sample_rate`` in, clips out.
 
     Clip ``i`` is the audio of frames ``i * clip_frames`` to ``(i + 1) * clip_frames``; its borders are
-    ``format.sample_of_frame``, so they stay exact for ever at any frame rate. Its window reaches
+    ``format.sample_of_frame``, so they stay exact at any frame rate, without drift. Its window reaches
     ``format.history_frames`` frames further back, with silence before the stream's start, and begins on a frame's
     border so that the model can drop the history by whole frames.
     """
@@ -52,7 +52,7 @@ class Clipper:
         return clips
 
     def forget(self) -> None:
-        """What was heard so far is silence to the clips to come."""
+        """Replaces the history by silence for all later clips."""
         self._pieces = [np.zeros(self._end - self._start, np.float32)]
 
     def _cut(self, buffer: F32Array) -> AudioClip:

@@ -1,9 +1,9 @@
 """The delay of a stream's sound: a clock, the sound kept, and where in media time each position lies.
 
-The *position* counts the samples that have left, from 0; it never jumps and never rests, so the time stamps of packets
-are made of it. It differs from media time by a whole number of frames, which changes only in silence: that is how the
-delay grows (a frame's length of silence is played again) and shrinks (one is left out) without a sample of speech
-repeated or lost. Knows no pictures; time is an argument.
+The *position* counts the samples that have left, from 0; it advances without jumps or pauses, so that the time stamps
+of packets are made of it. It differs from media time by a whole number of frames, which changes only in silence: that
+is how the delay grows (a frame's length of silence is played again) and shrinks (one is left out) without a sample of
+speech repeated or lost. Knows no pictures; time is an argument.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from echo_rtc.media.sound_ring import SoundRing
 from echo_rtc.media.timeline import HOLD_OFF_S
 
 SLACK_S = 2.0
-"""Sound and frames are kept for this much longer than ``max_latency_s``, whether anybody asks for them or not."""
+"""Sound and frames are kept for this much longer than ``max_latency_s``, whether they are read or not."""
 
 RECENT_CLIPS = 60
 """The delay follows this many clips. At 0.5 s a clip a stall must hit four of them before it makes the call slower."""
@@ -31,7 +31,7 @@ RENDER_PERCENTILE = 95
 """This many of a hundred clips are to be there on time."""
 
 SHRINK_BY_S = 0.15
-"""The delay shrinks only if at least this much can be won; else it would follow every breath of the renderer."""
+"""Hysteresis: the delay shrinks only by at least this much, so that it does not follow every variation of rendering."""
 
 FRAMES_PER_STEP = 2
 """The delay changes by one frame in this many: the idle loop then runs at half, or one and a half times, its speed for
@@ -60,7 +60,7 @@ class DelayPolicy:
 
     ``render_s``: seconds the engine takes for a clip as measured at its start, used until clips have been rendered.
     ``margin_s``: seconds for the encoder's lead, the hand-over and the unevenness of rendering.
-    ``silence_rms``: RMS (0..1) below which sound is silence where the gate says so too; usually the gate's threshold.
+    ``silence_rms``: RMS (0..1) below which a clip that the gate rejected is silence; usually the gate's threshold.
     ``ahead_s``: how far ahead of the clock sound may be pushed; above 0, clips of speech are complete before they
     begin, so that the delay need not have room for a clip.
     """
@@ -151,7 +151,8 @@ class DelayLine:
         return (self._clock.rate - 1.0) * 1e6 if self._clock else 0.0
 
     def discipline(self, arrived: float, now: float, next_frame: int, idle: Callable[[int, int], bool]) -> None:
-        """Tells where an undelayed microphone is at ``now``; see :meth:`Playout.discipline`.
+        """Sets the clock by the media sample that an undelayed microphone has reached at ``now``; see
+        :meth:`Playout.discipline`.
 
         ``next_frame``: the first output frame whose picture has not been handed out. ``idle(first, last)``: whether the
         gate took all clips of these media frames for silence.

@@ -1,6 +1,6 @@
-"""Says of each clip whether it is worth rendering: speech, or silence that the idle loop shows as well.
+"""Voice activity detection: decides whether a clip is rendered (speech) or the idle loop is shown (silence).
 
-Knows levels only, not words: loud noise is speech to it. The last decision is all it remembers.
+Judges by level only: loud noise counts as speech. Its only state is the number of clips still to be admitted.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class SpeechGate:
         self._following = 0
 
     def rest(self) -> None:
-        """A clip went by that is known to be silence, or all before the next clip is forgotten."""
+        """Resets the state: the clip before the next one was silence."""
         self._following = 0
 
     def admit(self, clip: AudioClip) -> bool:
@@ -52,7 +52,7 @@ def loudest_stretch(samples: F32Array, stretch: int) -> float:
     """The greatest RMS of any ``stretch`` consecutive samples of ``samples`` (n,), of all of them if there are fewer.
 
     Samples that are not finite count as silence and others are limited to full scale, so that a broken block can
-    neither hold the gate open nor poison the sum.
+    neither hold the gate open nor make the sum NaN.
     """
     if not len(samples):
         return 0.0

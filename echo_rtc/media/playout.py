@@ -20,7 +20,7 @@ from echo_rtc.media.clip_store import ClipStore
 from echo_rtc.media.delay_line import DelayLine, DelayPolicy
 
 HOLD_LIMIT_S = 3.0
-"""A frame is held for no longer than this; then the idle loop takes over, so that no face stays frozen in a word."""
+"""A frame is held for no longer than this; then the idle loop takes over, so that no mouth stays open."""
 
 LEAD_OVER_S = 0.12
 """After a jump the picture is cross-faded for this long, in whole frames."""
@@ -37,7 +37,7 @@ class FrameKind(StrEnum):
 FRAMES = CounterMetric(
     "frames",
     "Frames by what became of them. Shown: rendered, idle, held (the one before once more). Not shown: dropped "
-    "(rendered, but too late), skipped (nobody asked for them), unencoded (late before they were encoded).",
+    "(rendered, but too late), skipped (not read in time), unencoded (late before they were encoded).",
     "kind",
 )
 DELAY_CHANGES = CounterMetric("delay_changes", "Frames by which the delay grew or shrank, in silence.", "direction")
@@ -51,7 +51,7 @@ UNDERRUN_SECONDS = CounterMetric(
 class PlayoutStatistics:
     """What a playout has done so far.
 
-    Shown frames: ``rendered``, ``idle``, ``held``; ``skipped``: frames nobody asked for. ``dropped``: rendered frames
+    Shown frames: ``rendered``, ``idle``, ``held``; ``skipped``: frames that were not read. ``dropped``: rendered frames
     never shown, because they came late, were skipped or fell to a cut. ``lost_clips``: clips reported lost.
     ``stretched``, ``cut``: frames by which the delay grew and shrank. ``underruns``, ``underrun_samples``: how often,
     and for how many samples, silence left because no sound was there. ``delay_s``: media time minus playout time;
@@ -110,7 +110,8 @@ class Playout:
     # Input
 
     def discipline(self, arrived: float, now: float) -> None:
-        """Tells where an undelayed microphone is at ``now`` (``Timeline.arrived(now)``), with each block and tick.
+        """Sets the clock by the media sample that an undelayed microphone has reached at ``now``
+        (``Timeline.arrived(now)``); called with each block and tick.
 
         The first call sets the clock: media sample 0 leaves ``delay_s`` after it came in. Later calls slew the clock,
         and change the delay where it is to change and the line is silent. As long as nothing was asked for and nothing

@@ -5,7 +5,7 @@ from __future__ import annotations
 from echo_rtc.clips import MEDIA_RATE
 
 MAX_SLEW = 500e-6
-"""The playout clock's rate stays within this of nominal; a change of pitch that nobody hears."""
+"""The playout clock's rate stays within this of nominal; an inaudible change of pitch."""
 
 SLEW_TIME_S = 20.0
 """The clock makes up for an error of the delay with this time constant: slow against the network's jitter."""

@@ -1,6 +1,6 @@
 """How many denoising steps a stream's clips get: fewer while they come late, the full number when there is room.
 
-Knows clips by number and what came of them; neither engines nor clocks.
+Knows clips by number and outcome; neither engines nor clocks.
 """
 
 from __future__ import annotations
@@ -9,12 +9,12 @@ from collections import deque
 
 LATE_OF_RECENT = 2
 RECENT_CLIPS = 4
-"""So many late ones among the latest so many clips, and the steps fall by one."""
+"""The steps fall by one when LATE_OF_RECENT of the latest RECENT_CLIPS clips were late."""
 
 CLIMB_CLIPS = 8
 MAX_CLIMB_CLIPS = 128
-"""So many clips in a row with room for one step more, and the steps climb by one. Where that was too much, the next
-attempt takes twice as many, up to the bound."""
+"""The steps climb by one after CLIMB_CLIPS clips in a row had time for one step more. If that proves too much, the next
+attempt waits for twice as many clips, up to MAX_CLIMB_CLIPS (exponential backoff)."""
 
 
 class StepLadder:
@@ -34,10 +34,10 @@ class StepLadder:
         self._climbed = False
 
     def late(self, clip: int, next_clip: int) -> None:
-        """Clip number ``clip`` came late, or was not begun because it would have. ``next_clip`` is the first that a
-        change can still reach."""
+        """Clip number ``clip`` was late, or was not started because it would have been. ``next_clip`` is the first one
+        that a change can still reach."""
         if clip < self._since:
-            return  # asked for before the last change, and no judgement on it
+            return  # requested before the last change, so it says nothing about it
         self._roomy = 0
         self._recent.append(True)
         if sum(self._recent) < LATE_OF_RECENT or self.steps == self._least:

@@ -29,8 +29,8 @@ BACKWARD_S = 1.0
 """Stamps that fall back by more than this are no late packets: the microphone's stamps jumped."""
 
 DECIDE_S = 0.1
-"""Blocks that come late for this long, at the pace of real time, show that the stamps stood still or the way has become
-longer for good; a burst that catches up after a stall is faster than that."""
+"""Blocks that stay late for this long, at the pace of real time, show that the stamps stood still or the network delay
+has grown for good; a burst after a stall is faster than that."""
 
 CATCHING_UP = 1.5
 """Late blocks whose stamps advance this many times faster than our clock are a burst that catches up."""
@@ -39,10 +39,10 @@ KEPT_LATE_S = 0.15
 """Late blocks kept until that is decided; they fit into the room that HOLD_OFF_S leaves."""
 
 MAX_DRIFT = 300e-6
-"""Greatest rate error of a microphone's clock that is believed."""
+"""Greatest rate error of a microphone's clock that is followed; larger estimates are clamped."""
 
 CEILING_DRIFT = 500e-6
-"""Rate at which media time may run ahead of our clock for ever, whatever a sender claims."""
+"""Upper bound of the rate at which media time may run ahead of our clock, whatever the sender's stamps say."""
 
 _SILENCE = np.zeros(MEDIA_RATE, np.int16)
 _SILENCE.setflags(write=False)
@@ -86,7 +86,7 @@ class TimelineStatistics:
 
 
 class ArrivalClock:
-    """Tells which media sample an undelayed microphone has reached, from arrivals that are only ever late.
+    """Estimates which media sample an undelayed microphone has reached, from arrivals with a delay that varies.
 
     An arrival is the true line plus a delay that is never negative, so the line is the upper envelope of (media time -
     our time): the greatest of the last ``ENVELOPE_S`` seconds, extended by the drift. The drift is the median of the
@@ -220,7 +220,7 @@ class Timeline:
         """Places a decoded block: ``pts`` of its first sample (48 kHz, any origin), ``pcm`` (n,) int16 mono.
 
         A gap in the stamps becomes silence of its length. What belongs before the end of media time is dropped. Stamps
-        that jump, and stamps that stay behind, are tied anew to our clock. The pieces are views of ``pcm``, which
+        that jump, and stamps that stay behind, are tied to our clock again. The pieces are views of ``pcm``, which
         may be kept for KEPT_LATE_S. Raises ValueError for anything but mono int16.
         """
         if pcm.ndim != 1 or pcm.dtype != np.int16:

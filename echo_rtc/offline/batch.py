@@ -74,7 +74,7 @@ def jobs_of(audio: Sequence[Path], output: Path) -> list[Job]:
 
 class Journal:
     """Which movies of a folder are finished: of which file and with which settings, so that a change of either, or a
-    movie that is gone, has it rendered again."""
+    movie that was deleted, is rendered again."""
 
     def __init__(self, folder: Path, settings: Settings, without: Collection[str]) -> None:
         """``without``: settings that do not show in a movie."""
@@ -107,7 +107,7 @@ class Journal:
             raise InputError(f"output is {self._path.parent}, which cannot be written: {error.strerror}") from error
 
     def _entry(self, job: Job) -> dict[str, object] | None:
-        """None where the voice cannot be looked at, which whoever opens it tells."""
+        """None where the voice cannot be opened; opening it for rendering then reports why."""
         try:
             status = job.audio.stat()
         except OSError:

@@ -1,6 +1,6 @@
 """Sound files in, movies out: what PyAV can read as 48 kHz sound, and H.264 with AAC that appears whole or not at all.
 
-Knows files and codecs. Whatever is wrong with a file is told in one sentence, as an InputError.
+Knows files and codecs. Every fault of a file is an InputError with one sentence.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ logger = logging.getLogger(__name__)
 
 GAP_S, MAX_GAP_S = 0.1, 60.0
 """A step of this size (s) between a file's timestamps is a gap, and filled with silence; a greater one than the second
-is a clock that was set anew, and passed over."""
+is a clock that was set again, and is ignored."""
 
 MAX_PRIMING_S = 0.2
 """Sound of at most this length (s) before time zero is an encoder's priming, which no player plays. Where a container

@@ -72,14 +72,14 @@ async def render_voice(
     """Renders all sound of a file into a movie with a started engine; returns the number of frames.
 
     Frame n shows the sound from n / fps on. The last clip is filled up with silence for the engine, and the movie ends
-    with the frame in which the sound does. ``parts()`` is how many parts may be rendered side by side, asked anew as
+    with the frame in which the sound does. ``parts()`` is how many parts may be rendered in parallel, asked again as
     the work goes on; ``part_clips`` how many clips each has at most. Raises RenderError if a clip fails again and
     again, InputError as the files do.
     """
     sound = _Sound(source, engine.format)
-    orders = _Orders(engine, options, parts, part_clips)
+    orders = _PendingClips(engine, options, parts, part_clips)
     loop = asyncio.get_running_loop()
-    ahead: deque[_Ordered] = deque()
+    ahead: deque[_PendingClip] = deque()
 
     async def finish_oldest() -> int:
         ordered = ahead.popleft()
@@ -93,7 +93,7 @@ async def render_voice(
         tick(len(frames))
         return len(frames)
 
-    # Leaving the pool waits for the frames that are being encoded, so that nobody writes when the movie is closed.
+    # Leaving the pool waits for the frames that are being encoded: nothing is written after the movie is closed.
     with ThreadPoolExecutor(1, "echo-encode") as encoder:
         try:
             done = 0
@@ -165,8 +165,8 @@ class _Sound:
 
 
 @dataclass(frozen=True, slots=True)
-class _Ordered:
-    """A clip on order. ``idle``: its frames if it is silent, else ``task`` brings them, after ``shared`` frames that
+class _PendingClip:
+    """A clip in flight. ``idle``: its frames if it is silent, else ``task`` brings them, after ``shared`` frames that
     belong to the clip before; ``lead`` brings that whole clip once more."""
 
     clip: AudioClip
@@ -209,7 +209,7 @@ class _Part:
         self.latent: F16Array | None = None
 
 
-class _Orders:
+class _PendingClips:
     """Clips on order: through the gate, then from the engine or out of the idle loop."""
 
     def __init__(self, engine: Engine, options: OfflineOptions, parts: Callable[[], int], part_clips: int) -> None:
@@ -224,18 +224,18 @@ class _Orders:
         self._made = 0
         self._tasks: set[asyncio.Task[YuvFrames]] = set()
 
-    def add(self, clip: AudioClip) -> _Ordered:
+    def add(self, clip: AudioClip) -> _PendingClip:
         """Orders the next clip."""
         if not self._gate.admit(clip):
             self._part = self._before = None
             numbers = np.arange(clip.first_frame, clip.first_frame + clip.frames) % len(self._avatar.idle)
             idle = self._avatar.idle
-            return _Ordered(clip, YuvFrames(idle.y[numbers], idle.u[numbers], idle.v[numbers]))
+            return _PendingClip(clip, YuvFrames(idle.y[numbers], idle.u[numbers], idle.v[numbers]))
         before, self._before = self._before, clip
         if not self._options.chained:
             shared = self._engine.continuity.overlap_frames
             part = self._new_part()
-            return _Ordered(clip, task=self._order(part, clip, shared), shared=shared)
+            return _PendingClip(clip, task=self._order(part, clip, shared), shared=shared)
         lead: asyncio.Task[YuvFrames] | None = None
         if self._part is None:
             self._part = self._new_part()
@@ -243,7 +243,7 @@ class _Orders:
             self._part = self._new_part()
             lead = self._order(self._part, before)
         task = self._order(self._part, clip)
-        return _Ordered(clip, task=task, lead=lead, fade_frames=self._options.fade_frames)
+        return _PendingClip(clip, task=task, lead=lead, fade_frames=self._options.fade_frames)
 
     async def close(self) -> None:
         """Takes back all that is still on order."""

@@ -1,6 +1,6 @@
 """The performance log: once a minute, while anything happens, how the streams and each worker have done in it.
 
-Reads the same counters as the metrics, for whoever has nothing but the log. Counts nothing itself.
+Reads the same counters as the metrics, for operators who have nothing but the log. Counts nothing itself.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class PerformanceLog:
         self._usage = usage
 
     async def run(self, interval_s: float = INTERVAL_S) -> None:
-        """Logs for ever."""
+        """Logs until it is cancelled."""
         before = await self._look()
         while True:
             await asyncio.sleep(interval_s)

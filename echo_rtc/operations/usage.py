@@ -19,8 +19,8 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class GpuUse:
-    """One GPU, whoever uses it: bytes in use and in all, and the share (0..1) of NVML's last sampling period in which
-    it was at work; None where NVML does not tell that."""
+    """One GPU, used by any process: bytes in use and in all, and the share (0..1) of NVML's last sampling period in
+    which it was at work; None where NVML does not report it."""
 
     memory_bytes: int
     memory_total_bytes: int
@@ -54,8 +54,8 @@ class Usage:
         return self.latest.get(worker, Use())
 
     def look(self, workers: Sequence[tuple[str, int | None]]) -> None:
-        """Reads anew for workers of the given names and process ids (None: no process of its own). Blocks; may run in
-        any thread."""
+        """Samples the use of the workers of the given names and process ids (None: no process of its own). Blocks; may
+        run in any thread."""
         self.latest = {name: _use(pid, self._gpus.use(name)) for name, pid in workers}
         self.server = _use(os.getpid(), None)
 
@@ -89,10 +89,10 @@ class NvmlGpus:
             handle = self._handle(nvml, int(found[1] or 0))
             memory = nvml.nvmlDeviceGetMemoryInfo(handle)
         except nvml.NVMLError as error:
-            logger.debug("NVML does not tell of %s: %s", device, error)
+            logger.debug("NVML does not report %s: %s", device, error)
             return None
         utilisation: float | None = None
-        with contextlib.suppress(nvml.NVMLError):  # not told of a part of a GPU (MIG), nor by some drivers
+        with contextlib.suppress(nvml.NVMLError):  # not reported for a part of a GPU (MIG), nor by some drivers
             utilisation = nvml.nvmlDeviceGetUtilizationRates(handle).gpu / 100
         return GpuUse(int(memory.used), int(memory.total), utilisation)
 

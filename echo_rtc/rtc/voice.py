@@ -1,6 +1,6 @@
 """aiortc's audio tracks as voices of a stream: a caller's microphone, and any track of a Python program.
 
-Both drain their track for ever, so that aiortc's unbounded queue stays empty, and end with it.
+Both drain their track without pause, so that aiortc's unbounded queue stays empty, and end with it.
 """
 
 from __future__ import annotations

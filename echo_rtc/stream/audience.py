@@ -1,4 +1,4 @@
-"""Everybody who receives a stream: viewers, which share its encoders, and taps, which take raw frames.
+"""The receivers of a stream: viewers, which share its encoders, and taps, which take raw frames.
 
 Owns them and what is known of their connections. Knows no clock and no playout: the pump hands frames out.
 """
@@ -17,7 +17,7 @@ from echo_rtc.stream.viewers import Viewer
 
 
 class Audience:
-    """The viewers and taps of one stream. ``bank`` is told which codecs they need."""
+    """The viewers and taps of one stream. Sets which codecs ``bank`` encodes."""
 
     def __init__(self, bank: EncoderBank) -> None:
         self._bank = bank
@@ -43,7 +43,7 @@ class Audience:
 
     @property
     def round_trip_s(self) -> float | None:
-        """The longest way to a viewer and back; None where none is known."""
+        """The longest round trip to a viewer; None where none is known."""
         known = [link.latest.round_trip_s for link in self._deliveries.values()]
         return max((seconds for seconds in known if seconds is not None), default=None)
 
@@ -61,7 +61,7 @@ class Audience:
         return viewer
 
     def watch_delivery(self, viewer: Viewer, probe: Callable[[], Awaitable[Delivery]]) -> None:
-        """From now on ``probe`` says, whenever asked, how the viewer's packets arrive."""
+        """Registers ``probe``, which reads how the viewer's packets arrive."""
         self._deliveries[viewer.number] = Link(Delivery(), probe)
 
     def remove_viewer(self, viewer: Viewer) -> None:

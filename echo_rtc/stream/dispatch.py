@@ -24,10 +24,10 @@ from echo_rtc.rendering import Avatar, Continuity, RenderRequest, RenderResult
 from echo_rtc.stream.log import Complaints, StreamLog
 
 MAX_PENDING_CLIPS = 8
-"""Clips of a stream that may be on their way; the oldest is given up for a further one."""
+"""Clips of a stream that may be in flight; the oldest is cancelled when another one comes."""
 TIME_BOUNDS_S = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75, 1.0, 2.0, 5.0, 30.0)
 MAX_STAGES = 16
-"""Stages of rendering that are told apart; those of the engines here are fewer."""
+"""Bound on the stages of rendering that are counted separately; the engines here have fewer."""
 
 CLIPS = CounterMetric(
     "clips",
@@ -100,7 +100,7 @@ class DispatchCounters:
 
 @dataclass(slots=True)
 class RenderTimes:
-    """How long rendered clips took, waiting included, and each stage of rendering that the engine tells of."""
+    """How long rendered clips took, waiting included, and each stage of rendering that the engine reports."""
 
     clip_s: Histogram = histogram(CLIP_SECONDS, TIME_BOUNDS_S)
     stages_s: dict[str, Histogram] = histograms(STAGE_SECONDS)
@@ -124,7 +124,7 @@ class _Pending:
 
 
 class Dispatcher:
-    """The clips of one stream on their way to the engine and back."""
+    """Hands a stream's clips to the engine and its frames to the playout."""
 
     def __init__(
         self,
@@ -147,7 +147,7 @@ class Dispatcher:
         self._seams = Seams(order.continuity.overlap_frames)
         self._arrived: deque[_Pending] = deque()
         self._arrival = asyncio.Event()
-        self._on_their_way: dict[int, asyncio.Task[None]] = {}
+        self._in_flight: dict[int, asyncio.Task[None]] = {}
         self._next_clip = 0
         self._after_idle = True
         self._latent: F16Array | None = None
@@ -157,8 +157,8 @@ class Dispatcher:
 
     @property
     def pending(self) -> int:
-        """Clips on their way to the engine and back."""
-        return len(self._arrived) + len(self._on_their_way)
+        """Clips in flight: waiting or being rendered."""
+        return len(self._arrived) + len(self._in_flight)
 
     @property
     def steps(self) -> int:
@@ -166,19 +166,19 @@ class Dispatcher:
         return self._ladder.steps
 
     def idle(self) -> None:
-        """A clip went by in silence: the picture is the idle loop's."""
+        """A clip of silence: the idle loop is shown."""
         self._after_idle = True
 
     def submit(self, clip: AudioClip) -> None:
         """A clip to render, in order of media time."""
         while self.pending >= MAX_PENDING_CLIPS:
             self.counters.overflowed += 1
-            if self._on_their_way:
-                oldest = min(self._on_their_way)
-                self._on_their_way.pop(oldest).cancel()
+            if self._in_flight:
+                oldest = min(self._in_flight)
+                self._in_flight.pop(oldest).cancel()
             else:
                 oldest = self._arrived.popleft().clip.index
-            self._give_up(oldest, "too many are on their way to the engine")
+            self._give_up(oldest, "too many clips are in flight")
         self._arrived.append(_Pending(clip, self._after_idle))
         self._next_clip = clip.index + 1
         self._after_idle = False
@@ -187,20 +187,20 @@ class Dispatcher:
     def forget(self) -> None:
         """Gives up all clips that are on their way: they will not be shown, and nothing was lost with them."""
         self._arrived.clear()
-        for task in self._on_their_way.values():
+        for task in self._in_flight.values():
             task.cancel()
-        self._on_their_way.clear()
+        self._in_flight.clear()
         self._seams = Seams(self._order.continuity.overlap_frames)
         self._after_idle = True
 
     async def run(self) -> None:
-        """Dispatches for ever; every clip on its way ends with this task."""
+        """Dispatches until it is cancelled, which cancels every clip in flight."""
         async with asyncio.TaskGroup() as tasks:
             while True:
                 while self._arrived:
                     pending = self._arrived.popleft()
                     index = pending.clip.index
-                    self._on_their_way[index] = tasks.create_task(self._render(pending), name=f"clip {index}")
+                    self._in_flight[index] = tasks.create_task(self._render(pending), name=f"clip {index}")
                 self._arrival.clear()
                 await self._arrival.wait()
 
@@ -219,13 +219,13 @@ class Dispatcher:
             self.counters.failed += 1
             self._give_up(clip.index, str(error))
         finally:
-            self._on_their_way.pop(clip.index, None)
+            self._in_flight.pop(clip.index, None)
 
     def _take(self, clip: AudioClip, result: RenderResult, begun: float) -> None:
-        """A clip is there: what it took is noted, and its frames and those that it closes a seam with are shown."""
+        """Notes the time of a rendered clip, and hands its frames and the finished cross-fades to the playout."""
         now = self._clock()
         if self._order.continuity.chained:
-            # The wait for the clip before is its time, not this one's.
+            # The wait for the previous clip does not count as this one's time.
             begun = max(begun, self._last_done_s)
             self._latent = result.final_latent
         self._last_done_s = now
@@ -265,7 +265,7 @@ class Dispatcher:
         return self._sink.playout_time(self._order.format.sample_of_frame(frame, MEDIA_RATE))
 
     def _judge(self, clip: int, slack_s: float, took_s: float) -> None:
-        """A clip was there ``slack_s`` before it was due, negative if it was late: the steps fall or climb."""
+        """A clip was ready ``slack_s`` before it was due, negative if it was late: adapts the steps."""
         before = self.steps
         if slack_s < 0:
             self._ladder.late(clip, self._next_clip)

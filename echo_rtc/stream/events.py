@@ -1,4 +1,4 @@
-"""Events of a stream for pages, and whoever subscribed to them."""
+"""Events of a stream for pages, and their subscribers."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class EventType(StrEnum):
 
 Event: TypeAlias = dict[str, object]
 EventSink: TypeAlias = Callable[[Event], bool]
-"""Takes events for a page, {"type": EventType, ...}; says whether it could send it."""
+"""Takes events for a page, {"type": EventType, ...}; returns whether it could be sent."""
 
 
 EVENTS_DROPPED = CounterMetric("events_dropped", "Events for pages that could not be sent.")

@@ -1,4 +1,4 @@
-"""What RTCP reports say of packets: how a microphone's arrive here, and how a stream's arrive at a viewer.
+"""RTCP statistics: how a microphone's packets arrive here, and how a stream's packets arrive at a viewer.
 
 Figures are in seconds and packets. Counts never decrease, although RTP takes a packet that arrives late off the count
 of lost packets again. Knows no connection: a probe asks for the figures.
@@ -20,7 +20,7 @@ MICROPHONE_PACKETS = CounterMetric(
     "microphone_packets", "RTP packets of microphones, as in RTCP receiver reports.", "outcome"
 )
 LOST_PACKETS = CounterMetric(
-    "viewer_lost_packets", "RTP packets that did not reach viewers at first, as their RTCP receiver reports say."
+    "viewer_lost_packets", "RTP packets that did not reach viewers at first, as in their RTCP receiver reports."
 )
 
 
@@ -59,7 +59,7 @@ ReportT = TypeVar("ReportT", bound=Report)
 
 
 class Link(Generic[ReportT]):
-    """One way of packets: its figures as last asked for."""
+    """The statistics of one direction of a connection, as last read."""
 
     def __init__(self, first: ReportT, probe: Callable[[], Awaitable[ReportT]] | None) -> None:
         """``first``: the figures before anything is known; ``probe`` asks for those of this moment."""
@@ -67,10 +67,10 @@ class Link(Generic[ReportT]):
         self.latest = first
 
     async def ask(self) -> None:
-        """Asks anew. Where that fails the figures stay as they are: no call ends for want of them."""
+        """Reads the statistics. If that fails, they stay as they are: a call does not end because of it."""
         if self._probe is None:
             return
         try:
             self.latest = (await self._probe()).since(self.latest)
         except Exception:  # a boundary: aiortc's figures, of a connection in whatever state it is
-            logger.debug("the figures of a connection cannot be had", exc_info=True)
+            logger.debug("the statistics of a connection cannot be read", exc_info=True)

@@ -1,7 +1,7 @@
 """The input of a stream: blocks of a voice become media time, which goes to the echo and is cut into clips.
 
-Each clip with speech goes to the dispatcher; the playout is told of every clip whether it is rendered. Knows no
-connection: a voice is an iterator of blocks, whoever speaks.
+Each clip with speech goes to the dispatcher; every clip is announced to the playout, rendered or not. Knows no
+connection: a voice is an async iterator of blocks, whatever its source.
 """
 
 from __future__ import annotations

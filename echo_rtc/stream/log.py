@@ -1,4 +1,4 @@
-"""How streams log: each line begins with the stream's name, and a fault that repeats is said once a second at most."""
+"""Logging of streams: each line begins with the stream's id, and repeated warnings are rate limited."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class StreamLog(logging.LoggerAdapter[logging.Logger]):
 
 
 class Complaints:
-    """Warnings that may come with every packet: at most one a second, with the number of those left out since."""
+    """Rate limit for warnings that may come with every packet: one a second, with the number of those suppressed."""
 
     def __init__(self, log: StreamLog, clock: Callable[[], float] = time.monotonic) -> None:
         self._log = log

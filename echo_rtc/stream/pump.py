@@ -1,5 +1,5 @@
-"""The heart of a stream's output: takes sound and frames from the playout a little ahead of time, has them encoded,
-and hands the packets to every viewer, and the raw frames to every tap, when they are due.
+"""The output of a stream: takes sound and frames from the playout a little ahead of time, has them encoded, and hands
+the packets to every viewer, and the raw frames to every tap, when they are due (pacing).
 
 Output is counted in positions (samples at 48 kHz), which the playout's clock maps to times; sound goes in blocks of
 20 ms, and a frame belongs to the block into which it falls. So both leave by one clock and carry pts of one count.
@@ -38,7 +38,7 @@ MAX_LAG_S = 0.5
 LATE_S = 0.02
 """A packet that leaves later than this after it was due is counted."""
 RECENT_S = 1.0
-"""The frames of this many seconds say how the stream is doing."""
+"""The state of a stream is judged by the frames of this many seconds."""
 
 
 class Source(Protocol):
@@ -65,7 +65,7 @@ class PortionEncoder(Protocol):
 
 
 class Receivers(Protocol):
-    """Who receives the output, as it stands at each moment."""
+    """The receivers of the output, as they are at each moment."""
 
     @property
     def viewers(self) -> Sequence[Viewer]: ...
@@ -132,7 +132,7 @@ class Pump:
         self.sync = SyncMeter()
 
     async def run(self) -> None:
-        """Runs for ever. The source must have begun: ``due(0)`` is finite."""
+        """Runs until it is cancelled. The source must have begun: ``due(0)`` is finite."""
         outbox = _Outbox(self._deliver)
         raw = _Outbox(self._deliver_raw)
         try:
@@ -221,7 +221,7 @@ class Pump:
             outbox.put(*entry)
 
     def _deliver(self, due: float, codec: VideoCodec | None, packet: EncodedFrame) -> None:
-        """Hands a packet that is due to everybody whom it concerns; ``codec`` is None for sound."""
+        """Hands a packet that is due to the viewers of its codec; ``codec`` is None for sound, which all get."""
         now = self._clock()
         if codec is None:
             self.sync.sound(packet.pts / MEDIA_RATE, now)

@@ -1,7 +1,7 @@
 """A bounded queue of media on its way to one reader: a viewer's packets, or a program's raw frames.
 
-Items are put in when they are due, and read as soon as they are there. A queue never waits for its reader: what does
-not fit is dropped by whoever puts it in, and counted there. Knows no clock and no connection.
+Items are put in when they are due, and read as soon as they are there. A queue never waits for its reader: the
+writer drops what does not fit, and counts it (no backpressure). Knows no clock and no connection.
 """
 
 from __future__ import annotations

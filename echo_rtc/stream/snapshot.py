@@ -52,7 +52,7 @@ class TapFigures:
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """What there is to say of a stream. ``fps``: frames that left in the last second. ``steps``: denoising steps of the
+    """The figures of a stream. ``fps``: frames that left in the last second. ``steps``: denoising steps of the
     next clip. ``bitrates``: bit/s that each picture encoder is set to."""
 
     stream: str

@@ -39,7 +39,7 @@ from echo_rtc.stream.voice import Voice
 logger = logging.getLogger(__name__)
 
 TICK_S = 0.05
-"""How often media time is told to go on by our clock."""
+"""How often media time is advanced by our clock."""
 REPORT_S = 0.2
 """How often the state is checked."""
 REPORTS_PER_STATISTICS = 5
@@ -149,7 +149,7 @@ class Stream:
         self._pump = Pump(engine.format, self._playout, avatar.idle, self._bank, self._audience, portion_blocks)
         self._record = CallRecord(self._opened_at)
         self.guard_counters = GuardCounters()
-        """What was kept from the stream's peers, whose guards count here."""
+        """What the guards of the stream's peers refused; the guards count here."""
         self._tasks: set[asyncio.Task[None]] = set()
         self._begun = False
         self._state = StreamState.CONNECTING
@@ -189,7 +189,7 @@ class Stream:
         return self._audience.add_viewer(codec, with_sound)
 
     def watch_delivery(self, viewer: Viewer, probe: Callable[[], Awaitable[Delivery]]) -> None:
-        """From now on ``probe`` says, once a second, how the viewer's packets arrive."""
+        """Registers ``probe``, which is asked once a second how the viewer's packets arrive."""
         self._audience.watch_delivery(viewer, probe)
 
     def remove_viewer(self, viewer: Viewer) -> None:
@@ -222,7 +222,7 @@ class Stream:
         return self._events.subscribe(sink, {"type": EventType.STATE, "state": self._state})
 
     def end(self, reason: str) -> None:
-        """Says that the stream is to be closed, by whoever looks after it. The first reason counts."""
+        """Requests that the owner closes the stream. The first reason counts."""
         if not self.ended.done():
             self.ended.set_result(reason)
 
@@ -311,7 +311,7 @@ class Stream:
             await asyncio.sleep(REPORT_S)
 
     async def _sample_statistics(self) -> None:
-        """Once a second: notes how the call goes, and ends a stream that nobody speaks to."""
+        """Once a second: samples the statistics, and ends a stream without a voice."""
         speaker = self.speaker
         if speaker is not None and (speaker.speaking or self._audience.live_viewers):
             speaker.keep_alive()

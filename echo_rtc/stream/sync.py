@@ -1,4 +1,4 @@
-"""How far sound and picture are apart as they leave, and how a call has gone from second to second.
+"""The offset of sound and picture as they are sent, and the statistics of a call by the second.
 
 Pure bookkeeping of bounded size: time and media time are arguments. Knows no packets, playout or viewers.
 """
@@ -15,7 +15,7 @@ from echo_rtc.counting import Histogram, HistogramMetric, Quantiles, histogram
 DELAY_BOUNDS_S = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0, 1.25, 1.5, 2.0, 2.5, 3.0, 5.0, 10.0)
 OFFSET_BOUNDS_MS = (1.0, 2.0, 5.0, 10.0, 15.0, 20.0, 30.0, 45.0, 60.0, 100.0, 200.0, 500.0)
 MAX_PACKETS = 128
-"""Of each kind, the latest so many count: more than leave in the second between two looks."""
+"""The latest packets of each kind that are kept: more than are sent between two samples, a second apart."""
 DELAY_STEP_S = 0.005
 """The quantiles of the delay are exact to this."""
 
@@ -50,11 +50,11 @@ class SyncMeter:
 
 
 DELAY_SECONDS = HistogramMetric(
-    "delay_seconds", "Media time minus playout time, looked at once a second in every stream."
+    "delay_seconds", "Media time minus playout time, sampled once a second in every stream."
 )
 AV_OFFSET_SIZE_MS = HistogramMetric(
     "av_offset_size_ms",
-    "How far sound and picture left apart, without the sign, looked at once a second in every stream.",
+    "How far sound and picture left apart, without the sign, sampled once a second in every stream.",
 )
 
 

@@ -55,7 +55,7 @@ class Tallied(Protocol):
 
 
 class Ledger:
-    """Counts of all streams there were: how many, why they ended, and what they had counted by then."""
+    """Counts of all streams so far: how many, why they ended, and what they had counted by then."""
 
     def __init__(self) -> None:
         self.opened = 0
@@ -68,7 +68,7 @@ class Ledger:
         self._past.add(stream.tally())
 
     def total(self, live: Iterable[Tallied]) -> Tally:
-        """What all streams have counted, those that ended and those that live."""
+        """The counts of all streams, ended and live."""
         total = Tally()
         total.add(self._past)
         for stream in live:

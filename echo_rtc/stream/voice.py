@@ -1,7 +1,7 @@
-"""What a stream hears: an async iterator of blocks, whoever speaks.
+"""The voice of a stream: an async iterator of blocks, whatever its source.
 
-The iterator ends with the voice, which is not the end of the stream. Whoever makes one drains its source for ever, so
-that nothing builds up before the stream.
+The iterator ends with the voice, which is not the end of the stream. It must drain its source
+without waiting for the stream, so that nothing queues up before it.
 """
 
 from __future__ import annotations

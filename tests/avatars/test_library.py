@@ -98,7 +98,7 @@ def left(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir()) if folder.exists() else []
 
 
-async def test_an_upload_is_there_at_once_and_after_a_restart_until_it_is_deleted(tmp_path: Path) -> None:
+async def test_an_upload_stays_over_a_restart_until_it_is_deleted(tmp_path: Path) -> None:
     folder = tmp_path / "made" / "when needed"
     async with library(folder) as shelf:
         assert shelf.entries() == [Entry("default", uploaded=False)]
@@ -123,7 +123,7 @@ async def test_an_upload_is_there_at_once_and_after_a_restart_until_it_is_delete
         assert len(load_pose_sequence(folder / "anna" / "poses")) == 3
 
 
-async def test_of_a_picture_only_the_pixels_are_kept_upright_and_in_the_streams_shape(tmp_path: Path) -> None:
+async def test_only_the_pixels_of_a_picture_are_kept_upright_and_fitted(tmp_path: Path) -> None:
     notes = PngImagePlugin.PngInfo()
     notes.add_text("where", "at home")
     turned = Image.Exif()
@@ -174,9 +174,7 @@ def evil_pose() -> bytes:
         (b"\0" * (MAX_PICTURE_BYTES + 1), "larger than 10 MiB"),
     ],
 )
-async def test_a_picture_that_cannot_be_used_is_refused_and_leaves_nothing(
-    tmp_path: Path, picture: bytes, words: str
-) -> None:
+async def test_an_unusable_picture_is_refused_and_leaves_nothing(tmp_path: Path, picture: bytes, words: str) -> None:
     async with library(tmp_path) as shelf:
         with pytest.raises(InputError, match=f"^image .*({words})"):
             await shelf.add("anna", picture)
@@ -185,7 +183,7 @@ async def test_a_picture_that_cannot_be_used_is_refused_and_leaves_nothing(
         await shelf.add("anna", image())
 
 
-async def test_a_picture_of_a_hundred_megapixels_is_refused_by_its_header(tmp_path: Path) -> None:
+async def test_a_hundred_megapixels_are_refused_by_the_header(tmp_path: Path) -> None:
     bomb = io.BytesIO()
     Image.new("1", (10_000, 10_000)).save(bomb, "PNG")
     # Cut off after the header, so that nothing could be decoded.
@@ -224,7 +222,7 @@ def endless_tiff(pages: int) -> bytes:
     ],
     ids=["scans", "tile", "pages"],
 )
-async def test_a_small_picture_that_asks_for_much_is_refused_before_it_gets_it(
+async def test_a_small_file_of_a_huge_picture_is_refused_before_decoding(
     tmp_path: Path, picture: bytes, words: str
 ) -> None:
     async with library(tmp_path) as shelf:
@@ -291,7 +289,7 @@ async def test_poses_that_cannot_be_used_are_refused_and_leave_nothing(
         assert left(tmp_path / "kept") == []
 
 
-async def test_only_poses_are_taken_out_of_an_archive_and_only_into_their_folder(tmp_path: Path) -> None:
+async def test_only_poses_leave_an_archive_and_only_into_their_folder(tmp_path: Path) -> None:
     files = pose_files(2, "../../")
     extra = {"readme.txt": b"x", "__MACOSX/0.npy": b"x", "._0.npy": b"x", "../../evil.sh": b"x"}
     async with library(tmp_path / "kept") as shelf:
@@ -432,7 +430,7 @@ async def test_what_is_broken_in_the_folder_is_left_out_and_said(
     assert "Not A Name" not in caplog.text
 
 
-async def test_avatars_of_the_configuration_are_prepared_or_the_reason_is_told(tmp_path: Path) -> None:
+async def test_configured_avatars_are_prepared_or_the_reason_is_given(tmp_path: Path) -> None:
     config = tmp_path / "two.yaml"
     config.write_text(
         (ROOT / "configs" / "testcard.yaml").read_text()

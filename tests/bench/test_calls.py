@@ -51,7 +51,7 @@ def clocks() -> SimpleNamespace:
 
 
 @pytest.mark.parametrize("late_s", [0.0, 0.02, -0.035])
-def test_the_offset_of_sound_and_picture_is_found_to_a_fraction_of_a_frame(late_s: float) -> None:
+def test_the_sync_offset_is_measured_to_a_fraction_of_a_frame(late_s: float) -> None:
     beeps = Beeps.lasting(12.0)
     recording = recording_of(beeps, 14.0, late_s)
     assert recording.unreadable == 0
@@ -80,7 +80,7 @@ def test_a_report_maps_time_stamps_across_their_wrap() -> None:
 
 
 @pytest.mark.parametrize("lost", [0, 2])
-def test_each_beep_is_matched_with_itself_however_long_its_way_is(lost: int) -> None:
+def test_each_beep_is_matched_with_itself_at_any_delay(lost: int) -> None:
     beeps = Beeps.lasting(20.0)
     way_s = 2.345
     arrivals = []

@@ -21,7 +21,7 @@ def specs(count: int) -> list[WorkerSpec]:
     return [WorkerSpec(f"card {number}", CardLoader(FORMAT, CLIP_S)) for number in range(count)]
 
 
-async def test_two_workers_do_twice_the_work_and_a_dead_one_is_missed_for_a_moment() -> None:
+async def test_two_workers_do_twice_the_work_and_recover_from_a_loss() -> None:
     async with bench.running(LocalEngine(FORMAT, lambda: specs(2), FleetOptions(overlap_frames=0))) as engine:
         together = await bench.throughput(engine, 2, 12)
         assert together.frames_per_second == pytest.approx(2 * 6 / CLIP_S, rel=0.35)
@@ -31,7 +31,7 @@ async def test_two_workers_do_twice_the_work_and_a_dead_one_is_missed_for_a_mome
         assert [worker.restarts for worker in engine.workers] == [1, 0]
 
 
-async def test_speech_moves_the_picture_within_a_clip_its_rendering_and_a_margin(
+async def test_speech_moves_the_picture_within_clip_render_and_margin(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(bench, "ONSETS", 1)

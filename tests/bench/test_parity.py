@@ -29,7 +29,7 @@ def miniature() -> dict[str, Comparison]:
     return {comparison.stage: comparison for comparison in compare(MINI)}
 
 
-def test_every_stage_of_the_miniature_agrees_with_the_published_code(miniature: dict[str, Comparison]) -> None:
+def test_every_stage_of_the_miniature_agrees_with_published_code(miniature: dict[str, Comparison]) -> None:
     """The parity test. What is not counted are steps at which the miniature amplifies float32 rounding to percents."""
     for comparison in miniature.values():
         sys.stdout.write(f"{comparison.stage:<64} {comparison.relative_error:.1e}  {comparison.rounding:.1e}\n")
@@ -90,7 +90,7 @@ def test_sizes_frames_steps_and_rates_are_found_out(made: Path) -> None:
         assert (expected.steps(case), expected.margin(case)) == (STEPS, MARGINS[1])
 
 
-def test_fast_paths_agree_with_the_slow_ones_from_beginning_to_end(made: Path) -> None:
+def test_fast_paths_agree_with_the_slow_ones_end_to_end(made: Path) -> None:
     comparisons = {comparison.stage: comparison for comparison in compare(made)}
     worst = max(comparisons.values(), key=lambda comparison: comparison.relative_error)
     assert worst.relative_error <= TOLERANCE, worst
@@ -139,7 +139,7 @@ def test_a_wrong_weight_is_told(folder: Path) -> None:
     assert not any(stage.endswith((".latents", "step0.video")) and ".whole." not in stage for stage in wrong)
 
 
-def test_another_shape_and_numbers_that_are_none_are_infinitely_wrong() -> None:
+def test_another_shape_or_nan_is_infinitely_wrong() -> None:
     ones = torch.ones(2, 3)
     assert Comparison.of("x", torch.ones(3, 2), ones).relative_error == float("inf")
     assert Comparison.of("x", ones * float("nan"), ones).relative_error == float("inf")

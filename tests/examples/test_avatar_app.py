@@ -36,7 +36,7 @@ def test_the_readme_shows_what_the_example_does() -> None:
         assert words.partition("(config")[0] in example, line
 
 
-async def test_a_peer_of_the_application_sees_and_hears_the_avatar_in_sync() -> None:
+async def test_a_peer_of_the_application_gets_the_avatar_in_sync() -> None:
     beeps, recording = Beeps.lasting(6.0, gap_s=(0.35, 0.6)), Recording(24)
     runner = web.AppRunner(application(**CARD))
     await runner.setup()

@@ -82,7 +82,7 @@ async def test_a_speech_comes_back_whole_with_moving_pictures_and_ends() -> None
         await outputs.aclose()  # type: ignore[attr-defined]
 
 
-async def test_an_interruption_is_heard_at_once_and_the_next_speech_is_whole() -> None:
+async def test_an_interruption_is_immediate_and_the_next_speech_whole() -> None:
     async with generator() as face:
         outputs = aiter(face)
         for frame in speech(3.0):
@@ -141,7 +141,7 @@ class Room:
         return Publication()
 
 
-async def test_the_runner_of_the_library_plays_it_and_knows_when_it_has_ended() -> None:
+async def test_the_librarys_runner_plays_it_and_knows_its_end() -> None:
     room: Any = Room()
     audio = QueueAudioOutput(sample_rate=TTS_RATE)
     finished: asyncio.Queue[PlaybackFinishedEvent] = asyncio.Queue()

@@ -55,7 +55,7 @@ def test_different_shapes_are_refused() -> None:
         cross_fade(frames(2, 1), frames(3, 1))
 
 
-def test_a_seam_closes_when_both_sides_are_there_whatever_comes_first() -> None:
+def test_clips_are_joined_in_whatever_order_they_come() -> None:
     # Each clip has four frames of its own, and shows two of the clip before once more.
     clips = {n: flat([100 * n + 10] * 6) for n in range(3)}
     for order in ((0, 1, 2), (0, 2, 1), (2, 1, 0), (1, 0, 2)):

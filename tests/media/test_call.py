@@ -296,7 +296,7 @@ def test_pieces_of_any_size_give_the_same_sound() -> None:
 
 
 @pytest.mark.parametrize(("fps", "clip_frames"), [(25, 10), (30, 12), (29, 13)])
-def test_other_frame_rates_keep_step_through_changes_of_the_delay(fps: int, clip_frames: int) -> None:
+def test_other_frame_rates_stay_in_sync_as_the_delay_changes(fps: int, clip_frames: int) -> None:
     rig = Rig(
         DelayPolicy(render_s=0.05), render=lambda _: 0.7, format=replace(FORMAT, fps=fps, clip_frames=clip_frames)
     )

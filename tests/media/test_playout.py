@@ -66,7 +66,7 @@ def test_before_the_first_sound_nothing_is_due() -> None:
     assert playout.delay_s == pytest.approx(DELAY_S)
 
 
-def test_sound_and_picture_start_one_delay_after_the_first_sample() -> None:
+def test_sound_and_picture_start_a_delay_after_the_first_sample() -> None:
     playout = Playout(FORMAT, IDLE, POLICY)
     playout.discipline(960.0, 100.02)
     assert playout.due(0) == pytest.approx(100.0 + DELAY_S)
@@ -105,7 +105,7 @@ def test_frames_by_kind() -> None:
     assert (statistics.rendered, statistics.idle, statistics.held, statistics.dropped) == (24, 24, 0, 0)
 
 
-def test_idle_pictures_are_views_of_the_loop_and_rendered_ones_of_the_clip() -> None:
+def test_pictures_are_views_of_the_idle_loop_or_the_clip() -> None:
     driver = Driver()
     driver.hear(False)
     driver.hear(True)
@@ -140,7 +140,7 @@ def test_clip_that_comes_after_its_time_is_dropped_whole() -> None:
     assert driver.show(range(30, 36)) == [(R, n) for n in range(30, 36)]
 
 
-def test_frames_that_nobody_asked_for_in_time_are_late_by_the_clock() -> None:
+def test_frames_not_read_in_time_are_late_by_the_clock() -> None:
     driver = Driver()
     driver.hear(True)
     # Position 0 left 0.8 s after second 100; frame 6 is leaving.
@@ -158,7 +158,7 @@ def test_clips_may_come_in_any_order() -> None:
     assert driver.show(range(36)) == [(R, n) for n in range(36)]
 
 
-def test_the_end_of_a_clip_can_still_be_blended_as_long_as_it_was_not_shown() -> None:
+def test_the_end_of_a_clip_can_be_blended_until_it_is_shown() -> None:
     driver = Driver()
     for _ in range(2):
         driver.put(driver.hear(True))
@@ -174,7 +174,7 @@ def test_the_end_of_a_clip_can_still_be_blended_as_long_as_it_was_not_shown() ->
         driver.playout.blend(1, numbered_frames(0, 13))
 
 
-def test_lost_clip_holds_the_last_frame_and_the_next_silence_shows_the_idle_loop() -> None:
+def test_a_lost_clip_holds_a_frame_until_the_next_silence() -> None:
     driver = Driver()
     driver.put(driver.hear(True))
     driver.playout.lose(driver.hear(True))
@@ -247,7 +247,7 @@ def test_echo_is_exact_and_silent_where_nothing_is_known() -> None:
     assert (statistics.underruns, statistics.underrun_samples) == (1, 480 + 960)
 
 
-def test_delay_follows_the_slowest_of_twenty_clips_within_its_bounds() -> None:
+def test_the_delay_follows_the_slowest_of_twenty_clips() -> None:
     driver = Driver(DelayPolicy(render_s=0.0, margin_s=0.2, max_latency_s=2.0))
     assert driver.playout.statistics().target_delay_s == pytest.approx(0.7)
     for place in range(60):

@@ -171,7 +171,7 @@ def test_a_source_at_the_pace_of_speech_is_heard_whole() -> None:
     assert not rig.shown_at(FrameKind.HELD)
 
 
-def test_a_source_that_runs_dry_closes_and_resumes_without_a_click() -> None:
+def test_an_underrun_of_speech_ends_and_resumes_without_a_click() -> None:
     rig = SpeechRig()
     tone = (8000 * np.sin(2 * np.pi * 220 * np.arange(2 * MEDIA_RATE) / MEDIA_RATE)).astype(np.int16)
     rig.say("a", tone[: MEDIA_RATE + 55], 1.0, complete=False)

@@ -186,7 +186,7 @@ def test_muted_microphone_whose_stamps_stood_still_loses_no_word() -> None:
     assert len(media) == pytest.approx(call.timeline.arrived(13.0), abs=2 * BLOCK)
 
 
-def test_stall_and_burst_drops_what_is_late_and_stays_on_its_place() -> None:
+def test_a_stall_and_a_burst_drop_late_sound_and_keep_the_place() -> None:
     call = Call()
     call.send(range(100))
     # One second of blocks is held up and comes at once.

@@ -260,7 +260,7 @@ def current_umask() -> int:
     return mask
 
 
-def test_an_error_or_a_cancellation_leaves_no_file_and_the_old_one(tmp_path: Path) -> None:
+def test_an_error_or_a_cancellation_leaves_the_old_file(tmp_path: Path) -> None:
     path = tmp_path / "out.mp4"
     path.write_text("the old one")
 

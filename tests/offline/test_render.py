@@ -211,7 +211,7 @@ def test_parts_are_even_and_there_are_as_many_for_each_worker(clips: int, worker
         assert count <= -(-clips // (PART_CLIPS - 1)) + workers
 
 
-async def test_parts_on_several_workers_leave_every_frame_readable_and_in_its_place(tmp_path: Path) -> None:
+async def test_parts_on_several_workers_keep_every_frame_in_its_place(tmp_path: Path) -> None:
     """Frames that were blended with those of another moment would not read as cards."""
     script = ScriptedFaults(delay_s=0.002, stalls_s={3: 0.1, 17: 0.15, 40: 0.05}, failures=frozenset())
     engine = TestCardEngine(FORMAT, script, workers=3)
@@ -286,7 +286,7 @@ def test_bad_files_exit_with_1_and_leave_nothing(
     assert {file: file.read_bytes() for file in tmp_path.iterdir()} == before
 
 
-def test_a_worker_that_does_not_come_up_exits_with_1_and_its_own_sentence(
+def test_a_worker_that_fails_to_start_exits_with_1_and_a_sentence(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     voice = write_wav(tmp_path / "voice.wav", tone(0.2, 16_000), 16_000)

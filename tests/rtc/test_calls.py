@@ -195,7 +195,7 @@ async def stalled_call(beeps: Beeps) -> tuple[dict[str, Any], Recording, Caller]
         return home.statistics(stream_id), recording, caller
 
 
-async def test_a_stalled_renderer_costs_frames_and_neither_sync_nor_sound() -> None:
+async def test_a_stalled_renderer_costs_frames_not_sync_or_sound() -> None:
     beeps = Beeps.lasting(7.5, gap_s=(0.35, 0.6))
     for _ in range(3):
         statistics, recording, caller = await stalled_call(beeps)
@@ -229,7 +229,7 @@ async def test_a_stalled_renderer_costs_frames_and_neither_sync_nor_sound() -> N
 
 
 @pytest.mark.parametrize("step_s", [3_600, -3_600])
-async def test_a_system_clock_that_is_set_in_a_call_moves_neither_sound_nor_picture(
+async def test_setting_the_system_clock_moves_no_sound_and_no_picture(
     step_s: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It is set for the caller, too, whose reports of the microphone do move."""
@@ -480,7 +480,7 @@ async def test_a_caller_who_vanishes_is_noticed_within_seven_seconds() -> None:
         assert loop.time() - vanished < 7.0
 
 
-async def test_an_offer_that_is_withdrawn_while_it_is_answered_leaves_nothing() -> None:
+async def test_an_offer_withdrawn_during_its_answer_leaves_nothing() -> None:
     async with house() as home:
         offer = await _offer()
         for turns in range(0, 30, 3):
@@ -493,7 +493,7 @@ async def test_an_offer_that_is_withdrawn_while_it_is_answered_leaves_nothing() 
         assert home.manager.streams == {}
 
 
-async def test_a_viewer_of_a_stream_that_ended_meanwhile_is_not_put_into_the_next_one_of_its_name(
+async def test_a_viewer_of_an_ended_stream_does_not_join_its_successor(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     answer, begun, go = Peer.answer, asyncio.Event(), asyncio.Event()
@@ -518,7 +518,7 @@ async def test_a_viewer_of_a_stream_that_ended_meanwhile_is_not_put_into_the_nex
         assert list(home.manager.streams) == [second.stream]
 
 
-async def test_an_avatar_that_is_deleted_while_an_offer_is_answered_is_shown_by_nobody(
+async def test_an_avatar_deleted_during_an_answer_is_not_shown(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     answer = Peer.answer

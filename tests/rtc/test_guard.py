@@ -93,7 +93,7 @@ def test_every_further_source_takes_memory_so_there_are_few() -> None:
     assert gate.reasons == [f"the peer was sent away: it sent from more than {MAX_SOURCES} sources"]
 
 
-def test_what_is_sent_again_is_bounded_and_nobody_is_sent_away_for_asking() -> None:
+def test_retransmissions_are_bounded_and_end_no_peer() -> None:
     gate = Gate()
     assert gate.guard.resends(10) == 10
     assert gate.guard.resends(100_000) == RESENDS_BURST - 10
@@ -103,7 +103,7 @@ def test_what_is_sent_again_is_bounded_and_nobody_is_sent_away_for_asking() -> N
     assert gate.reasons == []
 
 
-def test_messages_without_an_end_and_broken_packets_are_not_borne() -> None:
+def test_endless_messages_and_broken_packets_end_a_peer() -> None:
     counters = GuardCounters()
     first, second = Gate(counters), Gate(counters)
     first.guard.unfinished(MAX_UNFINISHED_BYTES)

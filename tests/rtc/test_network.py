@@ -71,7 +71,7 @@ def test_a_server_is_read_with_its_password_apart(text: str, expected: IceServer
         ("turns:user:secret1@host?transport=udp", "turns goes over TCP"),
     ],
 )
-def test_a_server_that_cannot_be_is_one_sentence_without_its_password(text: str, words: str) -> None:
+def test_a_bad_ice_server_is_one_sentence_without_its_password(text: str, words: str) -> None:
     with pytest.raises(SettingsError, match=words) as refused:
         IceServer.parse(text)
     assert "secret1" not in str(refused.value)

@@ -103,7 +103,7 @@ async def test_credentials_of_another_secret_open_no_relay(tmp_path: Path) -> No
         assert turn.allocations() == 0
 
 
-async def test_an_answer_has_the_public_address_and_a_port_of_the_range() -> None:
+async def test_an_answer_has_the_public_address_and_a_port_in_range() -> None:
     network = Network.of([], None, "25300-25349", [PUBLIC])
     async with house(options=reachable(network)) as home:
         for _ in range(2):
@@ -263,7 +263,7 @@ class Microphone(MediaStreamTrack):
         return frame
 
 
-def test_silence_is_something_and_nothing_ends_a_stream_after_its_time() -> None:
+def test_a_voice_timeout_ends_a_stream_but_silence_does_not() -> None:
     async def life(timeout_s: float) -> float:
         engine = TestCardEngine(FORMAT)
         await engine.start(lambda _: None)

@@ -198,7 +198,7 @@ def test_without_latents_or_chaining_each_clip_starts_fresh() -> None:
     assert [(r.init_latent, r.chained) for r in engine.requests] == [(None, False)] * 3
 
 
-def test_clips_that_overlap_all_have_the_same_shape_and_seams_are_blended() -> None:
+def test_overlapping_clips_have_one_shape_and_are_cross_faded() -> None:
     # Clip 1 takes so long that clip 2 is there first.
     engine = Engine(seconds=lambda n: 0.8 if n == 1 else 0.1)
     sink, _, _ = play(engine, spoken(4), Continuity(chained=False, overlap_frames=6), delay_s=1.0)
@@ -208,7 +208,7 @@ def test_clips_that_overlap_all_have_the_same_shape_and_seams_are_blended() -> N
     assert {index: len(frames) for index, frames in sink.blended.items()} == {0: 6, 1: 6, 2: 6}
 
 
-def test_a_failed_clip_is_lost_and_the_next_one_goes_on_from_the_last_picture() -> None:
+def test_after_a_failed_clip_the_next_chains_from_the_last_frame() -> None:
     engine = Engine(failing=frozenset({1}))
     sink, dispatcher, _ = play(engine, spoken(3))
     assert sink.lost == [1]
@@ -219,7 +219,7 @@ def test_a_failed_clip_is_lost_and_the_next_one_goes_on_from_the_last_picture() 
     assert dispatcher.times.clip_s.count == 2
 
 
-def test_a_slow_engine_loses_clips_and_never_falls_further_behind() -> None:
+def test_a_slow_engine_loses_clips_and_builds_no_backlog() -> None:
     sink, dispatcher, _ = play(TestCardEngine(FORMAT, ScriptedFaults(delay_s=0.8)), spoken(60))
     done = [number for number, _ in sink.done]
     assert dispatcher.counters.late == len(sink.lost)
@@ -278,7 +278,7 @@ def test_the_number_of_clips_on_their_way_is_bounded(caplog: pytest.LogCaptureFi
     assert len([record for record in caplog.records if "is lost" in record.message]) == 1
 
 
-def test_a_worker_that_dies_costs_its_clip_and_the_next_ones_go_on(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_worker_that_exits_costs_its_clip_only(caplog: pytest.LogCaptureFixture) -> None:
     engine = TestCardEngine(FORMAT, ScriptedFaults(delay_s=0.2, deaths=frozenset({3})), workers=2)
     sink, dispatcher, _ = play(engine, spoken(10))
     assert sink.lost == [3]
@@ -287,7 +287,7 @@ def test_a_worker_that_dies_costs_its_clip_and_the_next_ones_go_on(caplog: pytes
     assert "is replaced" in caplog.text
 
 
-def test_two_workers_share_a_stream_that_is_too_much_for_one_without_a_ghost_of_another_moment() -> None:
+def test_two_workers_share_a_stream_without_ghost_images() -> None:
     """Each card tells its frame and its loudness. Whatever is shown, blended or not, reads as the card of its moment:
     frames that were blended with those of another moment would not read at all."""
     levels = np.random.default_rng(5).uniform(0.05, 0.9, 12 * 24)

@@ -1,4 +1,4 @@
-"""The figures of a link: counts that never decrease, and figures that cannot be had."""
+"""The figures of a link: counts that never decrease, and statistics that cannot be read."""
 
 from __future__ import annotations
 

@@ -162,7 +162,7 @@ def test_the_sound_is_taken_ahead_by_what_the_encoder_lags() -> None:
         assert int.from_bytes(payload, "big") == (pts - base + 312) % 1000
 
 
-def test_the_idle_loop_is_seen_at_once_and_the_source_from_its_first_frame() -> None:
+def test_the_idle_loop_shows_at_once_then_the_sources_first_frame() -> None:
     seen, _, source, begun = pump_for(3.0)
     assert seen.picture[0][0] - begun < LEAD_S + 0.05
     before = [payload for when, _, payload in seen.picture if when < source.begins - 1e-6]
@@ -216,14 +216,14 @@ def test_a_machine_that_is_slow_to_answer_gets_larger_portions() -> None:
     assert max(lags) - min(lags) < 0.15
 
 
-def test_an_encoder_that_is_too_slow_for_anything_does_not_build_up_a_backlog() -> None:
+def test_an_encoder_that_is_far_too_slow_builds_no_backlog() -> None:
     seen, pump, _, _ = pump_for(20.0, Bank(stall=lambda _: 0.03))
     lags = [when - pts / MEDIA_RATE for when, pts, _ in seen.sound]
     assert max(lags) - min(lags) < MAX_LAG_S + 0.5
     assert pump.counters.skipped_blocks > 0
 
 
-def test_nobody_watching_costs_no_encoding_and_the_source_goes_on() -> None:
+def test_without_viewers_nothing_is_encoded_and_time_goes_on() -> None:
     async def live() -> tuple[int, list[int]]:
         loop = asyncio.get_running_loop()
         source, bank = Source(loop.time() + DELAY_S), Bank()
@@ -248,7 +248,7 @@ async def read_frames(queue: FrameQueue[Any], into: list[tuple[float, int, int, 
         into.append((asyncio.get_running_loop().time(), frame.pts, media_sample, first))
 
 
-def test_a_tap_gets_raw_frames_when_they_are_due_with_the_sound_of_their_own_time() -> None:
+def test_a_tap_gets_raw_frames_when_due_with_their_own_sound() -> None:
     async def live() -> tuple[Tap, list[tuple[float, int, int, int]], list[tuple[float, int, int, int]], Source, Bank]:
         loop = asyncio.get_running_loop()
         source, bank, tap = Source(loop.time() + DELAY_S), Bank(), Tap()

@@ -60,7 +60,7 @@ def test_one_of_the_two_alone_has_no_offset() -> None:
     assert meter.take() is None
 
 
-def test_a_record_keeps_the_worst_with_its_sign_and_the_rates_of_the_last_second() -> None:
+def test_a_record_keeps_the_worst_offset_and_the_latest_rates() -> None:
     record = CallRecord(now=100.0)
     record.sample(101.0, 0.65, 0.002, {"Opus": 8_000})
     assert record.bitrates == {"Opus": 64_000}

@@ -57,7 +57,7 @@ async def test_what_nobody_reads_is_not_kept() -> None:
     tap.close()
 
 
-async def test_a_slow_reader_loses_the_oldest_frames_and_they_are_counted() -> None:
+async def test_a_slow_reader_loses_the_oldest_frames_counted() -> None:
     tap = Tap()
     readings = [asyncio.create_task(queue.get()) for queue in (tap.sound, tap.picture)]
     await asyncio.sleep(0)

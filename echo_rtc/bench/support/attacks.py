@@ -2,7 +2,7 @@
 
 Session descriptions are real offers that were cut, mixed, swollen and spoilt. Routes come from the application's own
 table, so that a new one is attacked as soon as it is there. Text and bytes only: sends nothing and knows no server.
-Addresses in candidates are those for documentation and of this machine, so that nobody else is ever called.
+Addresses in candidates are those for documentation and of this machine, so that no other machine is ever contacted.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from urllib.parse import quote
 from echo_rtc.errors import InputError
 
 ELSEWHERE = "192.0.2.7"
-"""An address of nobody (RFC 5737)."""
+"""An address for documentation, which no machine has (RFC 5737)."""
 KNOWN_KEPT = 8
 """Sessions and streams that are remembered, to be attacked while they live."""
 _HARMLESS = tuple(ipaddress.ip_network(text) for text in ("127.0.0.0/8", "192.0.2.0/24", "::1/128"))

@@ -80,7 +80,7 @@ class RealServer:
         return [line for line in self.lines if re.search(r"Traceback|\b(ERROR|CRITICAL)\b", line)]
 
     async def stop(self) -> int:
-        """Tells it to stop, and waits for that; its exit code."""
+        """Stops the server and waits for it; returns its exit code."""
         assert self._child is not None
         assert self._reader is not None
         if self._child.returncode is None:

@@ -27,7 +27,7 @@ class Part(StrEnum):
 
 
 class Leaving(StrEnum):
-    """How a visitor goes: tells the server, hangs up only, or vanishes without a word."""
+    """How a visitor goes: tells the server, hangs up only, or vanishes without a notice."""
 
     DELETE = "delete"
     HANG_UP = "hang up"
@@ -92,7 +92,7 @@ class Visitor:
             raise
 
     async def leave(self, session: aiohttp.ClientSession, url: str, how: Leaving) -> None:
-        """Goes. Who is gone already may go again."""
+        """Leaves; idempotent."""
         if how is Leaving.DELETE:
             async with session.delete(f"{url}{self._path}"):
                 pass
