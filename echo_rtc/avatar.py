@@ -211,6 +211,4 @@ def stream_options(settings: Settings) -> StreamOptions:
     return StreamOptions(
         vad_threshold=settings.vad_threshold,
         max_latency_s=settings.max_latency,
-        steps=settings.steps,
-        min_steps=settings.min_steps,
     )

@@ -116,6 +116,14 @@ class WorkerStatus:
     rendering_s: float = 0.0
 
 
+@dataclass(frozen=True, slots=True)
+class ClipPlan:
+    """How the next clip of a stream is to be asked for: how it joins the one before, and its denoising steps."""
+
+    continuity: Continuity
+    steps: int
+
+
 class Engine(Protocol):
     """Renders clips. ``start`` returns when every avatar is prepared and warmed up."""
 
@@ -132,8 +140,8 @@ class Engine(Protocol):
 
     @property
     def expected_render_s(self) -> float:
-        """Seconds from a call of ``render`` to its result that nearly every clip keeps on a free worker, as measured
-        at start: what a new stream's delay begins with."""
+        """Seconds from a call of ``render`` to its result that nearly every clip of a further stream would keep, as
+        measured: what a new stream's delay begins with."""
         ...
 
     @property
@@ -153,7 +161,16 @@ class Engine(Protocol):
 
     @property
     def continuity(self) -> Continuity:
-        """How clips are to join; known once started."""
+        """How the clips of a stream would join that is alone; known once started."""
+        ...
+
+    @property
+    def capacity_steps(self) -> int:
+        """The fewest denoising steps that any stream gets when there are as many as ``capacity``."""
+        ...
+
+    def plan(self, stream: str) -> ClipPlan:
+        """How the next clip of a stream is to be asked for. May change from clip to clip."""
         ...
 
     async def start(self, progress: Progress) -> None:

@@ -161,6 +161,6 @@ async def test_what_cannot_be_is_told_in_one_sentence() -> None:
 
 
 def test_the_options_are_the_settings() -> None:
-    options = stream_options(Settings(vad_threshold=0.5, max_latency=7.0, steps=9, min_steps=5))
-    assert (options.vad_threshold, options.max_latency_s, options.steps, options.min_steps) == (0.5, 7.0, 9, 5)
+    options = stream_options(Settings(vad_threshold=0.5, max_latency=7.0))
+    assert (options.vad_threshold, options.max_latency_s) == (0.5, 7.0)
     assert ClipFormat().fps == Settings().clip_format.fps

@@ -26,7 +26,16 @@ from echo_rtc.cli import serve
 from echo_rtc.clips import ClipFormat
 from echo_rtc.errors import InputError, RenderError, SettingsError
 from echo_rtc.logs import LogFile
-from echo_rtc.rendering import Avatar, AvatarFiles, Continuity, Progress, RenderRequest, RenderResult, WorkerStatus
+from echo_rtc.rendering import (
+    Avatar,
+    AvatarFiles,
+    ClipPlan,
+    Continuity,
+    Progress,
+    RenderRequest,
+    RenderResult,
+    WorkerStatus,
+)
 from echo_rtc.settings import Settings
 
 ROOT = Path(__file__).parents[1]
@@ -47,11 +56,15 @@ class ScriptedEngine:
     format: ClipFormat = field(default_factory=ClipFormat)
     avatars: dict[str, Avatar] = field(default_factory=dict)
     capacity: int = 1
+    capacity_steps: int = 1
     expected_render_s: float = 0.0
     ready: bool = True
     trouble: str = ""
     continuity: Continuity = field(default_factory=lambda: Continuity(chained=True))
     workers: list[WorkerStatus] = field(default_factory=list)
+
+    def plan(self, stream: str) -> ClipPlan:
+        return ClipPlan(self.continuity, 1)
 
     async def start(self, progress: Progress) -> None:
         progress("half the weights are loaded")

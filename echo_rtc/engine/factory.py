@@ -32,6 +32,7 @@ def fleet_options(settings: Settings) -> FleetOptions:
         use_init_latent=settings.use_init_latent,
         overlap_frames=min(settings.overlap_frames, settings.clip_frames, settings.clip_format.history_frames),
         steps=settings.steps,
+        min_steps=settings.min_steps,
     )
 
 

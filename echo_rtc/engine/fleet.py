@@ -18,14 +18,24 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 from echo_rtc.clips import ClipFormat, F16Array
-from echo_rtc.engine import speed
+from echo_rtc.engine import pace
 from echo_rtc.engine.gaps import Gaps
 from echo_rtc.engine.meter import WorkerMeter
+from echo_rtc.engine.pace import Budget
 from echo_rtc.engine.scheduling import NOBODY, Drop, Prepare, Recall, Scheduler, Start, Ticket
 from echo_rtc.engine.speed import Speed
 from echo_rtc.engine.worker import WorkerReport, WorkerSpec
 from echo_rtc.errors import EchoRtcError, InputError, LateError, RenderError
-from echo_rtc.rendering import Avatar, AvatarFiles, Continuity, Progress, RenderRequest, RenderResult, WorkerStatus
+from echo_rtc.rendering import (
+    Avatar,
+    AvatarFiles,
+    ClipPlan,
+    Continuity,
+    Progress,
+    RenderRequest,
+    RenderResult,
+    WorkerStatus,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -49,11 +59,22 @@ clips at their timeout, within the same bound."""
 RECENT_CLIPS, ENOUGH_CLIPS = 48, 12
 """A worker's speed is that of its latest clips, once it has rendered enough of them."""
 
-DENOISING_SHARE = 0.85
-"""About this part of a clip's time is in proportion to its steps; the rest is decoding."""
+OVERLAP_SHARE = 0.8
+"""Workers are warmed up for overlapping clips if a clip of the fewest steps takes more than this share of real time."""
+
+NEW_STREAM = "\0"
+"""No stream has this name: asks what a further one would be given."""
 
 HEARTBEAT_S = 5.0
 """A worker that has done nothing for so long (s) is asked whether it still answers."""
+
+JUST_S = 0.01
+"""Timers may be early by as much (s)."""
+
+MEASURE_AGAIN_S = 30.0
+SLOWED_DOWN = 1.1
+"""A worker that was so much slower at the end than at its start, and has been idle for so long (s), is measured again:
+it may have cooled down, and is given no stream that it could not hold before."""
 
 HEARTBEAT_TIMEOUT_S = 10.0
 """How long its answer may take (s); a process on a machine that is overloaded or swaps needs seconds."""
@@ -135,7 +156,7 @@ class FleetOptions:
     ``start_timeout_s``: for loading and warming up. ``backoff_s``: before the second replacement in a row that comes to
     nothing, doubled with each further one up to ``max_backoff_s``; the first replacement comes at once.
     ``use_init_latent``, ``overlap_frames``: how clips join, see :attr:`FleetEngine.continuity`. ``prefetch``: whether
-    busy workers prepare their next clip. ``steps``: denoising steps of an ordinary clip.
+    busy workers prepare their next clip. ``steps``, ``min_steps``: denoising steps of an ordinary clip, and the fewest.
     """
 
     render_timeout_s: float = 0.0
@@ -146,6 +167,13 @@ class FleetOptions:
     overlap_frames: int = 6
     prefetch: bool = True
     steps: int = 1
+    min_steps: int = 1
+
+    def budget(self, format: ClipFormat) -> Budget:
+        """What these options and the clips' format leave for a clip."""
+        overlap = self.overlap_frames / format.clip_frames
+        least = min(self.min_steps, self.steps)
+        return Budget(float(format.clip_duration), self.steps, least, overlap, self.use_init_latent)
 
     def wait_s(self, deaths: int) -> float:
         """How long to wait before replacing a worker that has died ``deaths`` times in a row (1 = the first)."""
@@ -176,6 +204,7 @@ class _Slot:
         self.lacking: set[str] = set()  # avatars that this worker could not prepare although others have them
         self.turned = asyncio.Event()  # set whenever a job has ended on it
         self.answered_s = -math.inf  # when a job last ended on it
+        self.clip_ended_s = -math.inf  # when a clip last ended on it, or it was last measured
 
     def speed(self, frames: int) -> Speed:
         """With ordinary clips, which have ``frames`` frames: as seen lately, or at the start."""
@@ -225,7 +254,8 @@ class FleetEngine:
         self._specs = specs
         self._open = open_worker
         self._options = options or FleetOptions()
-        self._scheduler = Scheduler(self._options.prefetch)
+        self._budget = self._options.budget(format)
+        self._scheduler = Scheduler(self._options.prefetch, self._budget)
         self._progress: Progress = logger.info
         self._slots: dict[str, _Slot] = {}
         self._jobs: dict[int, _Job] = {}
@@ -237,7 +267,7 @@ class FleetEngine:
         self._avatars: dict[str, Avatar] = {}
         self._files: dict[str, AvatarFiles] = {}
         self._preparing = asyncio.Lock()
-        self._spread = False
+        self._overlaps = False
         self._closed = False
 
     @property
@@ -251,12 +281,23 @@ class FleetEngine:
     @property
     def capacity(self) -> int:
         up = [slot for slot in self._slots.values() if slot.up] or [*self._slots.values()]
-        speeds = [slot.speed(self._clip_frames) for slot in up if slot.at_start is not None]
-        return speed.capacity(speeds, self._format.fps, self._clip_frames / self._format.clip_frames)
+        return pace.capacity(self._budget, self._clip_times(up))
+
+    @property
+    def capacity_steps(self) -> int:
+        up = [slot for slot in self._slots.values() if slot.up] or [*self._slots.values()]
+        return pace.steps_of(self._budget, self._clip_times(up), self.capacity)
 
     @property
     def expected_render_s(self) -> float:
-        return speed.expected_render_s(slot.at_start for slot in self._slots.values() if slot.at_start is not None)
+        """What a clip takes on the slowest worker that may be chosen for a further stream, beside the clips of the
+        streams that it shares the worker with."""
+        place = self._scheduler.place(NEW_STREAM)
+        slots = [slot for name, slot in self._slots.items() if slot.at_start is not None]
+        chosen = [slot for slot in slots if slot.spec.name in place.workers] or slots
+        cost = self._budget.cost(place.steps, 1.0 + self._budget.overlap * place.spread)
+        turns = 1 + self._scheduler.sharing(place.workers) / max(1, len(place.workers))
+        return max((slot.speed(self._format.clip_frames).most_s for slot in chosen), default=0.0) * cost * turns
 
     @property
     def ready(self) -> bool:
@@ -278,9 +319,19 @@ class FleetEngine:
 
     @property
     def continuity(self) -> Continuity:
-        """Clips are chained where one worker serves a stream, and overlap where several do."""
-        chained = self._options.use_init_latent and not self._spread
-        return Continuity(chained, self._options.overlap_frames if self._spread else 0)
+        """How the clips of a stream would join that is alone."""
+        return self.plan(NEW_STREAM).continuity
+
+    def plan(self, stream: str) -> ClipPlan:
+        """How the next clip of a stream is to be asked for, as the workers and the other streams are now."""
+        place = self._scheduler.place(stream)
+        chained = self._options.use_init_latent and not place.spread
+        return ClipPlan(Continuity(chained, self._options.overlap_frames if place.spread else 0), place.steps)
+
+    def _clip_times(self, slots: Sequence[_Slot]) -> list[pace.Times]:
+        """Seconds that an ordinary clip takes on each of these workers."""
+        frames, steps = self._format.clip_frames, self._options.steps
+        return [{steps: slot.speed(frames).median_s} for slot in slots if slot.at_start is not None]
 
     @property
     def workers(self) -> list[WorkerStatus]:
@@ -316,7 +367,7 @@ class FleetEngine:
             reports: list[WorkerReport] = await _all_or_first_error(starts)
             for slot, report in zip(self._slots.values(), reports, strict=True):
                 slot.at_start = report.speed
-            await self._choose_continuity()
+            await self._prepare_overlap()
             first = next(iter(self._slots.values())).worker
             assert first is not None
             for name in reports[0].avatars:
@@ -460,11 +511,6 @@ class FleetEngine:
     # Inside: clips
 
     @property
-    def _clip_frames(self) -> int:
-        """Frames that an ordinary clip asks for."""
-        return self._format.clip_frames + self.continuity.overlap_frames
-
-    @property
     def _timeout_s(self) -> float:
         return self._options.timeout_s(float(self._format.clip_duration), self.expected_render_s)
 
@@ -475,8 +521,7 @@ class FleetEngine:
 
     def _cost(self, request: RenderRequest) -> float:
         """What a clip takes against an ordinary one."""
-        denoised = 1.0 if request.steps is None else request.steps / self._options.steps
-        return request.frames / self._clip_frames * (DENOISING_SHARE * denoised + 1.0 - DENOISING_SHARE)
+        return self._budget.cost(request.steps or self._options.steps, request.frames / self._format.clip_frames)
 
     def _clip_job(self, request: RenderRequest) -> _Job:
         """A clip's job, which follows on that of the clip that it continues."""
@@ -485,9 +530,10 @@ class FleetEngine:
             next(self._numbers),
             request.stream,
             deadline_s=request.deadline_s,
+            due_s=request.deadline_s - (self._format.clip_frames - 1) / self._format.fps,
             cost=self._cost(request),
+            steps=request.steps or 0,
             after=None if before is None else before.ticket.number,
-            spread=self._spread,
             unable=frozenset(name for name, slot in self._slots.items() if request.avatar in slot.lacking),
         )
         job = _Job(ticket, asyncio.get_running_loop().create_future(), request)
@@ -608,6 +654,8 @@ class FleetEngine:
             if not job.ping:
                 slot.gaps.ended(self._now)
             slot.answered_s = self._now
+            if job.request is not None:
+                slot.clip_ended_s = self._now
             slot.turned.set()
             del job  # as in _through
         self._act()
@@ -667,21 +715,17 @@ class FleetEngine:
         slot.worker, slot.alive = opened[0], True
         return opened[0]
 
-    async def _choose_continuity(self) -> None:
-        """Spreads each stream over the workers if one is not enough for it, or if clips are not chained anyway. Then
-        clips overlap, which costs frames: the workers are measured with those."""
-        several = len(self._slots) > 1
-        weakest = min(slot.at_start.frames_per_second for slot in self._slots.values() if slot.at_start is not None)
-        enough = weakest * speed.CAPACITY_MARGIN >= self._format.fps
-        self._spread = several and not (enough and self._options.use_init_latent)
-        if self._clip_frames != self._format.clip_frames:
-            overlap = self._options.overlap_frames
-            self._progress(f"a stream takes more than one worker: its clips overlap by {overlap} frames")
+    async def _prepare_overlap(self) -> None:
+        """Warms the workers up for clips that overlap, if one of them is so slow that streams may have to be spread."""
+        slowest = max(slot.at_start.median_s for slot in self._slots.values() if slot.at_start is not None)
+        near = slowest * self._budget.cost(self._budget.min_steps) > OVERLAP_SHARE * self._budget.clip_s
+        wanted = self._options.overlap_frames > 0 and len(self._slots) > 1
+        self._overlaps = wanted and (near or not self._options.use_init_latent)
+        if self._overlaps:
+            frames = self._format.clip_frames + self._options.overlap_frames
+            self._progress(f"a stream may take more than one worker: clips of {frames} frames are prepared for")
             workers = [slot.worker for slot in self._slots.values() if slot.worker is not None]
-            measures = [worker.measure(self._clip_frames, self._options.start_timeout_s) for worker in workers]
-            speeds: list[Speed] = await _all_or_first_error(measures)
-            for slot, measured in zip(self._slots.values(), speeds, strict=True):
-                slot.at_start = measured
+            await _all_or_first_error([worker.measure(frames, self._options.start_timeout_s) for worker in workers])
 
     def _come_up(self, slot: _Slot) -> None:
         slot.up = True
@@ -734,13 +778,31 @@ class FleetEngine:
         before a clip is lost to it."""
         while slot.up and slot.worker is worker:
             await asyncio.sleep(max(0.0, slot.answered_s + HEARTBEAT_S - self._now))
-            if slot.up and slot.worker is worker and self._now - slot.answered_s >= HEARTBEAT_S:
+            if slot.up and slot.worker is worker and self._now - slot.answered_s >= HEARTBEAT_S - JUST_S:
                 try:
-                    job = self._errand(slot, lambda worker: worker.ping(HEARTBEAT_TIMEOUT_S), ping=True)
-                    await self._through(job)
+                    if self._now - slot.clip_ended_s >= MEASURE_AGAIN_S and self._slowed_down(slot):
+                        await self._measure_again(slot)
+                    else:
+                        job = self._errand(slot, lambda worker: worker.ping(HEARTBEAT_TIMEOUT_S), ping=True)
+                        await self._through(job)
                 except RenderError as error:
                     logger.warning("worker %s does not answer: %s", slot.spec.name, error)
                     return
+
+    def _slowed_down(self, slot: _Slot) -> bool:
+        times = self._scheduler.times().get(slot.spec.name)
+        if times is None or slot.at_start is None:
+            return False
+        return pace.seconds(self._budget, times, self._options.steps) > SLOWED_DOWN * slot.at_start.median_s
+
+    async def _measure_again(self, slot: _Slot) -> None:
+        frames, timeout_s = self._format.clip_frames, self._piece_timeout_s
+        speed: Speed = await self._through(self._errand(slot, lambda worker: worker.measure(frames, timeout_s), True))
+        logger.info("worker %s was idle and measured again: %.1f frames/s", slot.spec.name, speed.frames_per_second)
+        slot.clip_ended_s = self._now
+        slot.recent_s.clear()
+        slot.recent_s.extend(speed.median_s for _ in range(ENOUGH_CLIPS))
+        self._scheduler.measured(slot.spec.name, speed.median_s)
 
     async def _replace(self, slot: _Slot) -> None:
         """Replaces a dead worker, and replacements that come to nothing, until one is up."""
@@ -793,9 +855,10 @@ class FleetEngine:
     async def _as_the_others(self, worker: Worker) -> Speed:
         """Starts a replacement, and warms it up for the clips that are asked for here."""
         report = await worker.start(self._options.start_timeout_s)
-        if self._clip_frames == self._format.clip_frames:
-            return report.speed
-        return await worker.measure(self._clip_frames, self._options.start_timeout_s)
+        if self._overlaps:
+            frames = self._format.clip_frames + self._options.overlap_frames
+            await worker.measure(frames, self._options.start_timeout_s)
+        return report.speed
 
 
 async def _all_or_first_error(starts: Sequence[Awaitable[Any]]) -> list[Any]:

@@ -4,13 +4,14 @@ The rules, in the order of their weight:
 
 1. A worker runs one clip and holds at most one further clip prepared. A clip that continues another one, still on its
    way, is prepared where that one runs and runs when it is done.
-2. As long as there are no more streams than workers, each stream keeps to a worker of its own (its home), unless one
-   worker is not enough for a stream (``spread``). With more streams than workers any worker takes any clip.
+2. A stream's clips go to the workers that ``pace.py`` has chosen for it: one (its home) wherever one can hold it. The
+   choice is made again whenever streams or workers come and go or clips take another time.
 3. Whoever lost clips since its last picture goes first, so that no stream starves where all cannot be served; then
    the earliest deadline.
 4. A clip that cannot be done by its deadline any more is not started, as long as its stream has a newer one waiting.
    The newest is rendered in any case: only so does its stream learn how slow the workers have become.
-5. A worker that takes much longer than expected may be stuck: what it has prepared goes back to the others, and they
+5. While clips come late, all streams that share workers get fewer steps, one by one (``steps.py``).
+6. A worker that takes much longer than expected may be stuck: what it has prepared goes back to the others, and they
    take the clips of the streams at home there.
 
 Knows no processes, no asyncio and no clock: time is an argument, in seconds of any monotonic clock.
@@ -19,9 +20,13 @@ Knows no processes, no asyncio and no clock: time is an argument, in seconds of 
 from __future__ import annotations
 
 import math
-from collections import Counter
+import statistics
+from collections import deque
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+
+from echo_rtc.engine.pace import Budget, Place, plan
+from echo_rtc.engine.steps import StepLadder
 
 HOME_S = 10.0
 """A stream without clips for this long is taken for silent or gone: its worker is free for another to settle on."""
@@ -30,7 +35,15 @@ OVERDUE = 2.0
 """A worker at a clip for this many times as long as expected may be stuck."""
 
 SMOOTHING = 0.3
-"""Weight of the latest clip in what a worker is expected to take."""
+"""Weight of the latest clip in what a worker is expected to take for the next one."""
+
+TYPICAL_CLIPS = 5
+"""Streams are placed by the median of what so many of a worker's latest clips took: one hiccup moves no stream."""
+
+KNOWN_S = 15.0
+"""What a worker took for a number of steps that it has not been given for so long (s) is not known any more."""
+
+DEFAULT_BUDGET = Budget(0.5)
 
 NOBODY = ""
 """The stream of clips that belong to none: any worker takes them, and they have no home."""
@@ -40,18 +53,21 @@ NOBODY = ""
 class Ticket:
     """A clip's place in the order.
 
-    ``number`` is its own alone. ``cost``: what it takes against an ordinary clip (more frames, fewer steps).
-    ``deadline_s``: when it must be done to be of use, infinity if it may take its time. ``after``: the number of the
-    clip that it continues. ``spread``: any worker may take it although its stream might have a home. ``worker``: the
-    only one that can do it. ``unable``: those that cannot. ``droppable``: whether it may be given up when it is late.
+    ``number`` is its own alone. ``cost``: what it takes against an ordinary clip (more frames, fewer steps); ``steps``:
+    its denoising steps, 0 for all.
+    ``deadline_s``: when it must be done to be of use, infinity if it may take its time; ``due_s``: when it must be done
+    to be on time. ``after``: the number of the
+    clip that it continues. ``worker``: the only one that can do it. ``unable``: those that cannot. ``droppable``:
+    whether it may be given up when it is late.
     """
 
     number: int
     stream: str
     deadline_s: float = math.inf
+    due_s: float = math.inf
     cost: float = 1.0
+    steps: int = 0
     after: int | None = None
-    spread: bool = False
     worker: str | None = None
     unable: frozenset[str] = frozenset()
     droppable: bool = True
@@ -95,6 +111,14 @@ Action = Prepare | Start | Drop | Recall
 
 
 @dataclass(slots=True)
+class _Recent:
+    """What the latest clips of one number of steps took (s), and when the last of them ended."""
+
+    seconds: deque[float] = field(default_factory=lambda: deque(maxlen=TYPICAL_CLIPS))
+    at_s: float = -math.inf
+
+
+@dataclass(slots=True)
 class _Worker:
     """``clip_s``: expected seconds of an ordinary clip. ``began_s``, ``free_s``: when the one that runs was begun, and
     should be done."""
@@ -104,6 +128,19 @@ class _Worker:
     free_s: float = 0.0
     running: Ticket | None = None
     prepared: Ticket | None = None
+    recent: dict[int, _Recent] = field(default_factory=dict)
+
+    def took(self, steps: int, seconds: float, now: float) -> None:
+        """A clip of so many steps, and as many frames as an ordinary one, took so long."""
+        recent = self.recent.setdefault(steps, _Recent())
+        recent.seconds.append(seconds)
+        recent.at_s = now
+        for other in [other for other, old in self.recent.items() if now - old.at_s > KNOWN_S]:
+            del self.recent[other]
+
+    def times(self) -> dict[int, float]:
+        """Seconds of a clip by its steps, lately."""
+        return {steps: statistics.median(recent.seconds) for steps, recent in self.recent.items()}
 
     def overdue(self, now: float) -> bool:
         """Whether it should have been done long ago."""
@@ -116,7 +153,8 @@ class _Worker:
 
 @dataclass(slots=True)
 class _Stream:
-    """``missed``: clips lost since the last one that was rendered; ``seen_s``: when it last had one."""
+    """``home``: the worker that rendered its latest clip. ``missed``: clips lost since the last one that was rendered;
+    ``seen_s``: when it last had one."""
 
     home: str | None = None
     missed: int = 0
@@ -127,9 +165,14 @@ class _Stream:
 class Scheduler:
     """The order of one fleet of workers. Tell it what happens; :meth:`decide` says what to do next."""
 
-    def __init__(self, prefetch: bool = True) -> None:
+    def __init__(self, prefetch: bool = True, budget: Budget = DEFAULT_BUDGET) -> None:
         """``prefetch``: whether busy workers are given a clip to prepare."""
         self._prefetch = prefetch
+        self._budget = budget
+        self._places: dict[str, Place] = {}
+        self._places_stand = True
+        self._ladders: dict[frozenset[str], StepLadder] = {}
+        self._newest = -1
         self._workers: dict[str, _Worker] = {}
         self._streams: dict[str, _Stream] = {}
         self._waiting: dict[int, Ticket] = {}
@@ -151,27 +194,57 @@ class Scheduler:
         """Seconds that an ordinary clip is expected to take on a worker that is up."""
         return self._workers[worker].clip_s
 
-    def homes(self) -> dict[str, str | None]:
-        """The worker that each stream keeps to."""
-        return {name: stream.home for name, stream in self._streams.items()}
+    def place(self, stream: str) -> Place:
+        """How the next clip of a stream is to be rendered, with the steps that it gets now. One that has no clips yet
+        is told what it would be given."""
+        place = self._places.get(stream)
+        if place is None:
+            homes: dict[str, str | None] = {name: each.home for name, each in self._live()}
+            place = plan(self._budget, self.times(), homes | {stream: None}, self._places).get(stream)
+        if place is None:
+            return Place(frozenset(), self._budget.steps, spread=False)
+        ladder = self._ladders.get(place.workers)
+        return place if ladder is None else replace(place, steps=min(place.steps, ladder.steps))
+
+    def times(self) -> dict[str, dict[int, float]]:
+        """Seconds that a clip takes lately on each worker that is up, by its steps."""
+        return {name: worker.times() for name, worker in self._workers.items()}
+
+    def sharing(self, workers: frozenset[str]) -> int:
+        """How many streams have their clips rendered by any of these workers."""
+        return sum(not place.workers.isdisjoint(workers) for place in self._places.values())
 
     # What happens
 
     def add_worker(self, worker: str, clip_s: float) -> None:
         """A worker is up and free; an ordinary clip is expected to take it ``clip_s`` seconds."""
         self._workers[worker] = _Worker(clip_s)
+        self._workers[worker].recent[self._budget.steps] = _Recent(deque([clip_s], TYPICAL_CLIPS))
+        self._places_stand = False
+
+    def measured(self, worker: str, clip_s: float) -> None:
+        """An ordinary clip was found to take ``clip_s`` on a worker; what is known of it does not count any more."""
+        state = self._workers.get(worker)
+        if state is not None:
+            state.clip_s = clip_s
+            state.recent = {self._budget.steps: _Recent(deque([clip_s], TYPICAL_CLIPS))}
+            self._places_stand = False
 
     def remove_worker(self, worker: str) -> None:
         """A worker is no more. What it had prepared waits again; tell what it was rendering by :meth:`finished`,
         before or after."""
         state = self._workers.pop(worker, None)
+        self._places_stand = False
         if state is not None and state.prepared is not None:
             self._wait(state.prepared)
 
     def submit(self, ticket: Ticket, now: float) -> None:
         """A clip to render. Those of a stream are numbered and come in order."""
-        stream = self._streams.setdefault(ticket.stream, _Stream())
-        stream.seen_s = now
+        if ticket.stream not in self._streams:
+            self._streams[ticket.stream] = _Stream()
+            self._places_stand = False
+        self._streams[ticket.stream].seen_s = now
+        self._newest = max(self._newest, ticket.number)
         self._unfinished.add(ticket.number)
         self._wait(ticket)
 
@@ -201,7 +274,14 @@ class Scheduler:
             return
         state.running = None
         if took_s is not None and ticket.cost > 0:
-            state.clip_s += SMOOTHING * (took_s / ticket.cost - state.clip_s)
+            ordinary_s = max(took_s / ticket.cost, 1e-6)
+            state.clip_s += SMOOTHING * (ordinary_s - state.clip_s)
+            steps = ticket.steps or self._budget.steps
+            state.took(steps, ordinary_s * self._budget.cost(steps), now)
+            self._places_stand = False
+            if stream is not None:
+                stream.home = worker
+            self._judge(ticket, ticket.due_s - now, took_s)
 
     # What to do
 
@@ -270,6 +350,7 @@ class Scheduler:
     def _given_up(self, ticket: Ticket, worker: str | None) -> Drop:
         self._unfinished.discard(ticket.number)
         self._streams[ticket.stream].missed += 1
+        self._judge(ticket, -math.inf, 0.0)
         self.dropped += 1
         return Drop(ticket, worker)
 
@@ -293,12 +374,10 @@ class Scheduler:
             return False
         if ticket.after in self._unfinished:
             return ticket.after == running
-        home = self._streams[ticket.stream].home
-        if ticket.spread or ticket.stream == NOBODY or home == name:
+        place = self._places.get(ticket.stream)
+        if place is None or name in place.workers:
             return True
-        if home is not None and (home in ticket.unable or (home in self._workers and self._workers[home].stuck(now))):
-            return True
-        return sum(stream != NOBODY for stream in self._streams) > len(self._workers)
+        return all(worker in ticket.unable or self._workers[worker].stuck(now) for worker in place.workers)
 
     def _best(self, name: str, now: float, running: int | None = None) -> Ticket | None:
         """What the worker should take next; see :meth:`_may`."""
@@ -318,8 +397,7 @@ class Scheduler:
         return None
 
     def _settle(self, now: float) -> None:
-        """Forgets streams that are silent, and sees to it that each other one has a home, none more crowded than
-        need be."""
+        """Forgets streams that are silent, and finds a place for each other one if anything has changed."""
         held = {
             ticket.stream
             for worker in self._workers.values()
@@ -330,17 +408,37 @@ class Scheduler:
             stream = self._streams[name]
             if not stream.waiting and name not in held and now - stream.seen_s > HOME_S:
                 del self._streams[name]
-        streams = [stream for name, stream in self._streams.items() if name != NOBODY]
-        if not self._workers or not streams:
+                self._places_stand = False
+        if self._places_stand:
             return
-        most = math.ceil(len(streams) / len(self._workers))
-        guests: Counter[str] = Counter()
-        homeless: list[_Stream] = []
-        for stream in streams:
-            if stream.home in self._workers and guests[stream.home] < most:
-                guests[stream.home] += 1
-            else:
-                homeless.append(stream)
-        for stream in homeless:
-            stream.home = min(self._workers, key=lambda name: guests[name])
-            guests[stream.home] += 1
+        self._places_stand = True
+        homes = {name: stream.home for name, stream in self._live()}
+        self._places = plan(self._budget, self.times(), homes, self._places)
+        for name, place in self._places.items():
+            if len(place.workers) == 1:
+                (self._streams[name].home,) = place.workers
+        self._limit_steps()
+
+    def _live(self) -> Iterator[tuple[str, _Stream]]:
+        return ((name, stream) for name, stream in self._streams.items() if name != NOBODY)
+
+    def _limit_steps(self) -> None:
+        """One ladder for all streams that share workers, none higher than what the workers hold."""
+        most = {place.workers: place.steps for place in self._places.values()}
+        for workers in [workers for workers in self._ladders if workers not in most]:
+            del self._ladders[workers]
+        for workers, steps in most.items():
+            if workers not in self._ladders:
+                self._ladders[workers] = StepLadder(steps, min(self._budget.min_steps, steps))
+            self._ladders[workers].limit(steps)
+
+    def _judge(self, ticket: Ticket, slack_s: float, took_s: float) -> None:
+        """A clip was there ``slack_s`` before it was due, negative if it was late: the steps of all streams that share
+        its workers fall or climb."""
+        place = self._places.get(ticket.stream)
+        if place is None or math.isinf(ticket.due_s):
+            return
+        if slack_s < 0:
+            self._ladders[place.workers].late(ticket.number, self._newest + 1)
+        else:
+            self._ladders[place.workers].on_time(ticket.number, slack_s, took_s, self._newest + 1)

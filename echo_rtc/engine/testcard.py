@@ -151,7 +151,7 @@ class CardWorker:
     def __init__(
         self, spec: WorkerSpec, format: ClipFormat, script: Script, steps: int, on_gone: Callable[[], None]
     ) -> None:
-        """``steps``: of an ordinary clip; one with fewer takes less of the script's time."""
+        """``steps``: of an ordinary clip; one with fewer steps or frames takes less of the script's time."""
         self._spec = spec
         self._steps = steps
         self._format = format
@@ -191,7 +191,8 @@ class CardWorker:
         act = self._script((request.pose_position + request.frames - 1) // self._format.clip_frames)
         loop = asyncio.get_running_loop()
         begun = loop.time()
-        delay_s = act.delay_s if request.steps is None else act.delay_s * request.steps / self._steps
+        parts = request.frames / self._format.clip_frames * (request.steps or self._steps) / self._steps
+        delay_s = act.delay_s * parts
         await self._idle_for(min(delay_s, timeout_s))
         if act.dies or delay_s > timeout_s:
             self.kill()

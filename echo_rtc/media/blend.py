@@ -46,33 +46,36 @@ def _fade(old: U8Array, new: U8Array) -> U8Array:
 
 
 class Seams:
-    """The seams between clips that share K frames, whatever order the clips come in."""
+    """The seams between clips, whatever order the clips come in. A clip that shows K frames of the one before is
+    cross-faded with it, however that one began; one that shows none continues it."""
 
-    def __init__(self, overlap_frames: int) -> None:
-        """Raises ValueError for a negative ``overlap_frames``."""
-        if overlap_frames < 0:
-            raise ValueError(f"overlap_frames is {overlap_frames}; it must not be negative")
-        self._overlap = overlap_frames
+    def __init__(self) -> None:
         self._heads: dict[int, YuvFrames] = {}
         self._tails: dict[int, YuvFrames] = {}
 
-    def push(self, clip: int, frames: YuvFrames) -> tuple[YuvFrames, list[tuple[int, YuvFrames]]]:
-        """Takes clip number ``clip``: the K frames before it, then its own.
+    def push(self, clip: int, frames: YuvFrames, overlap_frames: int) -> tuple[YuvFrames, list[tuple[int, YuvFrames]]]:
+        """Takes clip number ``clip``: the ``overlap_frames`` frames before it, then its own.
 
-        Returns its own frames, and the seams that can be closed now: (clip, what its last K frames are to become).
-        Raises ValueError for a clip that is not longer than what it shares on both sides.
+        Returns its own frames, and the seams that can be closed now: (clip, what its last frames are to become).
+        Raises ValueError for a negative overlap, and a clip that is not longer than what it shares on both sides.
         """
-        count = self._overlap
-        if not count:
-            return frames, []
-        if len(frames) < 2 * count:
-            raise ValueError(f"a clip of {len(frames)} frames is too short for {count} overlap frames")
-        self._heads[clip], self._tails[clip] = frames[:count], frames[-count:]
+        if overlap_frames < 0:
+            raise ValueError(f"overlap_frames is {overlap_frames}; it must not be negative")
+        if len(frames) < 2 * overlap_frames:
+            raise ValueError(f"a clip of {len(frames)} frames is too short for {overlap_frames} overlap frames")
+        own = frames[overlap_frames:]
+        self._tails[clip] = own
+        if overlap_frames:
+            self._heads[clip] = frames[:overlap_frames]
+        else:
+            self._tails = {number: tail for number, tail in self._tails.items() if number >= clip}
         closed = []
         for left in (clip - 1, clip):
             if left in self._tails and left + 1 in self._heads:
-                closed.append((left, cross_fade(self._tails.pop(left), self._heads.pop(left + 1))))
+                tail, head = self._tails.pop(left), self._heads.pop(left + 1)
+                if len(head) <= len(tail):
+                    closed.append((left, cross_fade(tail[len(tail) - len(head) :], head)))
         for ends in (self._heads, self._tails):
             for old in [number for number in ends if number < clip - KEPT_CLIPS]:
                 del ends[old]
-        return frames[count:], closed
+        return own, closed

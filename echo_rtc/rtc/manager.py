@@ -334,7 +334,8 @@ class StreamManager:
         if not self.free:
             self.counters.full += 1
             raise CapacityError(
-                f"all {self.capacity} streams that this server holds in real time are taken; try again later",
+                f"all {self.capacity} streams that this server holds in real time, with "
+                f"{self._engine.capacity_steps} denoising steps at least, are taken; try again later",
                 RETRY_AFTER_S,
             )
 

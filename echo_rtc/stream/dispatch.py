@@ -1,15 +1,14 @@
 """Sends a stream's clips to the engine, and their frames to the playout.
 
 All clips are handed to the engine as they come; it knows all streams and decides which is rendered next, and which
-comes too late to be begun. Here they are joined: chained, each from the last latent of the one before, or cross-faded
-where several workers share a stream. While they come late they get fewer denoising steps. Knows no peers and no
-packets; an engine is anything with ``render``.
+comes too late to be begun. It also says for each clip how it joins the one before (chained, from its last latent, or
+cross-faded where several workers share the stream) and how many denoising steps it gets; here that is done. Knows no
+peers and no packets; an engine is anything with ``plan`` and ``render``.
 """
 
 from __future__ import annotations
 
 import asyncio
-import math
 from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -19,8 +18,7 @@ from echo_rtc.clips import MEDIA_RATE, AudioClip, ClipFormat, F16Array, YuvFrame
 from echo_rtc.counting import CounterMetric, Histogram, HistogramMetric, counter, histogram, histograms
 from echo_rtc.errors import LateError, RenderError
 from echo_rtc.media.blend import Seams
-from echo_rtc.media.steps import StepLadder
-from echo_rtc.rendering import Avatar, Continuity, RenderRequest, RenderResult
+from echo_rtc.rendering import Avatar, ClipPlan, RenderRequest, RenderResult
 from echo_rtc.stream.log import Complaints, StreamLog
 
 MAX_PENDING_CLIPS = 8
@@ -48,6 +46,8 @@ STAGE_SECONDS = HistogramMetric("clip_stage_seconds", "Seconds of each stage of 
 class ClipRenderer(Protocol):
     """The part of an engine that a stream uses."""
 
+    def plan(self, stream: str) -> ClipPlan: ...
+
     async def render(self, request: RenderRequest) -> RenderResult: ...
 
 
@@ -65,19 +65,12 @@ class FrameSink(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class RenderOrder:
-    """What all clips of a stream have in common: its name for the engine, the avatar, the seed of its noise, how clips
-    join.
-
-    ``steps``, ``min_steps``: denoising steps of a clip, and how few there may be while clips come late.
-    """
+    """What all clips of a stream have in common: its name for the engine, the avatar, the seed of its noise."""
 
     avatar: Avatar
     format: ClipFormat
     seed: int
-    continuity: Continuity
     stream: str = ""
-    steps: int = 1
-    min_steps: int = 1
 
 
 @dataclass(slots=True)
@@ -121,6 +114,7 @@ class RenderTimes:
 class _Pending:
     clip: AudioClip
     after_idle: bool
+    plan: ClipPlan
 
 
 class Dispatcher:
@@ -143,14 +137,14 @@ class Dispatcher:
         self._complaints = Complaints(log, clock)
         self._clock = clock
         self._on_steps = on_steps
-        self._ladder = StepLadder(order.steps, min(order.min_steps, order.steps))
-        self._seams = Seams(order.continuity.overlap_frames)
+        self._seams = Seams()
+        self._steps = engine.plan(order.stream).steps
         self._arrived: deque[_Pending] = deque()
         self._arrival = asyncio.Event()
         self._in_flight: dict[int, asyncio.Task[None]] = {}
-        self._next_clip = 0
         self._after_idle = True
         self._latent: F16Array | None = None
+        self._latent_of = -1
         self._last_done_s = 0.0
         self.counters = DispatchCounters()
         self.times = RenderTimes()
@@ -163,7 +157,7 @@ class Dispatcher:
     @property
     def steps(self) -> int:
         """Denoising steps that the next clip gets."""
-        return self._ladder.steps
+        return self._steps
 
     def idle(self) -> None:
         """A clip of silence: the idle loop is shown."""
@@ -179,8 +173,9 @@ class Dispatcher:
             else:
                 oldest = self._arrived.popleft().clip.index
             self._give_up(oldest, "too many clips are in flight")
-        self._arrived.append(_Pending(clip, self._after_idle))
-        self._next_clip = clip.index + 1
+        plan = self._engine.plan(self._order.stream)
+        self._note_steps(plan.steps)
+        self._arrived.append(_Pending(clip, self._after_idle, plan))
         self._after_idle = False
         self._arrival.set()
 
@@ -190,7 +185,8 @@ class Dispatcher:
         for task in self._in_flight.values():
             task.cancel()
         self._in_flight.clear()
-        self._seams = Seams(self._order.continuity.overlap_frames)
+        self._seams = Seams()
+        self._latent_of = -1
         self._after_idle = True
 
     async def run(self) -> None:
@@ -210,43 +206,43 @@ class Dispatcher:
         try:
             result = await self._engine.render(self._request(pending))
             self.times.observe(self._clock() - begun, result.stages_ms)
-            self._take(clip, result, begun)
+            self._take(pending, result, begun)
         except LateError as error:
             self.counters.late += 1
             self._give_up(clip.index, str(error))
-            self._judge(clip.index, -math.inf, 0.0)
         except RenderError as error:
             self.counters.failed += 1
             self._give_up(clip.index, str(error))
         finally:
             self._in_flight.pop(clip.index, None)
 
-    def _take(self, clip: AudioClip, result: RenderResult, begun: float) -> None:
+    def _take(self, pending: _Pending, result: RenderResult, begun: float) -> None:
         """Notes the time of a rendered clip, and hands its frames and the finished cross-fades to the playout."""
+        clip, joined = pending.clip, pending.plan.continuity
         now = self._clock()
-        if self._order.continuity.chained:
+        if joined.chained:
             # The wait for the previous clip does not count as this one's time.
             begun = max(begun, self._last_done_s)
-            self._latent = result.final_latent
+        if clip.index > self._latent_of:
+            self._latent, self._latent_of = result.final_latent, clip.index
         self._last_done_s = now
         took_s = now - begun
-        own, seams = self._seams.push(clip.index, result.frames)
-        slack_s = self._due(clip.first_frame) - now
-        self._sink.put(clip.index, own, took_s, now)
+        own, seams = self._seams.push(clip.index, result.frames, joined.overlap_frames)
+        # The last frames of a clip are cross-faded with what the next clip shows of them, and wait for it.
+        self._sink.put(clip.index, own, took_s + joined.overlap_frames / self._order.format.fps, now)
         for index, frames in seams:
             self._sink.blend(index, frames)
         self.counters.rendered += 1
-        self._judge(clip.index, slack_s, took_s)
 
     def _request(self, pending: _Pending) -> RenderRequest:
-        clip, order = pending.clip, self._order
+        clip, order, joined = pending.clip, self._order, pending.plan.continuity
         latent: F16Array | None = None
-        if order.continuity.chained:
+        if joined.chained:
             latent = self._latent
             idle = order.avatar.idle_latents
             if pending.after_idle or latent is None:
                 latent = None if idle is None else idle[(clip.first_frame - 1) % len(idle)]
-        overlap = order.continuity.overlap_frames
+        overlap = joined.overlap_frames
         return RenderRequest(
             avatar=order.avatar.name,
             audio=clip.window,
@@ -254,29 +250,25 @@ class Dispatcher:
             pose_position=clip.first_frame - overlap,
             seed=order.seed,
             init_latent=latent,
-            steps=None if self.steps == order.steps else self.steps,
+            steps=pending.plan.steps,
             stream=order.stream,
             deadline_s=self._due(clip.first_frame + clip.frames - 1),
-            chained=order.continuity.chained and not pending.after_idle,
+            chained=joined.chained and not pending.after_idle,
         )
 
     def _due(self, frame: int) -> float:
         """When a frame is due."""
         return self._sink.playout_time(self._order.format.sample_of_frame(frame, MEDIA_RATE))
 
-    def _judge(self, clip: int, slack_s: float, took_s: float) -> None:
-        """A clip was ready ``slack_s`` before it was due, negative if it was late: adapts the steps."""
-        before = self.steps
-        if slack_s < 0:
-            self._ladder.late(clip, self._next_clip)
-        else:
-            self._ladder.on_time(clip, slack_s, took_s, self._next_clip)
-        if self.steps == before:
+    def _note_steps(self, steps: int) -> None:
+        """Clips get so many steps from now on."""
+        before, self._steps = self._steps, steps
+        if steps == before:
             return
-        self.counters.steps_lowered += self.steps < before
-        self.counters.steps_raised += self.steps > before
-        self._log.info("clips get %d denoising steps, of %d", self.steps, self._order.steps)
-        self._on_steps(self.steps)
+        self.counters.steps_lowered += steps < before
+        self.counters.steps_raised += steps > before
+        self._log.info("clips get %d denoising steps, after %d", steps, before)
+        self._on_steps(steps)
 
     def _give_up(self, index: int, reason: str) -> None:
         self._sink.lose(index)

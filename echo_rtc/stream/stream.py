@@ -79,7 +79,7 @@ class StreamOptions:
     """The settings of streams.
 
     ``vad_threshold``: RMS 0..1, 0 renders everything. ``max_latency_s``: upper bound of the delay.
-    ``steps``, ``min_steps``: denoising steps of a clip, and how few while clips come late. ``margin_s``: what the delay
+    ``margin_s``: what the delay
     leaves for everything but clip and rendering; the pump takes frames up to 80 ms before they are due, and the rest is
     for jitter. ``voice_timeout_s``: a stream whose microphone sends nothing for this long ends; 0: never. A microphone
     that sends silence does send. ``pushed``: the voice is pushed speech, faster than it is spoken, and no microphone.
@@ -87,19 +87,17 @@ class StreamOptions:
 
     vad_threshold: float = 0.015
     max_latency_s: float = 3.0
-    steps: int = 1
-    min_steps: int = 1
     margin_s: float = 0.15
     voice_timeout_s: float = 0.0
     pushed: bool = False
 
     def delay_policy(self, engine: Engine) -> DelayPolicy:
         """What the delay of a stream on ``engine`` is made of."""
-        # The last frames of a clip are cross-faded with what the next clip shows of them.
+        # As the dispatcher tells it of each clip: with the wait of frames that are cross-faded.
         overlap_s = engine.continuity.overlap_frames / engine.format.fps
         return DelayPolicy(
-            render_s=engine.expected_render_s,
-            margin_s=self.margin_s + overlap_s,
+            render_s=engine.expected_render_s + overlap_s,
+            margin_s=self.margin_s,
             max_latency_s=self.max_latency_s,
             silence_rms=self.vad_threshold,
             ahead_s=AHEAD_S if self.pushed else 0.0,
@@ -111,10 +109,7 @@ class StreamOptions:
             avatar=avatar,
             format=engine.format,
             seed=secrets.randbits(31),
-            continuity=engine.continuity,
             stream=stream_id,
-            steps=self.steps,
-            min_steps=self.min_steps,
         )
 
 

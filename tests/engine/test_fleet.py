@@ -16,6 +16,7 @@ from echo_rtc.clips import ClipFormat, F32Array, YuvFrames
 from echo_rtc.engine.fleet import (
     HEARTBEAT_S,
     HEARTBEAT_TIMEOUT_S,
+    MEASURE_AGAIN_S,
     STEADY_CLIPS,
     FleetEngine,
     FleetOptions,
@@ -427,12 +428,12 @@ def test_capacity_is_what_the_workers_that_are_up_hold_at_their_latest_speed() -
         async with House(3, lambda position: slow) as house:
             capacities.append(house.engine.capacity)
             slow = 0.8  # 15 frames/s
-            for number in range(60):
-                await house.engine.render(clip(0, f"{number % 3}"))
+            for _ in range(20):
+                await asyncio.gather(*(house.engine.render(clip(0, stream)) for stream in "xyz"))
             capacities.append(house.engine.capacity)
             slow = 0.2
-            for number in range(180):
-                await house.engine.render(clip(0, f"{number % 3}"))
+            for _ in range(60):
+                await asyncio.gather(*(house.engine.render(clip(0, stream)) for stream in "xyz"))
             capacities.append(house.engine.capacity)
             house.opened[0].kill()
             await asyncio.sleep(0)
@@ -445,7 +446,7 @@ def test_capacity_is_what_the_workers_that_are_up_hold_at_their_latest_speed() -
 
 def test_one_worker_that_is_not_enough_shares_with_the_others_and_overlap_costs_room() -> None:
     async def work() -> tuple[Continuity, int, Continuity, int]:
-        quick = ClipFormat(fps=30, clip_frames=12, width=16, height=16)
+        quick = ClipFormat(fps=33, clip_frames=12, width=16, height=16)
 
         async def specs() -> list[WorkerSpec]:
             return [WorkerSpec(f"w{number}", CardLoader(quick)) for number in range(4)]
@@ -463,7 +464,7 @@ def test_one_worker_that_is_not_enough_shares_with_the_others_and_overlap_costs_
             await engine.close()
         return tuple(found)  # type: ignore[return-value]
 
-    # 4 x 30 frames/s x 0.85 = 102: three streams of 30, or of 45 with six frames of each eighteen rendered twice: two.
+    # 4 x 30 frames/s x 0.85 = 102: three streams of 33, or with six frames of each eighteen rendered twice, two.
     assert run(work()) == (Continuity(False, 6), 2, Continuity(False, 0), 3)
 
 
@@ -492,6 +493,21 @@ def test_an_idle_worker_that_hangs_is_replaced_and_costs_no_clip() -> None:
             assert (house.engine.workers[0].restarts, house.engine.workers[0].lost) == (1, 0)
 
     run(work())
+
+
+def test_a_worker_that_was_slow_is_measured_again_when_it_is_idle() -> None:
+    """Its stream has gone to the other one, and nothing else would say that it has cooled down."""
+
+    async def work() -> list[float]:
+        slow = 0.9
+        async with House(2, lambda position: slow) as house:
+            for number in range(8):
+                await house.engine.render(clip(number))
+            found = [house.engine._scheduler.times()["w0"][1]]
+            await asyncio.sleep(MEASURE_AGAIN_S + 2 * HEARTBEAT_S)
+            return [*found, house.engine._scheduler.times()["w0"][1]]
+
+    assert run(work()) == pytest.approx([0.9, 0.4])
 
 
 def test_who_gives_up_takes_the_clip_out_of_the_queue() -> None:

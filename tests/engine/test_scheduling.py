@@ -183,7 +183,7 @@ def test_a_stream_for_which_one_is_not_enough_spreads_and_is_on_time() -> None:
     fleet.up("a", "b", clip_s=0.8)
     deadlines = {}
     for n in range(40):
-        ticket = Ticket(n, "x", n * CLIP_S + 1.0, spread=True)
+        ticket = Ticket(n, "x", n * CLIP_S + 1.0)
         deadlines[n] = ticket.deadline_s
         fleet.at(n * CLIP_S, lambda t=ticket: fleet.submit(t))  # type: ignore[misc]
     fleet.run()
@@ -243,7 +243,7 @@ def test_workers_that_finish_out_of_order_lose_nothing() -> None:
     fleet = Fleet(lambda worker, ticket: 0.9 if worker == "a" else 0.2)
     fleet.up("a", "b", clip_s=0.5)
     for n in range(20):
-        fleet.at(n * CLIP_S, lambda n=n: fleet.submit(Ticket(n, "x", n * CLIP_S + 2.0, spread=True)))  # type: ignore[misc]
+        fleet.at(n * CLIP_S, lambda n=n: fleet.submit(Ticket(n, "x", n * CLIP_S + 2.0)))  # type: ignore[misc]
     fleet.run()
     ends = [fleet.done[n][1] for n in range(20)]
     assert ends != sorted(ends)
@@ -291,14 +291,14 @@ def test_streams_at_home_on_a_stuck_worker_are_served_by_the_others() -> None:
 
 
 def test_what_a_dead_worker_had_prepared_is_not_lost() -> None:
-    fleet = Fleet(steady(1.0))
+    fleet = Fleet(steady(0.4))
     fleet.up("a", "b")
     chained = [Ticket(0, "x"), Ticket(1, "x", after=0), Ticket(2, "x", after=1)]
     for ticket in chained:
         fleet.submit(ticket)
     (home,) = fleet.running
     assert fleet.prepared[home] == 1
-    fleet.run(0.5)
+    fleet.run(0.2)
     fleet.die(home)
     fleet.run()
     assert sorted(fleet.done) == [1, 2]
@@ -369,7 +369,7 @@ def test_nothing_is_lost_or_done_twice_whatever_happens(
             after = last.get(stream) if what == "chained" else None
             streams[number], last[stream] = stream, number
             deadline = fleet.now + 0.3 + which * 0.2
-            fleet.submit(Ticket(number, stream, deadline, after=after, spread=spread))
+            fleet.submit(Ticket(number, stream, deadline, after=after))
         elif what == "die" and worker in up:
             up.discard(worker)
             fleet.die(worker)

@@ -7,7 +7,8 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 import av
@@ -21,7 +22,16 @@ from echo_rtc.engine.testcard import CardFacts, ScriptedFaults, TestCardEngine, 
 from echo_rtc.errors import RenderError
 from echo_rtc.offline.files import MovieFile, SoundFile
 from echo_rtc.offline.render import ATTEMPTS, PART_CLIPS, OfflineOptions, even_parts, render_voice
-from echo_rtc.rendering import Avatar, AvatarFiles, Continuity, Progress, RenderRequest, RenderResult, WorkerStatus
+from echo_rtc.rendering import (
+    Avatar,
+    AvatarFiles,
+    ClipPlan,
+    Continuity,
+    Progress,
+    RenderRequest,
+    RenderResult,
+    WorkerStatus,
+)
 from tests.offline.test_files import read, tone, write_wav
 
 FORMAT = ClipFormat(width=64, height=64)
@@ -109,12 +119,16 @@ class NotingEngine:
         self.ready = True
         self.trouble = ""
         self.continuity = Continuity(chained=True)
+        self.capacity_steps = 1
         self.workers: list[WorkerStatus] = []
         self.noted: list[tuple[int, float | None]] = []
         self._failures = failures
         idle = YuvFrames(*(np.zeros((10, side, side), np.uint8) for side in (64, 32, 32)))
         latents = -np.arange(10, dtype=np.float16)[:, None, None, None]
         self.avatars = {"default": Avatar("default", idle, latents)}
+
+    def plan(self, stream: str) -> ClipPlan:
+        raise AssertionError("not asked for here")
 
     async def start(self, progress: Progress) -> None: ...
 
@@ -181,9 +195,18 @@ async def test_a_clip_that_fails_for_good_ends_the_rendering(tmp_path: Path) -> 
 async def test_slow_workers_in_any_order_leave_the_frames_in_theirs(tmp_path: Path) -> None:
     script = ScriptedFaults(delay_s=0.001, stalls_s={0: 0.08, 3: 0.05})
     engine = TestCardEngine(FORMAT, script, workers=3)
+    async with started(engine):
+        assert await rendered(engine, tone(5.0, 48_000), tmp_path, chained=False) == 120
+        assert [card.frame for card in cards(tmp_path / "face.mp4")] == list(range(120))
+
+
+@asynccontextmanager
+async def started(engine: TestCardEngine) -> AsyncIterator[TestCardEngine]:
     await engine.start(lambda line: None)
-    assert await rendered(engine, tone(5.0, 48_000), tmp_path, chained=False) == 120
-    assert [card.frame for card in cards(tmp_path / "face.mp4")] == list(range(120))
+    try:
+        yield engine
+    finally:
+        await engine.close()
 
 
 async def test_long_speech_is_cut_into_parts_that_begin_a_clip_early(tmp_path: Path) -> None:
@@ -215,20 +238,20 @@ async def test_parts_on_several_workers_keep_every_frame_in_its_place(tmp_path: 
     """Frames that were blended with those of another moment would not read as cards."""
     script = ScriptedFaults(delay_s=0.002, stalls_s={3: 0.1, 17: 0.15, 40: 0.05}, failures=frozenset())
     engine = TestCardEngine(FORMAT, script, workers=3)
-    await engine.start(lambda line: None)
-    audio = write_wav(tmp_path / "voice.wav", tone(30.0, 48_000), 48_000)
-    with SoundFile(audio) as source, MovieFile(tmp_path / "face.mp4", FORMAT, 1) as movie:
-        await render_voice(engine, source, movie, OfflineOptions("default"), lambda frames: None, lambda: 4)
-    assert [card.frame for card in cards(tmp_path / "face.mp4")] == list(range(720))
-    assert {worker.clips > 5 for worker in engine.workers} == {True}
+    async with started(engine):
+        audio = write_wav(tmp_path / "voice.wav", tone(30.0, 48_000), 48_000)
+        with SoundFile(audio) as source, MovieFile(tmp_path / "face.mp4", FORMAT, 1) as movie:
+            await render_voice(engine, source, movie, OfflineOptions("default"), lambda frames: None, lambda: 4)
+        assert [card.frame for card in cards(tmp_path / "face.mp4")] == list(range(720))
+        assert {worker.clips > 5 for worker in engine.workers} == {True}
 
 
 async def test_unchained_clips_of_several_workers_are_cross_faded(tmp_path: Path) -> None:
     engine = TestCardEngine(FORMAT, workers=2, options=FleetOptions(use_init_latent=False))
-    await engine.start(lambda line: None)
-    assert engine.continuity == Continuity(chained=False, overlap_frames=6)
-    assert await rendered(engine, tone(4.0, 48_000), tmp_path, chained=False) == 96
-    assert [card.frame for card in cards(tmp_path / "face.mp4")] == list(range(96))
+    async with started(engine):
+        assert engine.continuity == Continuity(chained=False, overlap_frames=6)
+        assert await rendered(engine, tone(4.0, 48_000), tmp_path, chained=False) == 96
+        assert [card.frame for card in cards(tmp_path / "face.mp4")] == list(range(96))
 
 
 def sentence(capsys: pytest.CaptureFixture[str]) -> str:

@@ -107,7 +107,7 @@ async def test_killed_workers_are_replaced_under_a_live_call(workers: int, fleet
 
 async def test_with_a_second_worker_the_picture_goes_on_at_once(fleet: Fleet, tmp_path: Path) -> None:
     async with live(fleet(2, tmp_path, FleetOptions(), 0.1, 1)) as call:
-        (home,) = (name for name in call.engine._scheduler.homes().values() if name is not None)
+        (home,) = call.engine._scheduler.place(call.stream_id).workers
         (victim,) = (worker.pid for worker in call.engine.workers if worker.name == home)
         failed = call.statistics["clips"]["failed"]
         assert victim is not None
@@ -118,8 +118,8 @@ async def test_with_a_second_worker_the_picture_goes_on_at_once(fleet: Fleet, tm
 
 
 async def test_two_workers_share_a_stream_that_is_too_much_for_one(fleet: Fleet, tmp_path: Path) -> None:
-    """A clip of 0.25 s takes 0.23 s, and a third more with what it shares; what is blended still reads as a card."""
-    async with live(fleet(2, tmp_path, FleetOptions(overlap_frames=2), 0.23, 1)) as call:
+    """A clip of 0.25 s takes 0.3 s, and a third more with what it shares; what is blended still reads as a card."""
+    async with live(fleet(2, tmp_path, FleetOptions(overlap_frames=2), 0.3, 1)) as call:
         assert call.engine.continuity == Continuity(chained=False, overlap_frames=2)
         await call.shows_more(48)
         assert min(worker.clips for worker in call.engine.workers) >= 3
@@ -155,13 +155,11 @@ async def test_a_clip_that_never_ends_costs_its_worker(fleet: Fleet, tmp_path: P
 
 async def test_overload_costs_steps_then_frames_and_is_told(fleet: Fleet, tmp_path: Path) -> None:
     """A clip lasts 0.25 s. Six steps take 0.5 s, the least, four, 0.33 s: even these are too slow."""
-    options = StreamOptions(vad_threshold=0.0, steps=6, min_steps=4, max_latency_s=1.5)
-    async with live(fleet(1, tmp_path, FleetOptions(steps=6), 0.5, 6), options) as call:
-        await until(lambda: {"type": "steps", "steps": 4} in call.caller.events)
+    options = StreamOptions(vad_threshold=0.0, max_latency_s=1.5)
+    async with live(fleet(1, tmp_path, FleetOptions(steps=6, min_steps=4), 0.5, 6), options) as call:
         await until(lambda: call.statistics["held"] > 12)
         statistics = call.statistics
         assert statistics["steps"] == 4
-        assert statistics["clips"]["steps_lowered"] >= 2
         assert statistics["clips"]["late"] >= 2
         assert {"type": "state", "state": "behind"} in call.caller.events
 

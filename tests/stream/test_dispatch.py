@@ -16,7 +16,7 @@ from echo_rtc.clips import MEDIA_RATE, AudioClip, ClipFormat, F16Array, YuvFrame
 from echo_rtc.engine.fleet import FleetOptions
 from echo_rtc.engine.testcard import ScriptedFaults, TestCardEngine, level_of, read_card
 from echo_rtc.errors import RenderError
-from echo_rtc.rendering import Avatar, Continuity, RenderRequest, RenderResult
+from echo_rtc.rendering import Avatar, ClipPlan, Continuity, RenderRequest, RenderResult
 from echo_rtc.stream.dispatch import MAX_PENDING_CLIPS, ClipRenderer, Dispatcher, RenderOrder
 from echo_rtc.stream.log import StreamLog
 from tests.support.virtual import run
@@ -55,6 +55,11 @@ class Engine:
     failing: frozenset[int] = frozenset()
     latents: bool = True
     requests: list[RenderRequest] = field(default_factory=list)
+
+    continuity: Continuity = CHAINED
+
+    def plan(self, stream: str) -> ClipPlan:
+        return ClipPlan(self.continuity, 1)
 
     async def render(self, request: RenderRequest) -> RenderResult:
         number = (request.pose_position + request.frames - 1) // 12
@@ -98,9 +103,7 @@ Play = Callable[[Dispatcher], Coroutine[Any, Any, None]]
 def play(
     engine: ClipRenderer,
     script: Play,
-    continuity: Continuity = CHAINED,
     shown: Avatar | None = None,
-    steps: tuple[int, int] = (1, 1),
     delay_s: float = 0.6,
 ) -> tuple[Sink, Dispatcher, list[int]]:
     """Runs a dispatcher while ``script`` feeds it; also returns the steps that it told."""
@@ -114,10 +117,7 @@ def play(
             shown or avatar(),
             FORMAT,
             seed=7,
-            continuity=engine.continuity if isinstance(engine, TestCardEngine) else continuity,
             stream="voice",
-            steps=steps[0],
-            min_steps=steps[1],
         )
         told: list[int] = []
         dispatcher = Dispatcher(engine, order, sink, LOG, loop.time, told.append)
@@ -152,7 +152,7 @@ def test_latents_are_chained() -> None:
     given = [float(r.init_latent[0, 0, 0]) for r in engine.requests if r.init_latent is not None]
     assert given == [1000 + (0 - 1) % LOOP_FRAMES, 0, 1, 2, 3]
     assert [r.chained for r in engine.requests] == [False, True, True, True, True]
-    assert {(r.seed, r.stream, r.steps) for r in engine.requests} == {(7, "voice", None)}
+    assert {(r.seed, r.stream, r.steps) for r in engine.requests} == {(7, "voice", 1)}
     assert [r.pose_position for r in engine.requests] == [0, 12, 24, 36, 48]
     assert dispatcher.counters.rendered == 5
 
@@ -193,15 +193,16 @@ def test_without_latents_or_chaining_each_clip_starts_fresh() -> None:
     engine = Engine(latents=False)
     play(engine, spoken(3), shown=avatar(latents=False))
     assert [r.init_latent for r in engine.requests] == [None] * 3
-    engine = Engine()
-    play(engine, spoken(3), Continuity(chained=False))
+    engine = Engine(continuity=Continuity(chained=False))
+    play(engine, spoken(3))
     assert [(r.init_latent, r.chained) for r in engine.requests] == [(None, False)] * 3
 
 
 def test_overlapping_clips_have_one_shape_and_are_cross_faded() -> None:
     # Clip 1 takes so long that clip 2 is there first.
-    engine = Engine(seconds=lambda n: 0.8 if n == 1 else 0.1)
-    sink, _, _ = play(engine, spoken(4), Continuity(chained=False, overlap_frames=6), delay_s=1.0)
+    joined = Continuity(chained=False, overlap_frames=6)
+    engine = Engine(seconds=lambda n: 0.8 if n == 1 else 0.1, continuity=joined)
+    sink, _, _ = play(engine, spoken(4), delay_s=1.0)
     assert {(r.frames, len(r.audio)) for r in engine.requests} == {(18, 40_000)}
     assert [r.pose_position for r in engine.requests] == [-6, 6, 18, 30]
     assert [number for number, _ in sink.done] == [0, 2, 1, 3]
@@ -239,26 +240,28 @@ def test_after_a_stall_the_clips_are_on_time_again() -> None:
     assert all(done[n] == pytest.approx(0.1) for n in range(9, 20))
 
 
-def test_late_clips_get_fewer_steps_until_they_are_on_time() -> None:
-    """Six steps take 0.6 s, which is more than a clip lasts; five take as long as a clip, four less."""
+def test_a_stream_gets_the_steps_that_its_worker_holds() -> None:
+    """Six steps take 0.6 s, which is more than a clip lasts; five take as long as it."""
     script = ScriptedFaults(delay_s=0.6)
-    _, stubborn, _ = play(TestCardEngine(FORMAT, script, options=FleetOptions(steps=6)), spoken(120), steps=(6, 6))
-    _, yielding, told = play(TestCardEngine(FORMAT, script, options=FleetOptions(steps=6)), spoken(120), steps=(6, 3))
-    assert told[:2] == [5, 4]
-    assert min(told) >= 3
-    assert yielding.counters.late < stubborn.counters.late / 2
-    counters = yielding.counters
-    assert counters.steps_lowered == sum(now < before for before, now in itertools.pairwise([6, *told]))
-    assert counters.steps_lowered + counters.steps_raised == len(told)
+    _, stubborn, _ = play(TestCardEngine(FORMAT, script, options=FleetOptions(steps=6, min_steps=6)), spoken(120))
+    _, yielding, _ = play(TestCardEngine(FORMAT, script, options=FleetOptions(steps=6, min_steps=3)), spoken(120))
+    assert stubborn.counters.late > 10
+    assert yielding.counters.late == 0
+    assert yielding.steps == 5
 
 
-def test_steps_come_back_when_the_engine_is_quick_again() -> None:
+def test_steps_fall_with_the_speed_and_come_back_with_it() -> None:
     engine = TestCardEngine(
-        FORMAT, ScriptedFaults(delay_s=0.3, stalls_s=dict.fromkeys(range(4, 12), 0.5)), options=FleetOptions(steps=6)
+        FORMAT,
+        ScriptedFaults(delay_s=0.3, stalls_s=dict.fromkeys(range(4, 12), 0.5)),
+        options=FleetOptions(steps=6, min_steps=3),
     )
-    _, dispatcher, told = play(engine, spoken(80), steps=(6, 3))
+    _, dispatcher, told = play(engine, spoken(80))
     assert min(told) < 6
     assert told[-1] == dispatcher.steps == 6
+    counters = dispatcher.counters
+    assert counters.steps_lowered == sum(now < before for before, now in itertools.pairwise([6, *told]))
+    assert counters.steps_lowered + counters.steps_raised == len(told)
 
 
 def test_the_number_of_clips_on_their_way_is_bounded(caplog: pytest.LogCaptureFixture) -> None:
@@ -295,7 +298,7 @@ def test_two_workers_share_a_stream_without_ghost_images() -> None:
     sound = np.concatenate([np.zeros(32_000), tones, np.zeros(16_000)]).astype(np.float32)
     signs = np.resize(np.array([1, -1], np.float32), len(sound))
     wide = ClipFormat(fps=24, clip_frames=12, width=160, height=160)
-    engine = TestCardEngine(wide, ScriptedFaults(delay_s=0.55, stalls_s={7: 0.9, 11: 0.3}), workers=2)
+    engine = TestCardEngine(wide, ScriptedFaults(delay_s=0.55, stalls_s={7: 0.9, 11: 0.6}), workers=2)
 
     async def script(dispatcher: Dispatcher) -> None:
         assert engine.continuity == Continuity(chained=False, overlap_frames=6)
@@ -324,12 +327,15 @@ def test_two_workers_share_a_stream_without_ghost_images() -> None:
 
 def test_a_fault_of_the_engine_itself_is_not_hidden() -> None:
     class Broken:
+        def plan(self, stream: str) -> ClipPlan:
+            return ClipPlan(CHAINED, 1)
+
         async def render(self, request: RenderRequest) -> RenderResult:
             raise ZeroDivisionError
 
     async def live() -> None:
         loop = asyncio.get_running_loop()
-        order = RenderOrder(avatar(), FORMAT, seed=1, continuity=CHAINED)
+        order = RenderOrder(avatar(), FORMAT, seed=1)
         dispatcher = Dispatcher(Broken(), order, Sink(loop.time()), LOG, loop.time)
         dispatcher.submit(clip(0))
         with pytest.raises(ExceptionGroup):

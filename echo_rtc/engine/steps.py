@@ -1,4 +1,4 @@
-"""How many denoising steps a stream's clips get: fewer while they come late, the full number when there is room.
+"""How many denoising steps clips get: fewer while they come late, the full number when there is room.
 
 Knows clips by number and outcome; neither engines nor clocks.
 """
@@ -18,7 +18,7 @@ attempt waits for twice as many clips, up to MAX_CLIMB_CLIPS (exponential backof
 
 
 class StepLadder:
-    """The steps of one stream, between ``least`` and ``full``."""
+    """The steps of streams that share workers, between ``least`` and ``full``."""
 
     def __init__(self, full: int, least: int) -> None:
         """Raises ValueError unless 1 <= least <= full."""
@@ -32,6 +32,12 @@ class StepLadder:
         self._roomy = 0
         self._patience = CLIMB_CLIPS
         self._climbed = False
+
+    def limit(self, full: int) -> None:
+        """The workers hold no more than ``full`` steps from now on."""
+        if self.steps in (self._full, full) or self.steps > full:
+            self.steps = full
+        self._full, self._least = full, min(self._least, full)
 
     def late(self, clip: int, next_clip: int) -> None:
         """Clip number ``clip`` was late, or was not started because it would have been. ``next_clip`` is the first one

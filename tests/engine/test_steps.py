@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from echo_rtc.media.steps import CLIMB_CLIPS, MAX_CLIMB_CLIPS, StepLadder
+from echo_rtc.engine.steps import CLIMB_CLIPS, MAX_CLIMB_CLIPS, StepLadder
 
 
 def play(ladder: StepLadder, clips: int, slack_s: float, first: int = 0, render_s: float = 0.4) -> list[int]:
