@@ -32,6 +32,7 @@ from tests.support import virtual
 from tests.support.turn import coturn
 
 PUBLIC = "203.0.113.5"
+OFFERS = Path(__file__).parents[1] / "data" / "offers"
 
 
 def reachable(network: Network) -> ManagerOptions:
@@ -169,6 +170,31 @@ async def test_an_offer_without_bundle_takes_two_ports_or_none() -> None:
         await home.manager.close_stream(opened.stream, "making room")
         assert network.ports.leased == 1
     assert network.ports.leased == 0
+
+
+@pytest.mark.parametrize(
+    ("name", "text"), [(path.stem, path.read_text("utf-8")) for path in sorted(OFFERS.glob("*-*.sdp"))]
+)
+async def test_answers_fit_the_offers_of_all_programs(name: str, text: str) -> None:
+    text = text.replace("\n", "\r\n")
+    async with house() as home:
+        if name.endswith("-call"):
+            answer = (await home.manager.open_call(text, AVATAR)).answer_sdp
+        elif name.endswith("-whip"):
+            answer = (await home.manager.publish("studio", text, AVATAR)).answer_sdp
+        else:
+            await home.manager.open_call(await offer(), AVATAR, "studio")
+            answer = (await home.manager.view("studio", text)).answer_sdp
+    kinds, mids = r"^m=(\w+)", r"^a=mid:(\S+)"
+    for pattern in (kinds, mids):
+        assert re.findall(pattern, answer, re.MULTILINE) == re.findall(pattern, text, re.MULTILINE)
+    offered = re.findall(r"^a=group:BUNDLE (.*?)\r?$", text, re.MULTILINE)
+    answered = re.findall(r"^a=group:BUNDLE (.*?)\r?$", answer, re.MULTILINE)
+    refused = re.findall(r"^m=\w+ 0 .*?^a=mid:(\S+)", answer, re.MULTILINE | re.DOTALL)
+    assert answered == [" ".join(mid for mid in group.split() if mid not in refused) for group in offered]
+    formats = [set(line.split()[3:]) for line in re.findall(r"^m=.*", text, re.MULTILINE)]
+    for line, known in zip(re.findall(r"^m=.*", answer, re.MULTILINE), formats, strict=True):
+        assert set(line.split()[3:]) <= known
 
 
 async def test_a_call_without_bundle_works() -> None:
