@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Protocol
 
-from PIL import Image, ImageOps
+from PIL import Image
 
 from echo_rtc.clips import ClipFormat
 from echo_rtc.codec.picture import video_frame
@@ -33,15 +33,17 @@ from echo_rtc.errors import (
     StorageError,
     UnknownAvatarError,
 )
-from echo_rtc.model.image import STRANGERS_FORMATS, read_picture, resize_lanczos
+from echo_rtc.model.image import STRANGERS_FORMATS, crop_to_shape, read_picture, resize_lanczos
 from echo_rtc.model.pose import POSE_FILE_NAME, load_pose_sequence, save_pose
 from echo_rtc.rendering import Avatar, AvatarFiles, Progress
 from echo_rtc.settings import AVATAR_NAME, AVATAR_NAME_WORDS, DEFAULT_AVATAR, Settings
 
 logger = logging.getLogger(__name__)
 
-MAX_PICTURE_BYTES = 10 * 1024 * 1024
+MAX_PICTURE_BYTES = 24 * 1024 * 1024
+"""Phones write 48 megapixels in 8 to 20 MiB."""
 MAX_PICTURE_PIXELS = 32_000_000
+"""A JPEG may have twice as many."""
 MAX_SCANS = 64
 """Scans of a progressive JPEG (typically 10). Each costs a full decode, and 50 bytes can be one: bound their number."""
 MIN_PICTURE_SIDE = 64
@@ -53,8 +55,6 @@ MAX_POSES = 2_000
 MAX_MEMBERS = 3 * MAX_POSES
 """Of the ZIP file, with folders and what some systems add to each file."""
 MAX_UNPACKED_BYTES = 64 * 1024 * 1024
-FACE_HEIGHT = 0.4
-"""Where a picture is cut to the stream's shape, this share of what goes is at the top: faces are above the middle."""
 PREVIEW_QUALITY = 88
 BUSY_RETRY_S = 10
 """When to try again while another avatar is being prepared."""
@@ -270,14 +270,11 @@ def _write(place: Path, picture: bytes, poses: bytes | Path, format: ClipFormat)
 
 def _fitting(picture: Image.Image, format: ClipFormat) -> Image.Image:
     """The picture cut to the stream's shape, and no larger than is of use."""
-    width, height = picture.size
-    scale = min(width / format.width, height / format.height)
-    shape = max(1, round(format.width * scale)), max(1, round(format.height * scale))
-    cut = ImageOps.fit(picture, shape, centering=(0.5, FACE_HEIGHT))
-    longest = max(shape)
+    cropped = crop_to_shape(picture, format.width, format.height)
+    longest = max(cropped.size)
     if longest <= MAX_KEPT_SIDE:
-        return cut
-    return resize_lanczos(cut, *(max(1, round(side * MAX_KEPT_SIDE / longest)) for side in shape))
+        return cropped
+    return resize_lanczos(cropped, *(max(1, round(side * MAX_KEPT_SIDE / longest)) for side in cropped.size))
 
 
 def _unpack(content: bytes, folder: Path) -> None:
@@ -327,14 +324,19 @@ def _content(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> bytes:
 
 def _pose_name(member: zipfile.ZipInfo) -> str:
     """Raises InputError for a name that no pose has, which the file system may not even be able to write."""
-    name = PurePosixPath(member.filename).name
+    name = _path_of(member).name
     if not re.fullmatch(POSE_FILE_NAME, name):
         raise InputError(f"{name[:80]!r} in poses is not named by its frame number; poses are 0.npy, 1.npy, ...")
     return name
 
 
+def _path_of(member: zipfile.ZipInfo) -> PurePosixPath:
+    """The path of a file in an archive; some programs of Windows write it with backslashes."""
+    return PurePosixPath(member.filename.replace("\\", "/"))
+
+
 def _is_pose(member: zipfile.ZipInfo) -> bool:
-    path = PurePosixPath(member.filename)
+    path = _path_of(member)
     hidden = path.name.startswith(".") or "__MACOSX" in path.parts
     return not member.is_dir() and path.suffix == ".npy" and not hidden
 

@@ -94,6 +94,22 @@ async def library(
         await engine.close()
 
 
+async def test_an_archive_with_backslashes_is_taken(tmp_path: Path) -> None:
+    """As some programs of Windows write it, folders among the entries."""
+    files = {"my poses\\": b"", **{f"my poses\\{name}": content for name, content in pose_files().items()}}
+    async with library(tmp_path / "made") as shelf:
+        await shelf.add("anna", image(), poses=archive(files))
+    assert len(load_pose_sequence(tmp_path / "made" / "anna" / "poses")) == 3
+
+
+async def test_a_phones_photo_is_taken(tmp_path: Path) -> None:
+    photo = io.BytesIO()
+    Image.new("RGB", (6048, 8064), (200, 150, 120)).save(photo, "JPEG")
+    async with library(tmp_path / "made") as shelf:
+        await shelf.add("anna", photo.getvalue())
+    assert Image.open(tmp_path / "made" / "anna" / "reference.png").size == (MAX_KEPT_SIDE, MAX_KEPT_SIDE)
+
+
 def left(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir()) if folder.exists() else []
 
@@ -171,7 +187,7 @@ def evil_pose() -> bytes:
         (image(40, 400), "at least 64"),
         (GIF, "moves: it has more than one frame"),
         (b"<svg xmlns='http://www.w3.org/2000/svg'/>", "not an image"),
-        (b"\0" * (MAX_PICTURE_BYTES + 1), "larger than 10 MiB"),
+        (b"\0" * (MAX_PICTURE_BYTES + 1), "larger than 24 MiB"),
     ],
 )
 async def test_an_unusable_picture_is_refused_and_leaves_nothing(tmp_path: Path, picture: bytes, words: str) -> None:
