@@ -59,6 +59,10 @@ class NotLiveError(RetryableError):
     """The name has no publisher now; it may have one after ``retry_after_s`` seconds."""
 
 
+class UnknownStreamError(EchoRtcError):
+    """There is no stream of this id."""
+
+
 class UnknownAvatarError(EchoRtcError):
     """There is no avatar of this name."""
 

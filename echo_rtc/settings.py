@@ -577,6 +577,16 @@ class Settings:
             high=86_400,
         ),
     )
+    speech_timeout: float = field(
+        default=300.0,
+        metadata=_about(
+            "limits",
+            "Time after which a stream of pushed speech ends that nobody speaks to or watches; 0: never.",
+            unit="s",
+            low=0,
+            high=86_400,
+        ),
+    )
     ice_server: tuple[str, ...] = field(
         default=(),
         repr=False,

@@ -16,11 +16,16 @@ from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
 
+import hypothesis
 import psutil
 import pytest
 
 from echo_rtc.engine.ray_environment import prepare_environment
 from echo_rtc.rtc.memory import settled
+
+# A busy machine is no fault of what is tested.
+hypothesis.settings.register_profile("repository", deadline=None)
+hypothesis.settings.load_profile("repository")
 
 SETTLE_S = 2.0
 """Time that threads, processes and sockets may take to go after they were told to."""

@@ -188,6 +188,7 @@ def _stream_settings(settings: Settings, network: Network) -> ManagerOptions:
     """The streams' part of the settings."""
     return ManagerOptions(
         stream=replace(stream_options(settings), voice_timeout_s=settings.voice_timeout),
+        speech_timeout_s=settings.speech_timeout,
         max_streams=settings.max_streams,
         max_peers=settings.max_peers_per_stream,
         peer=PeerOptions(connect_timeout_s=settings.connect_timeout, network=network),

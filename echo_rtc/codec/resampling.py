@@ -75,6 +75,34 @@ class VoiceConverter:
         return frame.pts * Fraction(frame.time_base)
 
 
+class PcmConverter:
+    """Contiguous 16-bit little-endian mono PCM at ``rate`` Hz in, mono int16 at 48 kHz out, a filter's lag late."""
+
+    def __init__(self, rate: int) -> None:
+        self._rate = rate
+        self._resampler = av.AudioResampler(format="s16", layout="mono", rate=MEDIA_RATE)
+        self._in = 0
+
+    def push(self, pcm: bytes) -> S16Array:
+        """What ``pcm``, of an even number of bytes, completes: (n,) int16."""
+        samples = np.frombuffer(pcm, "<i2").astype(np.int16)
+        if self._rate == MEDIA_RATE or not len(samples):
+            return samples
+        frame = av.AudioFrame.from_ndarray(samples.reshape(1, -1), format="s16", layout="mono")
+        frame.sample_rate, frame.pts = self._rate, self._in
+        self._in += len(samples)
+        return self._joined(self._resampler.resample(frame))
+
+    def flush(self) -> S16Array:
+        """What the filter still holds; the converter is used up."""
+        return self._joined(self._resampler.resample(None)) if self._in else np.zeros(0, np.int16)
+
+    @staticmethod
+    def _joined(frames: list[av.AudioFrame]) -> S16Array:
+        parts = [np.frombuffer(memoryview(part.planes[0]), np.int16)[: part.samples].copy() for part in frames]
+        return np.concatenate([np.zeros(0, np.int16), *parts])
+
+
 class SpeechResampler:
     """Contiguous mono 48 kHz int16 in, contiguous mono float32 in -1..1 at ``rate`` Hz out.
 

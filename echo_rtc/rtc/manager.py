@@ -13,7 +13,7 @@ import secrets
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from echo_rtc.errors import (
     CapacityError,
@@ -23,6 +23,7 @@ from echo_rtc.errors import (
     RenegotiationError,
     StoppingError,
     TooManyError,
+    UnknownStreamError,
 )
 from echo_rtc.rendering import Engine
 from echo_rtc.rtc.fragment import read_fragment
@@ -32,8 +33,9 @@ from echo_rtc.rtc.offer import MediaPlan, Offer, plan_call, plan_publishing, pla
 from echo_rtc.rtc.peer import PORTS_RETRY_S, Peer, PeerOptions, Terms
 from echo_rtc.rtc.ports import Lease, PortsExhaustedError
 from echo_rtc.rtc.seams.ice import apply_ice_patches
-from echo_rtc.rtc.session import Caller, Opened, Role, checked_name
+from echo_rtc.rtc.session import Caller, Opened, OpenedSpeech, Role, checked_name
 from echo_rtc.rtc.tracks import packetizer
+from echo_rtc.stream.speech import Speaker
 from echo_rtc.stream.stream import Stream, StreamOptions
 from echo_rtc.stream.tally import Ledger, Tally
 
@@ -73,6 +75,8 @@ class ManagerOptions:
     max_peers: int = 0
     peer: PeerOptions = field(default_factory=PeerOptions)
     linger_s: float = LINGER_S
+    speech_timeout_s: float = 0.0
+    """A stream of pushed speech that nobody has spoken to or watched for this long ends; 0: never."""
 
 
 @dataclass(slots=True)
@@ -198,6 +202,41 @@ class StreamManager:
         """Lets a peer in that sends a microphone, whose avatar is to be viewed under ``name``. Raises as above."""
         return await self._publish(_Request(Role.PUBLISH, offer_sdp, caller or IN_PROCESS), avatar, name)
 
+    async def open_speech(self, avatar: str, name: str | None = None) -> OpenedSpeech:
+        """Opens a stream of pushed speech, which plays from now on; without a name it is viewed under one that is made
+        for it. Raises OfferError, NameTakenError or CapacityError."""
+        if avatar not in self._engine.avatars:
+            raise self._no_avatar(avatar)
+        if name is not None:
+            checked_name(name)
+            if name in self._names or name in self._keys:
+                raise self._taken(name)
+        self._require_room()
+        options = replace(self._options.stream, pushed=True, voice_timeout_s=self._options.speech_timeout_s)
+        stream = Stream(self._engine, self._engine.avatars[avatar], options, packetizer)
+        live = self._keep(stream, name or secrets.token_urlsafe(12))
+        stream.begin()
+        stream.log.info("opened%s: avatar %s, pushed speech", f" as {name}" if name else "", stream.avatar)
+        return OpenedSpeech(live.key, live.name or "")
+
+    def speaker(self, key: str) -> Speaker | None:
+        """What says pushed speech in the stream that its owner holds by ``key``. Raises UnknownStreamError where there
+        is no such stream; None where it has a microphone."""
+        live = self._keys.get(key)
+        if live is None or live.stream.ended.done():
+            raise UnknownStreamError("there is no such stream; it may have ended")
+        return live.stream.speaker
+
+    def ending(self, key: str) -> asyncio.Future[str] | None:
+        """Done, with the reason, when the stream that its owner holds by ``key`` is to end; None if it has."""
+        live = self._keys.get(key)
+        return None if live is None else live.stream.ended
+
+    def name_of(self, key: str) -> str | None:
+        """The name under which the stream is viewed that its owner holds by ``key``."""
+        live = self._keys.get(key)
+        return None if live is None else live.name
+
     async def view(self, name: str, offer_sdp: str, caller: Caller | None = None) -> Opened:
         """Lets a peer in that receives the stream of that name or id.
 
@@ -265,7 +304,12 @@ class StreamManager:
         live = self._live.get(stream_id)
         if live is None:
             return None
-        return {**live.stream.statistics(), "name": live.name, "published": live.publisher is not None}
+        return {
+            **live.stream.statistics(),
+            "name": live.name,
+            "published": live.publisher is not None,
+            "pushed": live.stream.speaker is not None,
+        }
 
     def tally(self) -> Tally:
         """What all streams have counted since the start, those that ended too."""
@@ -362,14 +406,19 @@ class StreamManager:
             raise
         finally:
             self._new_streams -= 1
+        live = self._keep(stream, name)
+        stream.log.info("opened%s: avatar %s, %s", f" as {name}" if name else "", stream.avatar, request.role)
+        return self._admit(live, peer, request.role)
+
+    def _keep(self, stream: Stream, name: str | None) -> _Live:
+        """A stream that has been built is one of ours from now on."""
         live = _Live(stream, name, stream.id)
         self._live[stream.id] = self._keys[live.key] = live
         self.ledger.opened += 1
         if name is not None:
             self._names[name] = live
         live.supervisor = asyncio.create_task(self._supervise(live), name=f"supervise stream {stream.id[:8]}")
-        stream.log.info("opened%s: avatar %s, %s", f" as {name}" if name else "", stream.avatar, request.role)
-        return self._admit(live, peer, request.role)
+        return live
 
     async def _resume(self, live: _Live, request: _Request) -> Opened:
         """A new publisher for a stream whose own was lost, who can neither look at it nor end it from then on."""
@@ -509,7 +558,7 @@ class StreamManager:
                 live.linger = loop.call_later(self._options.linger_s, self._give_up, live)
             else:
                 live.stream.end(reason)
-        elif live.publisher is None and not live.sessions and not live.claimed:
+        elif live.publisher is None and not live.sessions and not live.claimed and live.stream.speaker is None:
             live.stream.end(LOST)
 
     @staticmethod

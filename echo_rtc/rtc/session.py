@@ -46,6 +46,15 @@ class Opened:
     over: asyncio.Future[str] | None = field(default=None, compare=False, repr=False)
 
 
+@dataclass(frozen=True, slots=True)
+class OpenedSpeech:
+    """A stream of pushed speech that was opened. ``key``: to speak to it, to look at it and to end it; ``name``: under
+    which it is viewed."""
+
+    key: str
+    name: str
+
+
 def can_be_a_name(name: str) -> bool:
     """Whether a stream may be called so."""
     return _NAME.fullmatch(name) is not None

@@ -60,6 +60,8 @@ class Speaker:
         self._reporters: list[Callable[[SpeechReport], None]] = []
         self.heard_at = self._loop.time()
         """When somebody last pushed, interrupted, listened or asked to be kept alive."""
+        self.claimed = False
+        """Whether somebody holds the right to speak."""
         self.listening = False
         """Whether viewers are to see that the avatar listens; ends with the next speech."""
         self.counters = VoiceCounters()

@@ -29,6 +29,7 @@ from echo_rtc.web.metrics import Metrics, Watch, Watched
 from echo_rtc.web.pages import CONTENT_POLICY, OPERATORS_PAGE, SELF, Pages, content_policy
 from echo_rtc.web.problems import answering_problems
 from echo_rtc.web.signalling import MAX_OFFER_BYTES, Signalling, Streams
+from echo_rtc.web.speech import SpeechAccess, SpeechChannels, SpeechStreams
 from echo_rtc.web.whip import Sessions, WhipWhep
 
 SECURITY_HEADERS = {
@@ -60,6 +61,7 @@ class Handlers:
 
     pages: Pages
     signalling: Signalling
+    speech: SpeechChannels
     avatars: Avatars
     whip: WhipWhep
     whep: WhipWhep
@@ -91,6 +93,19 @@ _ROUTES: tuple[tuple[RouteRow, Callable[[Handlers], Handler]], ...] = (
             Scope.CALL,
         ),
         lambda h: h.signalling.offer,
+    ),
+    (
+        RouteRow(
+            "POST",
+            "/streams",
+            "Opens a stream that is spoken to: JSON with avatar and name (both optional) in; addresses out.",
+            Scope.CALL,
+        ),
+        lambda h: h.speech.open,
+    ),
+    (
+        RouteRow("GET", "/streams/{id}/speech", "A WebSocket that speaks to the stream; `?rate=` in Hz.", Scope.OWN),
+        lambda h: h.speech.speak,
     ),
     (RouteRow("GET", "/streams/{id}", "A stream's counters, as JSON.", Scope.OWN), lambda h: h.signalling.statistics),
     (RouteRow("DELETE", "/streams/{id}", "Ends a stream.", Scope.OWN), lambda h: h.signalling.close),
@@ -185,7 +200,7 @@ _ROUTES: tuple[tuple[RouteRow, Callable[[Handlers], Handler]], ...] = (
 )
 
 
-class PeersAndStreams(Streams, Sessions, StreamsView, Protocol):
+class PeersAndStreams(Streams, SpeechStreams, Sessions, StreamsView, Protocol):
     """All that the HTTP edge asks of the streams and their peers, and what operators see of them."""
 
 
@@ -223,7 +238,8 @@ def create_app(
     metrics, admin = Metrics(watched), Admin(streams, health, watched, static / OPERATORS_PAGE)
     pages = Pages.in_folder(static, access.frame_ancestors)
     avatars = Avatars(gallery, health)
-    handlers = Handlers(pages, Signalling(streams, health), avatars, whip, whep, health, metrics, admin)
+    speech = SpeechChannels(streams, health, SpeechAccess(access.authorisation, access.cross_origin))
+    handlers = Handlers(pages, Signalling(streams, health), speech, avatars, whip, whep, health, metrics, admin)
     scopes: dict[web.AbstractRoute, Scope] = {}
     answering = answering_problems(watch.refusals)
     limiting = _limiting(Limits(access.limits, access.clients), scopes)

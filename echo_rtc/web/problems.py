@@ -27,6 +27,7 @@ from echo_rtc.errors import (
     StoppingError,
     TooManyError,
     UnknownAvatarError,
+    UnknownStreamError,
     UnsupportedMediaError,
 )
 from echo_rtc.web.access_log import route_of
@@ -52,6 +53,7 @@ class ProblemType(StrEnum):
     FORBIDDEN = "urn:echo-rtc:problem:forbidden"
     UNKNOWN_SESSION = "urn:echo-rtc:problem:unknown-session"
     NAME_TAKEN = "urn:echo-rtc:problem:name-taken"
+    NO_SPEECH = "urn:echo-rtc:problem:no-speech"
     NOT_LIVE = "urn:echo-rtc:problem:not-live"
     NO_RESTART = "urn:echo-rtc:problem:no-restart"
     NO_RENEGOTIATION = "urn:echo-rtc:problem:no-renegotiation"
@@ -77,6 +79,7 @@ _TITLES = {
     ProblemType.FORBIDDEN: "The token does not allow this",
     ProblemType.UNKNOWN_SESSION: "There is no such session",
     ProblemType.NAME_TAKEN: "The name is taken",
+    ProblemType.NO_SPEECH: "Nobody can speak to the stream now",
     ProblemType.NOT_LIVE: "Nothing is live under this name",
     ProblemType.NO_RESTART: "ICE is not restarted",
     ProblemType.NO_RENEGOTIATION: "Connections are not renegotiated",
@@ -165,6 +168,8 @@ def _from_error(error: EchoRtcError) -> Problem:
         return Problem(409, detail, ProblemType.NAME_TAKEN, {"Retry-After": str(error.retry_after_s)})
     if isinstance(error, NotLiveError):
         return Problem(409, detail, ProblemType.NOT_LIVE, {"Retry-After": str(error.retry_after_s)})
+    if isinstance(error, UnknownStreamError):
+        return Problem(404, detail, ProblemType.UNKNOWN_STREAM)
     if isinstance(error, UnknownAvatarError):
         return Problem(404, detail, ProblemType.UNKNOWN_AVATAR)
     if isinstance(error, AvatarConflictError):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -15,7 +16,8 @@ from echo_rtc.clips import ClipFormat
 from echo_rtc.errors import UnknownAvatarError
 from echo_rtc.operations.view import StreamView
 from echo_rtc.rtc.manager import ManagerCounters
-from echo_rtc.rtc.session import Caller, Opened, Role
+from echo_rtc.rtc.session import Caller, Opened, OpenedSpeech, Role
+from echo_rtc.stream.speech import Speaker
 from echo_rtc.stream.tally import Ledger, Tally
 from echo_rtc.web.app import Access, create_app
 from echo_rtc.web.avatars import Gallery
@@ -68,6 +70,20 @@ class FakeStreams:
     async def view(self, name: str, offer_sdp: str, caller: Caller | None = None) -> Opened:
         self.offers.append((offer_sdp, ""))
         return self._open(Role.VIEW, name)
+
+    async def open_speech(self, avatar: str, name: str | None = None) -> OpenedSpeech:
+        if self.failure is not None:
+            raise self.failure
+        return OpenedSpeech("speech-key", name or "made-name")
+
+    def speaker(self, key: str) -> Speaker | None:
+        return None
+
+    def ending(self, key: str) -> asyncio.Future[str] | None:
+        return None
+
+    def name_of(self, key: str) -> str | None:
+        return None
 
     def stream_of(self, key: str) -> str | None:
         return key

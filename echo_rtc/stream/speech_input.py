@@ -1,0 +1,91 @@
+"""PCM of any rate into the events of a speaker: what a client or a program pushes.
+
+Knows no messages and no sockets.
+"""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from typing import Protocol
+
+from echo_rtc.clips import S16Array
+from echo_rtc.codec.resampling import PcmConverter
+from echo_rtc.media.speech import MAX_EVENTS, EventOverError, QueueFullError
+
+
+class EventSink(Protocol):
+    """The part of a speaker that takes sound."""
+
+    def say(self, event: str, pcm: S16Array, text: str = "") -> None: ...
+
+    def complete(self, event: str) -> bool: ...
+
+
+class SpeechRefusedError(Exception):
+    """Sound was not taken: ``code`` is "queue_full" or "event_over"."""
+
+    def __init__(self, code: str, detail: str) -> None:
+        super().__init__(detail)
+        self.code = code
+
+
+class SpeechInput:
+    """Converts what is pushed to each event, and ends events so that nothing of them is missing."""
+
+    def __init__(self, sink: EventSink) -> None:
+        self._sink = sink
+        self._open: dict[str, PcmConverter] = {}
+        self.running: str | None = None
+        """The event that sound without a name belongs to; None where it begins one."""
+
+    @property
+    def open_events(self) -> tuple[str, ...]:
+        """Events that may get further sound."""
+        return tuple(self._open)
+
+    def push(self, event: str, pcm: bytes, rate: int, text: str = "") -> None:
+        """Appends 16-bit little-endian mono PCM at ``rate`` Hz, an even number of bytes, to ``event``.
+
+        All sound of an event has one rate. Raises SpeechRefusedError; nothing that was queued before is lost.
+        """
+        if event not in self._open and len(self._open) >= MAX_EVENTS:
+            raise SpeechRefusedError("queue_full", "too many events are open; complete some")
+        self.running = event
+        converter = self._open.get(event) or PcmConverter(rate)
+        try:
+            self._sink.say(event, converter.push(pcm), text)
+        except QueueFullError as error:
+            self._forget(event)
+            self._sink.complete(event)
+            raise SpeechRefusedError("queue_full", f"{error}; the event {event!r} takes no more") from None
+        except EventOverError as error:
+            self._forget(event)
+            raise SpeechRefusedError("event_over", str(error)) from None
+        self._open[event] = converter
+
+    def complete(self, event: str) -> bool:
+        """No further sound of ``event`` comes; False if it is not open."""
+        converter = self._open.get(event)
+        if converter is None:
+            return False
+        self._forget(event)
+        # Where there is no place for the filter's last millisecond, nothing is missed.
+        with suppress(QueueFullError, EventOverError):
+            self._sink.say(event, converter.flush())
+        self._sink.complete(event)
+        return True
+
+    def complete_all(self) -> None:
+        """Nobody pushes any more: what is there is said to its end."""
+        for event in self.open_events:
+            self.complete(event)
+
+    def forget_all(self) -> None:
+        """The events were interrupted."""
+        self._open.clear()
+        self.running = None
+
+    def _forget(self, event: str) -> None:
+        self._open.pop(event, None)
+        if self.running == event:
+            self.running = None

@@ -1,0 +1,162 @@
+"""The messages of a speech channel: JSON and PCM in, what becomes of each event out.
+
+Knows no sockets: text and bytes come in, dictionaries go out by a function.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import json
+from collections import deque
+from collections.abc import Callable
+from typing import TypeAlias
+
+from echo_rtc.stream.speech import Speaker, SpeechReport, SpeechStep
+from echo_rtc.stream.speech_input import SpeechInput, SpeechRefusedError
+
+SPEECH_RATE = 24_000
+"""Sample rate of pushed PCM in Hz where the address names none."""
+MAX_PCM_BYTES = 1 << 20
+"""PCM of one message."""
+MAX_ID_CHARACTERS = 128
+MAX_TEXT_CHARACTERS = 4096
+"""Words of one message."""
+MAX_REFUSED_EVENTS = 256
+"""Events whose sound was refused, as far as they are remembered."""
+
+Message: TypeAlias = dict[str, object]
+
+_REPORTS = {
+    SpeechStep.STARTED: "agent.speak_started",
+    SpeechStep.ENDED: "agent.speak_ended",
+    SpeechStep.INTERRUPTED: "agent.speak_interrupted",
+}
+
+
+class MessageError(Exception):
+    """A message that cannot be followed: ``code`` for programs, the text for people. ``fatal``: it broke a bound."""
+
+    def __init__(self, code: str, detail: str, fatal: bool = False) -> None:
+        super().__init__(detail)
+        self.code = code
+        self.fatal = fatal
+
+
+class SpeechMessages:
+    """Follows a client's messages and tells it what becomes of them."""
+
+    def __init__(self, speaker: Speaker, rate: int, send: Callable[[Message], None]) -> None:
+        """``rate``: of the client's PCM in Hz."""
+        self._speaker = speaker
+        self._rate = rate
+        self._send = send
+        self._input = SpeechInput(speaker)
+        self._refused: deque[str] = deque(maxlen=MAX_REFUSED_EVENTS)
+        self._made_ids = 0
+        self._handlers: dict[str, Callable[[Message], None]] = {
+            "agent.speak": self._speak,
+            "agent.speak_end": self._speak_end,
+            "agent.interrupt": lambda _: self._interrupt(),
+            "agent.start_listening": lambda _: self._listen(True),
+            "agent.stop_listening": lambda _: self._listen(False),
+            "session.keep_alive": lambda _: self._speaker.keep_alive(),
+        }
+
+    def text(self, data: str) -> bool:
+        """Follows a message of JSON; False if it broke a bound, which ends the session."""
+        return self._followed(lambda: self._follow(data))
+
+    def binary(self, data: bytes) -> bool:
+        """Follows a message of PCM; False if it broke a bound, which ends the session."""
+        return self._followed(lambda: self._push(None, data, ""))
+
+    def report(self, report: SpeechReport) -> None:
+        """Tells what became of an event."""
+        message: Message = {"type": _REPORTS[report.step], "event_id": report.event}
+        if report.step is not SpeechStep.STARTED:
+            message["played_ms"] = round(1000 * report.played_s)
+        self._send(message)
+
+    def close(self) -> None:
+        """The client is gone: what it has pushed is said to its end."""
+        self._input.complete_all()
+
+    def _followed(self, follow: Callable[[], None]) -> bool:
+        try:
+            follow()
+        except MessageError as error:
+            self._send({"type": "error", "code": error.code, "detail": str(error)})
+            return not error.fatal
+        return True
+
+    def _follow(self, data: str) -> None:
+        try:
+            message = json.loads(data)
+        except (ValueError, RecursionError):
+            raise MessageError("bad_message", "the message is not JSON") from None
+        if not isinstance(message, dict):
+            raise MessageError("bad_message", "the message is not a JSON object")
+        kind = message.get("type")
+        handler = self._handlers.get(kind) if isinstance(kind, str) else None
+        if handler is None:
+            known = ", ".join(self._handlers)
+            raise MessageError("unknown_type", f"type is {str(kind)[:80]!r}; it must be one of {known}")
+        handler(message)
+
+    def _speak(self, message: Message) -> None:
+        audio, text = message.get("audio", ""), message.get("text", "")
+        if not isinstance(audio, str):
+            raise MessageError("bad_audio", "audio must be base64 of 16-bit little-endian mono PCM")
+        if not isinstance(text, str) or len(text) > MAX_TEXT_CHARACTERS:
+            raise MessageError("bad_message", f"text must be at most {MAX_TEXT_CHARACTERS} characters")
+        if len(audio) > MAX_PCM_BYTES * 4 // 3 + 4:
+            raise MessageError("too_large", f"a message may have {MAX_PCM_BYTES} bytes of PCM", fatal=True)
+        try:
+            pcm = base64.b64decode(audio, validate=True)
+        except (binascii.Error, ValueError):
+            raise MessageError("bad_audio", "audio is not base64") from None
+        self._push(_event_id(message), pcm, text)
+
+    def _push(self, event: str | None, pcm: bytes, text: str) -> None:
+        if len(pcm) > MAX_PCM_BYTES:
+            raise MessageError("too_large", f"a message may have {MAX_PCM_BYTES} bytes of PCM", fatal=True)
+        if len(pcm) % 2:
+            raise MessageError("bad_audio", f"the PCM has {len(pcm)} bytes; 16-bit samples have an even number")
+        if event is None:
+            event = self._input.running or self._new_id()
+        if event in self._refused:
+            raise MessageError("queue_full", f"the event {event!r} was refused; take another event_id")
+        try:
+            self._input.push(event, pcm, self._rate, text)
+        except SpeechRefusedError as error:
+            if error.code == "queue_full":
+                self._refused.append(event)
+            raise MessageError(error.code, str(error)) from None
+
+    def _speak_end(self, message: Message) -> None:
+        event = _event_id(message) or self._input.running
+        if event is None or not self._input.complete(event):
+            raise MessageError("unknown_event", "there is no such event to end")
+
+    def _interrupt(self) -> None:
+        self._input.forget_all()
+        self._speaker.interrupt()
+
+    def _listen(self, listening: bool) -> None:
+        self._speaker.keep_alive()
+        self._speaker.listening = listening
+
+    def _new_id(self) -> str:
+        self._made_ids += 1
+        return f"event-{self._made_ids}"
+
+
+def _event_id(message: Message) -> str | None:
+    """The event that a message names. Raises MessageError for what cannot be one."""
+    event = message.get("event_id")
+    if event is None:
+        return None
+    if not isinstance(event, str) or not 0 < len(event) <= MAX_ID_CHARACTERS:
+        raise MessageError("bad_message", f"event_id must be text of 1 to {MAX_ID_CHARACTERS} characters")
+    return event

@@ -1,0 +1,252 @@
+"""Streams without a microphone: POST /streams opens one, a WebSocket at /streams/{id}/speech speaks to it.
+
+The messages are those of the table in docs/http-api.md. The channel is read all the time, so that an interruption gets
+through; what is too much is refused and not queued. Knows no WebRTC and no model.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from dataclasses import dataclass
+from typing import Protocol
+from urllib.parse import urlsplit
+
+from aiohttp import WSCloseCode, WSMsgType, hdrs, web
+
+from echo_rtc.rtc.session import OpenedSpeech
+from echo_rtc.stream.speech import Speaker
+from echo_rtc.web.auth import Authorisation, Grant, Right, grant_of, require_name
+from echo_rtc.web.cors import CrossOrigin
+from echo_rtc.web.health import Health
+from echo_rtc.web.limits import CLAIM
+from echo_rtc.web.messages import MAX_PCM_BYTES, SPEECH_RATE, Message, SpeechMessages
+from echo_rtc.web.problems import Problem, ProblemType
+from echo_rtc.web.signalling import choose_avatar, read_offer_body
+
+AUTH_TIMEOUT_S = 5.0
+"""Time in which a browser must send its token as the first message."""
+MAX_MESSAGE_BYTES = MAX_PCM_BYTES * 4 // 3 + 16 * 1024
+"""The largest message: as much PCM as one may have in base64, its words and what stands around it."""
+MAX_WAITING_MESSAGES = 1024
+"""Messages that may wait for a client that does not read."""
+BUFFER_EVERY_S = 0.5
+"""How often a client is told how much is queued, while something is."""
+RATES = range(8_000, 48_001)
+"""Sample rates of pushed PCM, in Hz."""
+
+
+class SpeechStreams(Protocol):
+    """What this file asks of the streams."""
+
+    async def open_speech(self, avatar: str, name: str | None = None) -> OpenedSpeech:
+        """Raises OfferError, NameTakenError, CapacityError."""
+        ...
+
+    def speaker(self, key: str) -> Speaker | None:
+        """Raises UnknownStreamError; None where the stream has a microphone."""
+        ...
+
+    def ending(self, key: str) -> asyncio.Future[str] | None: ...
+
+    def name_of(self, key: str) -> str | None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class SpeechAccess:
+    """Who may speak: with which tokens, from pages of which origins."""
+
+    authorisation: Authorisation
+    cross_origin: CrossOrigin
+
+    def require_origin(self, request: web.Request) -> None:
+        """Raises Problem 403 for a page of another origin that is not allowed: browsers open WebSockets anywhere."""
+        origin = request.headers.get(hdrs.ORIGIN)
+        if origin is None or self.cross_origin.allowed(request) is not None:
+            return
+        if urlsplit(origin).netloc.lower() != request.host.lower():
+            raise Problem(403, f"Pages of {origin[:80]!r} may not speak here; --allow-origin lists those that may.")
+
+    def may_publish(self, grant: Grant, name: str | None) -> bool:
+        """Whether a token is good for speaking to the stream of this name."""
+        return Right.PUBLISH in grant.rights and grant.covers(name)
+
+
+class SpeechChannels:
+    """The handlers of streams that are spoken to."""
+
+    def __init__(self, streams: SpeechStreams, health: Health, access: SpeechAccess) -> None:
+        self._streams = streams
+        self._health = health
+        self._access = access
+
+    async def open(self, request: web.Request) -> web.StreamResponse:
+        """201 with the addresses of the new stream; 400, 408, 409, 413, 415, 422 or 503 as a problem."""
+        avatar, name = _wishes(request, await read_offer_body(request))
+        name = grant_of(request).name if name is None else name
+        require_name(request, name)
+        self._health.require_ready()
+        opened = await self._streams.open_speech(choose_avatar(self._health, avatar), name)
+        request[CLAIM].keep(self._streams.ending(opened.key))
+        here = f"/streams/{opened.key}"
+        body = {"stream": here, "whep": f"/whep/{opened.name}", "speech": f"{here}/speech"}
+        return web.json_response(body, status=201, headers={"Location": here, "Cache-Control": "no-store"})
+
+    async def speak(self, request: web.Request) -> web.StreamResponse:
+        """The channel; before it opens 400, 401, 403, 404, 409 or 426 as a problem."""
+        key = request.match_info["id"]
+        rate = _rate(request)
+        self._access.require_origin(request)
+        speaker = self._speaker(key)
+        needs_token = self._access.authorisation.required
+        allowed = not needs_token or self._access.may_publish(grant_of(request), self._streams.name_of(key))
+        if not allowed and hdrs.AUTHORIZATION in request.headers:
+            raise Problem(403, "The token does not allow this; it must have the scope publish.", ProblemType.FORBIDDEN)
+        socket = web.WebSocketResponse(max_msg_size=MAX_MESSAGE_BYTES, heartbeat=20.0, compress=False)
+        if not socket.can_prepare(request).ok:
+            raise Problem(426, "This is a WebSocket; connect to it as one.", headers={"Upgrade": "websocket"})
+        await socket.prepare(request)
+        if not allowed and not await self._token_comes(socket, key):
+            await socket.close(code=WSCloseCode.POLICY_VIOLATION, message=b"unauthorised")
+            return socket
+        if speaker.claimed:
+            await socket.send_str(json.dumps({"type": "error", "code": "busy", "detail": "somebody else speaks"}))
+            await socket.close(code=WSCloseCode.POLICY_VIOLATION, message=b"busy")
+            return socket
+        speaker.claimed = True
+        try:
+            await _Channel(socket, speaker, rate, self._streams.ending(key)).run()
+        finally:
+            speaker.claimed = False
+        return socket
+
+    def _speaker(self, key: str) -> Speaker:
+        """Raises Problem 404 for an unknown stream, 409 for one that nobody can speak to now."""
+        speaker = self._streams.speaker(key)
+        if speaker is None:
+            raise Problem(409, "The stream has a microphone; open one by POST /streams.", ProblemType.NO_SPEECH)
+        if speaker.claimed:
+            detail = "Somebody else speaks to the stream; one may at a time."
+            raise Problem(409, detail, ProblemType.NO_SPEECH, {"Retry-After": "2"})
+        return speaker
+
+    async def _token_comes(self, socket: web.WebSocketResponse, key: str) -> bool:
+        """Whether the first message is a token that allows to speak: browsers can send no header."""
+        try:
+            async with asyncio.timeout(AUTH_TIMEOUT_S):
+                message = await socket.receive()
+        except TimeoutError:
+            return False
+        if message.type is not WSMsgType.TEXT or len(message.data) > 16 * 1024:
+            return False
+        try:
+            content = json.loads(message.data)
+            if not isinstance(content, dict) or content.get("type") != "auth":
+                return False
+            grant = self._access.authorisation.grant(str(content.get("token", "")))
+        except (ValueError, RecursionError, Problem):
+            return False
+        return self._access.may_publish(grant, self._streams.name_of(key))
+
+
+class _Channel:
+    """One speaker's connection, from its first message to its end."""
+
+    def __init__(
+        self, socket: web.WebSocketResponse, speaker: Speaker, rate: int, ending: asyncio.Future[str] | None
+    ) -> None:
+        self._socket = socket
+        self._speaker = speaker
+        self._ending = ending
+        self._out: asyncio.Queue[Message] = asyncio.Queue(MAX_WAITING_MESSAGES)
+        self._messages = SpeechMessages(speaker, rate, self._send)
+
+    async def run(self) -> None:
+        """Reads until the client leaves, breaks a bound, or the stream ends."""
+        self._send({"type": "session.state_updated", "state": "connected"})
+        forget = self._speaker.report_to(self._messages.report)
+        tasks = [asyncio.create_task(work) for work in (self._write(), self._tell_buffer(), self._wait_for_end())]
+        try:
+            await self._read()
+        finally:
+            forget()
+            self._messages.close()
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _read(self) -> None:
+        async for message in self._socket:
+            if message.type is WSMsgType.TEXT:
+                going_on = self._messages.text(message.data)
+            elif message.type is WSMsgType.BINARY:
+                going_on = self._messages.binary(message.data)
+            else:
+                return
+            if not going_on:
+                await self._flush()
+                await self._socket.close(code=WSCloseCode.POLICY_VIOLATION, message=b"a bound was exceeded")
+                return
+
+    async def _write(self) -> None:
+        while True:
+            message = await self._out.get()
+            await self._socket.send_str(json.dumps(message))
+
+    async def _flush(self) -> None:
+        """What still waits is sent before the channel closes."""
+        while not self._out.empty():
+            await self._socket.send_str(json.dumps(self._out.get_nowait()))
+
+    async def _tell_buffer(self) -> None:
+        told = False
+        while True:
+            await asyncio.sleep(BUFFER_EVERY_S)
+            if self._speaker.speaking or told:
+                told = self._speaker.speaking
+                self._send({"type": "session.buffer", "queued_ms": round(1000 * self._speaker.queued_s)})
+
+    async def _wait_for_end(self) -> None:
+        if self._ending is None:
+            return
+        await asyncio.wait({self._ending})
+        for state in ("closing", "closed"):
+            self._send({"type": "session.state_updated", "state": state})
+        await asyncio.sleep(0)
+        await self._flush()
+        await self._socket.close(code=WSCloseCode.OK)
+
+    def _send(self, message: Message) -> None:
+        try:
+            self._out.put_nowait(message)
+        except asyncio.QueueFull:
+            # A client that reads nothing of a thousand messages is gone, or means harm.
+            transport = self._socket._req.transport if self._socket._req is not None else None
+            if transport is not None:
+                transport.abort()
+
+
+def _wishes(request: web.Request, body: bytes) -> tuple[str | None, str | None]:
+    """Avatar and name that the body of POST /streams asks for. Raises Problem 400 or 415."""
+    if not body:
+        return None, None
+    if request.content_type != "application/json":
+        raise Problem(415, f"The content type is {request.content_type[:80]!r}; send application/json.")
+    try:
+        content = json.loads(body.decode("utf-8"))
+    except (UnicodeDecodeError, ValueError, RecursionError):
+        raise Problem(400, 'The body is not JSON; send {"avatar": "...", "name": "..."}, or nothing.') from None
+    if not isinstance(content, dict):
+        raise Problem(400, 'The body is not a JSON object; send {"avatar": "...", "name": "..."}, or nothing.')
+    for key in ("avatar", "name"):
+        if content.get(key) is not None and not isinstance(content[key], str):
+            raise Problem(400, f"{key} is {str(content[key])[:80]!r}; it must be text, or left out.")
+    return content.get("avatar"), content.get("name")
+
+
+def _rate(request: web.Request) -> int:
+    """The rate that the address asks for. Raises Problem 400."""
+    text = request.query.get("rate", str(SPEECH_RATE))
+    if not text.isascii() or not text.isdigit() or len(text) > 6 or int(text) not in RATES:
+        raise Problem(400, f"rate is {text[:20]!r}; it must be a number of Hz from {RATES[0]} to {RATES[-1]}.")
+    return int(text)
