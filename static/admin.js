@@ -74,7 +74,8 @@ const TIMEOUT_MS = 5_000;
 const TOKEN_KEY = "echo_rtc.admin.token";
 const NOTHING = "–";
 const ASKING =
-  "Give a token of the scope admin: the server's --auth-token, or what python -m echo_rtc token --scope admin prints.";
+  "Give the administrators' token: --admin-token, the one that the server printed at its start, or one of the scope " +
+  "admin that echo-rtc token prints.";
 /** Sound and picture may be this far apart before anybody sees it. */
 const SYNC_LIMIT_MS = 30;
 

@@ -153,18 +153,19 @@ async def test_a_stream_that_was_ended_elsewhere(card: RunningServer, page: Page
     assert len(visit.streams) == 2
 
 
-async def test_a_server_that_stops_and_is_gone(server: ServerFactory, page: PageFactory) -> None:
+async def test_a_restarted_server_is_called_again(server: ServerFactory, page: PageFactory) -> None:
     running = await server(TEST_CARD, *SMALL)
     visit = await page(running.url)
     visit.expected.append(GONE)
     await visit.start()
     assert await running.stop() == 0
-    await visit.sees("The server ended the call")
-    await expect(visit.page.get_by_role("alert")).to_contain_text("The server is stopping")
-    await visit.page.get_by_role("button", name="Start again").click()
-    await visit.sees("The server cannot be reached")
+    await visit.sees("The server is restarting")
+    await visit.state("Restarting")
     await expect(visit.part("countdown")).to_contain_text("Trying")
-    await expect(visit.page.get_by_role("button", name="Try now")).to_be_visible()
+    await server(TEST_CARD, *SMALL, "--port", str(running.port))
+    await visit.page.get_by_role("button", name="Try now").click()
+    await visit.live()
+    assert len(visit.streams) == 2
 
 
 async def test_a_browser_that_wants_a_tap_for_sound(card: RunningServer, page: PageFactory) -> None:
