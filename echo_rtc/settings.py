@@ -280,9 +280,22 @@ class Settings:
         default=2.5,
         metadata=_about(
             "model",
-            "Classifier-free guidance scale; 1 or less turns guidance off and halves the work.",
+            "Classifier-free guidance scale; 1 or less turns guidance off and halves the work, which is what the "
+            "accelerated weights are published for.",
             low=0,
             high=20,
+        ),
+    )
+    guided_steps: int | None = field(
+        default=None,
+        metadata=_about(
+            "model",
+            "Denoising steps, the first ones of each clip, that use guidance; none guides all, 0 is as --cfg 1. Lossy: "
+            "fewer are faster, and the picture changes.",
+            kind=int,
+            unit="steps",
+            low=0,
+            high=100,
         ),
     )
     kernels: Literal["auto", "triton", "torch"] = field(

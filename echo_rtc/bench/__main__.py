@@ -19,6 +19,7 @@ BENCHMARKS = {
     "sync": "difference between sound and picture as a client receives them",
     "stream": "processor time of the whole server process for one stream",
     "viewers": "processor time of the whole server process for each viewer of one stream",
+    "live": "whole calls at a whole server: frames, delay, steps, a killed worker, the start",
     "admission": "how many streams workers at the edge of real time are given, and whether these are held",
     "engine": "throughput of several workers, and what preparing, handing over and losing one costs",
     "latency": "delay from the microphone to the echo",

@@ -75,6 +75,11 @@ SETTLE_S = 15.0
 class RandomLoader(ModelLoader):
     """As its base, but with networks of the published sizes and random weights."""
 
+    @classmethod
+    def of(cls, loader: ModelLoader) -> RandomLoader:
+        """The same otherwise."""
+        return cls(**{field.name: getattr(loader, field.name) for field in dataclasses.fields(loader)})
+
     def _described(self) -> Callable[[GeneratorSettings, Progress], ClipGenerator]:
         def load(settings: GeneratorSettings, progress: Progress) -> ClipGenerator:
             import torch
@@ -131,8 +136,7 @@ def bench_specs(settings: Settings, most: int, random_weights: bool = False, car
         loader = spec.loader
         assert isinstance(loader, ModelLoader)
         if random_weights:
-            named = {field.name: getattr(loader, field.name) for field in dataclasses.fields(loader)}
-            loader = RandomLoader(**named)
+            loader = RandomLoader.of(loader)
         threads = max(1, math.floor(usable_cores() / most))
         specs.append(replace(spec, loader=SharingLoader(loader, threads) if loader.device == "cpu" else loader))
     return specs

@@ -205,6 +205,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--size", type=int, default=512, help="width and height [512 pixels]")
     parser.add_argument("--steps", type=int, default=6, help="denoising steps [6]")
     parser.add_argument("--cfg", type=float, default=2.5, help="guidance scale; 1 and below turn it off [2.5]")
+    parser.add_argument("--guided-steps", type=int, help="as the server's flag [all]")
     parser.add_argument("--clip-frames", type=int, default=12, help="frames of a clip [12]")
     parser.add_argument("--audio-margin", type=int, default=2, help="frames of audio context on each side [2]")
     parser.add_argument("--clips", type=int, default=10, help="clips that are measured [10]")
@@ -220,7 +221,13 @@ def _parser() -> argparse.ArgumentParser:
         "--compile-unet-mode", choices=COMPILE_MODES, default="reduce-overhead", help="as the server's flag"
     )
     parser.add_argument("--vae", choices=VAES, default="full", help="as the server's flag [full]")
-    parser.add_argument("--sweep", action="store_true", help="also measure other sizes, steps, lengths and flags [no]")
+    parser.add_argument(
+        "--sweep",
+        nargs="?",
+        const="all",
+        choices=("all", "guided"),
+        help="also measure other sizes, steps, lengths and flags, or numbers of guided steps [no]",
+    )
     parser.add_argument("--quantize-fp8", action="store_true", help="as the server's flag [no]")
     parser.add_argument("--quantize-fp8-mode", choices=MODES, default="auto", help="as the server's flag [auto]")
     return parser
@@ -238,6 +245,7 @@ def main(argv: list[str]) -> int:
         format=ClipFormat(width=arguments.size, height=arguments.size, clip_frames=arguments.clip_frames),
         steps=arguments.steps,
         cfg=arguments.cfg,
+        guided_steps=arguments.guided_steps,
         audio_margin=arguments.audio_margin,
         device=arguments.device,
         dtype=arguments.dtype,
@@ -271,12 +279,21 @@ def main(argv: list[str]) -> int:
         "clip_frames": arguments.clip_frames,
     }
     if arguments.sweep:
-        others = [(name, _swept(networks, audio, other, arguments.clips)) for name, other in _sweep(settings)]
+        wanted = _guided(settings) if arguments.sweep == "guided" else _sweep(settings)
+        others = [(name, _swept(networks, audio, other, arguments.clips)) for name, other in wanted]
         measured = [("as asked", figures), *others]
         sys.stdout.write(f"{_sweep_table(measured)}\n\n")
         result["sweep"] = {name: round(each.fps, 2) for name, each in measured}
     report(("stage", "ms a clip", "ms a frame"), rows, result)
     return 0
+
+
+def _guided(asked: GeneratorSettings) -> Iterator[tuple[str, GeneratorSettings]]:
+    """Fewer and fewer guided steps, without and with eight bits."""
+    for eight_bits in (False, True):
+        for guided in (None, *range(asked.steps // 2, -1, -1)):
+            name = "all steps guided" if guided is None else f"{guided} of {asked.steps} steps guided"
+            yield f"{name}{', fp8' * eight_bits}", replace(asked, quantize_fp8=eight_bits, guided_steps=guided)
 
 
 def _sweep(asked: GeneratorSettings) -> Iterator[tuple[str, GeneratorSettings]]:

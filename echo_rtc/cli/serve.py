@@ -71,8 +71,13 @@ class ListenError(EchoRtcError):
     """The address or the port cannot be listened on."""
 
 
-def main(argv: Sequence[str] | None = None, prog: str = "echo-rtc serve") -> int:
-    """Runs the server until it is told to stop; returns the exit code. ``prog``: the name in messages and help."""
+def main(
+    argv: Sequence[str] | None = None,
+    prog: str = "echo-rtc serve",
+    make_engine: Callable[[Settings], Engine] | None = None,
+) -> int:
+    """Runs the server until it is told to stop; returns the exit code. ``prog``: the name in messages and help;
+    ``make_engine``: makes another engine than the settings ask for."""
     try:
         settings = load_settings(sys.argv[1:] if argv is None else argv, os.environ, prog)
     except SettingsError as error:
@@ -82,7 +87,7 @@ def main(argv: Sequence[str] | None = None, prog: str = "echo-rtc serve") -> int
         if log_file.path is not None:
             logger.info("logging to %s", log_file.path)
         try:
-            asyncio.run(serve(settings, log_file))
+            asyncio.run(serve(settings, log_file, make_engine))
         except SettingsError as error:
             logger.error("%s", error)
             return 2
@@ -95,7 +100,7 @@ def main(argv: Sequence[str] | None = None, prog: str = "echo-rtc serve") -> int
     return 0
 
 
-async def serve(settings: Settings, log_file: LogFile) -> None:
+async def serve(settings: Settings, log_file: LogFile, make_engine: Callable[[Settings], Engine] | None = None) -> None:
     """A server's life, from binding its port to its end by a signal. ``log_file`` is what metrics tell of.
 
     Raises SettingsError or InputError before anything is loaded, ListenError if the port cannot be had, what the engine
@@ -110,10 +115,10 @@ async def serve(settings: Settings, log_file: LogFile) -> None:
         limits = ConnectionLimits.of(settings.max_connections_per_address, raise_descriptor_limit())
         places = Places(limits, access.clients)
         tls = TlsOptions.of(settings.tls_cert, settings.tls_key, settings.tls_self_signed).certificate()
-        if settings.engine != "testcard":
+        if settings.engine != "testcard" and make_engine is None:
             # A misspelt key or a missing folder need not wait for the minute that a worker takes to find it.
             ModelDescription.from_mapping(settings.model, settings.model_base)
-        engine = create_engine(settings)
+        engine = (make_engine or create_engine)(settings)
         life.push_async_callback(_within, CLOSE_ENGINE_S, engine.close, "the engine")
         streams = StreamManager(engine, _stream_settings(settings, network))
         life.push_async_callback(_within, CLOSE_STREAMS_S, lambda: streams.close(stop.back_after_s), "the streams")

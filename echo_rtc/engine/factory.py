@@ -76,6 +76,7 @@ def _loader(settings: Settings, device: str, cores: float | None) -> ModelLoader
         device=device,
         steps=settings.steps,
         cfg=settings.cfg,
+        guided_steps=settings.guided_steps,
         audio_margin=settings.audio_margin,
         audio_model_type=settings.audio_model_type,
         dtype=settings.dtype,

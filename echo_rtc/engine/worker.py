@@ -277,6 +277,7 @@ class ModelLoader:
     device: str
     steps: int
     cfg: float
+    guided_steps: int | None
     audio_margin: int
     audio_model_type: str
     dtype: str
@@ -315,6 +316,7 @@ class ModelLoader:
             format=self.format,
             steps=self.steps,
             cfg=self.cfg,
+            guided_steps=self.guided_steps,
             audio_margin=self.audio_margin,
             audio_model_type=self.audio_model_type,
             low_ram=self.low_ram,

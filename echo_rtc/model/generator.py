@@ -70,14 +70,15 @@ class GeneratorSettings:
     "triton" or "torch", ``attention`` "auto" (the fastest measured), "sdpa" or "xformers", ``cuda_graphs`` whether
     clips are recorded and replayed, ``compile_unet`` whether the plain networks are compiled, in ``compile_unet_mode``.
 
-    What changes the picture: ``quantize_fp8``, eight-bit products, in ``quantize_fp8_mode`` "auto" (the fused networks'
-    own where they are used, else as "dynamic"), "dynamic" or "weight-only"; ``vae`` "full" or "tiny", the distilled
-    decoder.
+    What changes the picture: ``guided_steps``, how many of the steps are guided (None: all); ``quantize_fp8``,
+    eight-bit products, in ``quantize_fp8_mode`` "auto" (the fused networks' own where they are used, else as
+    "dynamic"), "dynamic" or "weight-only"; ``vae`` "full" or "tiny", the distilled decoder.
     """
 
     format: ClipFormat
     steps: int = 6
     cfg: float = 2.5
+    guided_steps: int | None = None
     audio_margin: int = 2
     audio_model_type: str = "whisper"
     low_ram: bool = False
@@ -95,6 +96,8 @@ class GeneratorSettings:
     def __post_init__(self) -> None:
         if self.steps < 1:
             raise SettingsError(f"steps is {self.steps}; it must be at least 1")
+        if self.guided_steps is not None and self.guided_steps < 0:
+            raise SettingsError(f"guided_steps is {self.guided_steps}; it must not be negative")
         if self.audio_margin < 0:
             raise SettingsError(f"audio_margin is {self.audio_margin}; it must not be negative")
         if self.audio_model_type not in ("whisper", "wav2vec2"):
@@ -432,7 +435,7 @@ class ClipGenerator:
     def sampler(self, steps: int) -> Sampler:
         """The sampler of so many steps, made once."""
         if steps not in self._samplers:
-            self._samplers[steps] = Sampler(self._denoiser, steps, self.settings.cfg)
+            self._samplers[steps] = Sampler(self._denoiser, steps, self.settings.cfg, self.settings.guided_steps)
         return self._samplers[steps]
 
     def _pose_features(self, poses: list[Pose]) -> Tensor:

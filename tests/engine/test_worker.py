@@ -33,6 +33,7 @@ def loader(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ModelLoader:
         device="cpu",
         steps=1,
         cfg=1.0,
+        guided_steps=None,
         audio_margin=2,
         audio_model_type="whisper",
         dtype="float32",

@@ -147,6 +147,17 @@ def test_guidance_changes_the_picture() -> None:
     assert luma_difference(guided.generate(request()), plain.generate(request())) > 0.1
 
 
+def test_guided_steps_reach_from_no_guidance_to_all_of_it() -> None:
+    every, none = prepared(cfg=2.5).generate(request()), prepared(cfg=1.0).generate(request())
+    steps = prepared(cfg=2.5).settings.steps
+    as_all, as_none = (prepared(cfg=2.5, guided_steps=n).generate(request()) for n in (steps, 0))
+    assert np.array_equal(as_all.frames.y, every.frames.y)
+    assert np.array_equal(as_none.frames.y, none.frames.y)
+    some = prepared(cfg=2.5, guided_steps=1).generate(request())
+    assert luma_difference(some, every) > 0.01
+    assert luma_difference(some, none) > 0.01
+
+
 def test_a_picture_need_not_be_square() -> None:
     generator = prepared(format=ClipFormat(width=48, height=72, fps=25, clip_frames=5))
     result = generator.generate(request(frames=5, audio=voice(32_000 + 3200)))

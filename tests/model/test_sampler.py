@@ -68,6 +68,13 @@ def test_guidance_joins_the_halves(cfg: float, expected: float) -> None:
     assert unet.asked == [(half, 3 * step) for step in range(3) for half in halves]
 
 
+def test_only_the_first_steps_are_guided() -> None:
+    unet = _Halves()
+    steps = list(Sampler(unet, 3, 2.5, guided_steps=1).steps(torch.zeros(1, 1, 4, 2, 2), conditions()))
+    assert [float(step.guided_prediction.mean()) for step in steps] == [6.0, 3.0, 3.0]
+    assert [half for half, _ in unet.asked] == ["conditional", "unconditional", "conditional", "conditional"]
+
+
 @torch.inference_mode()
 def test_a_perfect_prediction_of_v_ends_in_the_clean_latents() -> None:
     """v = sqrt(a) noise - sqrt(1 - a) clean (Salimans & Ho 2022), from which every step must find the same clean."""

@@ -29,10 +29,19 @@ ADMIN_HEADERS = {"Authorization": f"Bearer {ADMIN_TOKEN}"}
 class RealServer:
     """A server with these flags, on a free port of this machine. ``lines``: all that it has written on its console."""
 
-    def __init__(self, *flags: str, command: tuple[str, ...] = (sys.executable,), folder: Path | None = None) -> None:
-        """``command`` starts Python; ``folder``: the working directory, None for this process's own."""
+    def __init__(
+        self,
+        *flags: str,
+        command: tuple[str, ...] = (sys.executable,),
+        program: tuple[str, ...] = ("-m", "echo_rtc", "serve"),
+        folder: Path | None = None,
+        start_s: float = START_S,
+    ) -> None:
+        """``command`` starts Python, ``program`` is what it runs; ``folder``: the working directory, None for this
+        process's own; ``start_s``: how long the start may take."""
         self._flags = flags
-        self._command = (*command, "-m", "echo_rtc", "serve")
+        self._command = (*command, *program)
+        self._start_s = start_s
         self._folder = folder
         self._child: asyncio.subprocess.Process | None = None
         self._reader: asyncio.Task[None] | None = None
@@ -54,7 +63,7 @@ class RealServer:
         self._ready = asyncio.get_running_loop().create_future()
         self._reader = asyncio.create_task(self._read(), name="read a server's log")
         try:
-            self.url = await asyncio.wait_for(self._ready, START_S)
+            self.url = await asyncio.wait_for(self._ready, self._start_s)
         except BaseException:
             await self.stop()
             raise
