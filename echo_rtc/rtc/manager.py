@@ -32,6 +32,7 @@ from echo_rtc.rtc.negotiation import Negotiation
 from echo_rtc.rtc.offer import MediaPlan, Offer, plan_call, plan_publishing, plan_viewing, read_offer
 from echo_rtc.rtc.peer import PORTS_RETRY_S, Peer, PeerOptions, Terms
 from echo_rtc.rtc.ports import Lease, PortsExhaustedError
+from echo_rtc.rtc.publisher_seat import PublisherSeat
 from echo_rtc.rtc.seams.ice import apply_ice_patches
 from echo_rtc.rtc.session import Caller, Opened, OpenedSpeech, Role, checked_name
 from echo_rtc.rtc.tracks import packetizer
@@ -122,21 +123,21 @@ class _Live:
     name: str | None
     key: str
     supervisor: asyncio.Task[None] | None = None
-    publisher: _Session | None = None
+    seat: PublisherSeat[_Session] = field(default_factory=PublisherSeat)
     sessions: dict[str, _Session] = field(default_factory=dict)
-    linger: asyncio.TimerHandle | None = None
-    """Runs while a lost publisher is waited for."""
-    lost: _Session | None = None
-    """The publisher who is waited for, and who may still say that it has left."""
     joining: int = 0
     """Viewers that are just being let in."""
-    claimed: bool = False
-    """Whether another publisher is just being let in."""
+
+    @property
+    def publisher(self) -> _Session | None:
+        """The peer that publishes the stream now."""
+        return self.seat.publisher
 
     def find(self, session_id: str) -> _Session | None:
         """The peer of this id."""
-        if self.lost is not None and self.lost.id == session_id:
-            return self.lost
+        lost = self.seat.lost
+        if lost is not None and lost.id == session_id:
+            return lost
         return self.sessions.get(session_id)
 
 
@@ -276,7 +277,7 @@ class StreamManager:
         session = live.find(opened.session) if live else None
         if live is None or session is None:
             return False
-        if session in (live.publisher, live.lost):
+        if session in (live.seat.publisher, live.seat.lost):
             return await self.close_stream(live.stream.id, reason)
         await session.peer.close(reason)
         assert session.attendant is not None
@@ -359,7 +360,7 @@ class StreamManager:
         if name not in self._names and name not in self._keys:
             return None
         live = self._names.get(name)
-        if live is None or live.linger is None or live.claimed or live.stream.avatar != avatar:
+        if live is None or not live.seat.can_be_claimed or live.stream.avatar != avatar:
             raise self._taken(name)
         return live
 
@@ -423,21 +424,17 @@ class StreamManager:
     async def _resume(self, live: _Live, request: _Request) -> Opened:
         """A new publisher for a stream whose own was lost, who can neither look at it nor end it from then on."""
         terms = self._read(request)
-        live.claimed = True
+        live.seat.claim()
         try:
             peer = await self._answer(terms, live.stream)
         except BaseException:
-            if live.linger is None:
+            if live.seat.release():
                 live.stream.end(LOST)
             raise
-        finally:
-            live.claimed = False
         if live.stream.ended.done():
+            live.seat.release()
             await peer.close()
             raise self._taken(live.name or "")
-        if live.linger is not None:
-            live.linger.cancel()
-            live.linger = None
         self.counters.resumed += 1
         live.stream.log.info("the publisher is back")
         del self._keys[live.key]
@@ -450,7 +447,7 @@ class StreamManager:
         session = _Session(secrets.token_urlsafe(16), secrets.token_urlsafe(9), role, peer)
         live.sessions[session.id] = session
         if role is not Role.VIEW:
-            live.publisher, live.lost = session, None
+            live.seat.take(session)
         name = f"attend a peer of stream {live.stream.id[:8]}"
         session.attendant = asyncio.create_task(self._attend(live, session), name=name)
         return Opened(session.id, live.key, session.tag, peer.answer_sdp, peer.ended)
@@ -550,22 +547,14 @@ class StreamManager:
         if session.role is Role.VIEW:
             live.stream.log.info("a viewer is gone: %s", reason)
         if session is live.publisher:
-            live.publisher = None
             if live.name is not None and live.sessions and not live.stream.ended.done():
-                live.stream.log.info("the publisher is lost: %s; its name is kept for %g s", reason, LINGER_S)
-                live.lost = session
-                loop = asyncio.get_running_loop()
-                live.linger = loop.call_later(self._options.linger_s, self._give_up, live)
+                grace_s = self._options.linger_s
+                live.stream.log.info("the publisher is lost: %s; its name is kept for %g s", reason, grace_s)
+                live.seat.lose(grace_s, lambda: live.stream.end(LOST))
             else:
+                live.seat.leave()
                 live.stream.end(reason)
-        elif live.publisher is None and not live.sessions and not live.claimed and live.stream.speaker is None:
-            live.stream.end(LOST)
-
-    @staticmethod
-    def _give_up(live: _Live) -> None:
-        """Nobody has come back for a lost publisher."""
-        live.linger = None
-        if not live.claimed:
+        elif live.seat.is_vacant and not live.sessions and live.stream.speaker is None:
             live.stream.end(LOST)
 
     async def _supervise(self, live: _Live) -> None:
@@ -575,8 +564,7 @@ class StreamManager:
         try:
             await live.stream.close(reason)
         finally:
-            if live.linger is not None:
-                live.linger.cancel()
+            live.seat.close()
             peers = tuple(live.sessions.values())
             attendants = [session.attendant for session in peers if session.attendant is not None]
             try:

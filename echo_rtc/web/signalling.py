@@ -49,7 +49,7 @@ class Streams(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class Offer:
+class OfferBody:
     """The body of POST /offer, checked. ``avatar`` is None where the client leaves the choice to the server, ``name``
     where nobody is to find the stream by one."""
 
@@ -102,7 +102,7 @@ class Signalling:
         return web.Response(status=204)
 
 
-def parse_offer(body: bytes) -> Offer:
+def parse_offer(body: bytes) -> OfferBody:
     """Reads ``{"sdp": ..., "type": "offer", "avatar": ...?, "name": ...?}``. Raises Problem 400 with what is wrong."""
     try:
         content = json.loads(body.decode("utf-8"))
@@ -125,7 +125,7 @@ def parse_offer(body: bytes) -> Offer:
     name = content.get("name")
     if name is not None and not isinstance(name, str):
         raise _bad_offer(f"name is {_shown(content, 'name')}; it must be the stream's name as text, or left out.")
-    return Offer(sdp, avatar, name)
+    return OfferBody(sdp, avatar, name)
 
 
 def choose_avatar(health: Health, name: str | None) -> str:

@@ -26,7 +26,7 @@ from echo_rtc.web.app import Access
 from echo_rtc.web.auth import Authorisation
 from echo_rtc.web.health import Phase
 from echo_rtc.web.problems import Problem
-from echo_rtc.web.signalling import MAX_OFFER_BYTES, Offer, parse_offer
+from echo_rtc.web.signalling import MAX_OFFER_BYTES, OfferBody, parse_offer
 from tests.web.conftest import Edge, MakeEdge
 
 GOOD = {"sdp": "v=0 offer", "type": "offer"}
@@ -120,7 +120,7 @@ def test_any_body_is_an_offer_or_a_400(body: bytes) -> None:
         status = problem.status
     else:
         status = 200
-        assert isinstance(offer, Offer)
+        assert isinstance(offer, OfferBody)
         assert offer.sdp.strip()
     assert status in {200, 400}
 
