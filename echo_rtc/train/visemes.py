@@ -92,7 +92,7 @@ def _back(opening: float, width: float = 0.0) -> Viseme:
 
 # The gate closes the lips of these; small weights for opening and pressing leave the vowels beside them their shape.
 _BILABIAL = Viseme((0.0, 0.0, 1.0, 0.0, 0.0), (0.3, 0.1, 0.15, 0.6, 0.6), gate=1.0)
-_LABIODENTAL = Viseme((0.1, 0.1, 0.1, 1.0, 0.0), (0.4, 0.3, 0.4, 0.3, 0.6), gate=0.85)
+_LABIODENTAL = Viseme((0.1, 0.1, 0.4, 1.0, 0.0), (0.4, 0.3, 0.4, 0.3, 0.6), gate=0.95)
 _REST = Viseme((0.0, 0.0, 0.0, 0.0, 0.0), (1.2, 0.8, 0.8, 1.0, 1.0))
 _FREE = Viseme((0.2, 0.0, 0.0, 0.0, 0.0), (0.12, 0.05, 0.4, 0.2, 0.2))
 

@@ -27,7 +27,7 @@ def test_every_command_explains_itself(name: str, capsys: pytest.CaptureFixture[
     with pytest.raises(SystemExit) as caught:
         main([name, "--help"])
     assert caught.value.code == 0
-    assert f"usage: python -m echo_rtc.train {name}" in capsys.readouterr().out
+    assert f"usage: echo-rtc train {name}" in capsys.readouterr().out
 
 
 def test_each_function_is_there() -> None:
