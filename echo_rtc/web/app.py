@@ -26,7 +26,7 @@ from echo_rtc.web.health import Health
 from echo_rtc.web.hosts import refusing_strange_hosts
 from echo_rtc.web.limits import CLAIM, LimitOptions, Limits
 from echo_rtc.web.metrics import Metrics, Watch, Watched
-from echo_rtc.web.pages import CONTENT_POLICY, OPERATORS_PAGE, SELF, Pages, content_policy
+from echo_rtc.web.pages import CONTENT_POLICY, OPERATORS_PAGE, SELF, Pages, content_policy, guiding_visitors
 from echo_rtc.web.problems import answering_problems
 from echo_rtc.web.signalling import MAX_OFFER_BYTES, Signalling, Streams
 from echo_rtc.web.speech import SpeechAccess, SpeechChannels, SpeechStreams
@@ -243,7 +243,7 @@ def create_app(
     scopes: dict[web.AbstractRoute, Scope] = {}
     answering = answering_problems(watch.refusals)
     limiting = _limiting(Limits(access.limits, access.clients), scopes)
-    middlewares = [answering, refusing_packed_bodies()]
+    middlewares = [guiding_visitors(), answering, refusing_packed_bodies()]
     if access.loopback and not access.authorisation.required:
         middlewares.append(refusing_strange_hosts(access.clients, access.cross_origin))
     middlewares += [access.cross_origin.middleware(), limiting, _authorising(access, scopes)]

@@ -5,11 +5,13 @@ Knows nothing of what they say to the server.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass
+from http import HTTPStatus
 from pathlib import Path
 
-from aiohttp import web
+from aiohttp import hdrs, web
+from aiohttp.typedefs import Middleware
 
 from echo_rtc.errors import InputError, SettingsError
 
@@ -20,6 +22,33 @@ MODULES = "element"
 OPERATORS_PAGE = "admin.html"
 """The operator's page, which is served at an address of its own."""
 _KEYWORDS = {"self": SELF, "none": "'none'"}
+_MEANT = {
+    "/index.html": "./",
+    "/embed.html": "embed",
+    "/admin.html": "admin",
+    "/embed/": "../embed",
+    "/admin/": "../admin",
+}
+"""What people type, and the page that they mean, relative to that."""
+_MISSING = """<!doctype html>
+<html lang="en">
+<head>
+  <meta charset="utf-8">
+  <meta name="viewport" content="width=device-width, initial-scale=1">
+  <title>Not found \N{MIDDLE DOT} echo_rtc</title>
+  <link rel="icon" href="{home}static/icon.svg" type="image/svg+xml">
+  <link rel="stylesheet" href="{home}static/style.css">
+</head>
+<body>
+  <main>
+    <h1>There is no page at this address</h1>
+    <p><a href="{home}">Go to the avatar</a></p>
+  </main>
+</body>
+</html>
+"""
+
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
 def content_policy(frame_ancestors: str = SELF) -> str:
@@ -101,6 +130,30 @@ class Pages:
     async def file(self, request: web.Request) -> web.StreamResponse:
         """A file of the pages."""
         return _cached(self.files.get(request.match_info["path"]))
+
+
+def guiding_visitors() -> Middleware:
+    """Answers a person's browser at an address that there is not: with a redirect to the page that was meant, else with
+    a small page that leads to the start. Programs get the problem as it is. The outermost middleware."""
+
+    @web.middleware
+    async def middleware(request: web.Request, handler: Handler) -> web.StreamResponse:
+        response = await handler(request)
+        is_visit = request.method in (hdrs.METH_GET, hdrs.METH_HEAD) and "text/html" in request.headers.get(
+            "Accept", ""
+        )
+        if response.status != HTTPStatus.NOT_FOUND or not is_visit:
+            return response
+        # Relative addresses, which hold below a path of a reverse proxy too.
+        meant = _MEANT.get(request.path)
+        if meant is not None:
+            return web.Response(status=HTTPStatus.FOUND, headers={hdrs.LOCATION: meant})
+        home = "../" * (request.path.count("/") - 1) or "./"
+        text = _MISSING.format(home=home)
+        headers = {"Cache-Control": "no-store"}
+        return web.Response(status=HTTPStatus.NOT_FOUND, text=text, content_type="text/html", headers=headers)
+
+    return middleware
 
 
 def _cached(path: Path | None) -> web.FileResponse:

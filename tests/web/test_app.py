@@ -107,6 +107,22 @@ async def test_no_path_leads_elsewhere(edge: Edge, path: str) -> None:
         assert problem["title"] == "Not Found"
 
 
+async def test_a_browser_at_a_wrong_address_is_led_to_a_page(edge: Edge) -> None:
+    browser = {"Accept": "text/html,application/xhtml+xml,*/*;q=0.8"}
+    for path, meant in {"/index.html": "./", "/admin/": "../admin", "/embed/": "../embed"}.items():
+        async with edge.client.get(path, headers=browser, allow_redirects=False) as response:
+            assert (response.status, response.headers["Location"]) == (302, meant)
+        async with edge.client.get(path) as response:
+            assert (response.status, response.content_type) == (404, "application/problem+json")
+    for path, home in {"/nope": "./", "/a/b/c": "../../"}.items():
+        async with edge.client.get(path, headers=browser) as response:
+            assert (response.status, response.content_type) == (404, "text/html")
+            assert f'<a href="{home}">' in await response.text()
+            assert response.headers["Content-Security-Policy"] == SECURITY_HEADERS["Content-Security-Policy"]
+        async with edge.client.post(path, headers=browser) as response:
+            assert response.content_type == "application/problem+json"
+
+
 async def test_every_answer_carries_the_security_headers(edge: Edge) -> None:
     for path in ("/", "/static/app.js", "/config", "/nothing", "/healthz"):
         async with edge.client.get(path) as response:
