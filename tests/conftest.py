@@ -21,7 +21,7 @@ import psutil
 import pytest
 
 from echo_rtc.engine.ray_environment import prepare_environment
-from echo_rtc.rtc.memory import settled
+from echo_rtc.rtc.memory import frozen_heap
 
 # A busy machine is no fault of what is tested.
 hypothesis.settings.register_profile("repository", deadline=None)
@@ -51,7 +51,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def settled_process() -> Iterator[None]:
     """As in a server: else every search for what an ended call leaves would go through all that the tests import, and
     hold up the calls that go on for a tenth of a second."""
-    with settled():
+    with frozen_heap():
         yield
 
 

@@ -41,7 +41,13 @@ ALLOWED: dict[str, set[str]] = {
     "codec": SHARED | {"echo_rtc.codec"},
     "stream": SHARED | {"echo_rtc.stream", "echo_rtc.codec", "echo_rtc.media", "echo_rtc.rendering"},
     "rtc": SHARED | {"echo_rtc.rtc", "echo_rtc.stream", "echo_rtc.codec", "echo_rtc.rendering"},
-    "web": SHARED | {"echo_rtc.web", "echo_rtc.rtc", "echo_rtc.stream", "echo_rtc.operations", "echo_rtc.rendering"},
+    "operations": SHARED | {"echo_rtc.operations", "echo_rtc.stream", "echo_rtc.rtc.session", "echo_rtc.rendering"},
+    "offline": SHARED
+    | {"echo_rtc.offline", "echo_rtc.codec", "echo_rtc.media", "echo_rtc.rendering", "echo_rtc.settings"},
+    "avatars": SHARED
+    | {"echo_rtc.avatars", "echo_rtc.codec.picture", "echo_rtc.model", "echo_rtc.rendering", "echo_rtc.settings"},
+    "web": SHARED
+    | {"echo_rtc.web", "echo_rtc.operations", "echo_rtc.stream", "echo_rtc.rtc.session", "echo_rtc.rendering"},
     "model": SHARED | {"echo_rtc.model", "echo_rtc.rendering"},
 }
 """What the modules of each room may import of this package; rooms that are not named may import all but ``train``."""
@@ -133,6 +139,10 @@ def test_rendering_offline_knows_no_network() -> None:
 
 def test_the_webrtc_edge_knows_no_http() -> None:
     assert loaded(modules_of("rtc"), (*TORCH, "aiohttp", "echo_rtc.engine", "echo_rtc.web")) == {}
+
+
+def test_the_http_edge_knows_no_aiortc() -> None:
+    assert loaded(modules_of("web"), (*TORCH, "aiortc", "aioice", "echo_rtc.engine")) == {}
 
 
 def test_the_shared_words_need_numpy_only() -> None:

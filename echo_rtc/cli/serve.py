@@ -35,7 +35,7 @@ from echo_rtc.operations.performance import PerformanceLog
 from echo_rtc.rendering import Engine
 from echo_rtc.resources import STATIC
 from echo_rtc.rtc.manager import ManagerOptions, StreamManager
-from echo_rtc.rtc.memory import settled
+from echo_rtc.rtc.memory import frozen_heap
 from echo_rtc.rtc.network import Network
 from echo_rtc.rtc.peer import PeerOptions
 from echo_rtc.rtc.seams.selfcheck import check_seams
@@ -137,7 +137,7 @@ async def serve(settings: Settings, log_file: LogFile, make_engine: Callable[[Se
         if await _started(engine, library, lifecycle, stop):
             lifecycle.phase = Phase.READY
             logger.info("echo_rtc is ready: %s", url)
-            life.enter_context(settled())
+            life.enter_context(frozen_heap())
             async with _running(PerformanceLog(streams, watch.workers, watch.usage).run(), "performance log"):
                 failure = await _stopped_or_failed(stop, engine)
         lifecycle.phase = Phase.STOPPING

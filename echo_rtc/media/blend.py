@@ -45,9 +45,9 @@ def _fade(old: U8Array, new: U8Array) -> U8Array:
     return faded
 
 
-class Seams:
-    """The seams between clips, whatever order the clips come in. A clip that shows K frames of the one before is
-    cross-faded with it, however that one began; one that shows none continues it."""
+class CrossFader:
+    """Joins clips, in whatever order they come. A clip that shows K frames of the one before is cross-faded with it,
+    however that one began; one that shows none continues it."""
 
     def __init__(self) -> None:
         self._heads: dict[int, YuvFrames] = {}
@@ -56,7 +56,7 @@ class Seams:
     def push(self, clip: int, frames: YuvFrames, overlap_frames: int) -> tuple[YuvFrames, list[tuple[int, YuvFrames]]]:
         """Takes clip number ``clip``: the ``overlap_frames`` frames before it, then its own.
 
-        Returns its own frames, and the seams that can be closed now: (clip, what its last frames are to become).
+        Returns its own frames, and the cross-fades that are complete now: (clip, what replaces its last frames).
         Raises ValueError for a negative overlap, and a clip that is not longer than what it shares on both sides.
         """
         if overlap_frames < 0:

@@ -1,10 +1,10 @@
-"""Gives memory that ended streams and peers leave back to the system.
+"""Returns the memory of ended streams and peers to the system.
 
-An ended connection is a ring of Python objects, aiortc's and what wires it to its stream: callbacks point both ways. So
-it stays, with a megabyte of sound, packets and OpenSSL's and libsrtp's state, until Python searches all objects for
-rings that nobody needs, which it does by itself after some fifty calls. Encoders, resamplers and connections allocate
-from many threads, and glibc keeps what they free in pieces for later. A server whose visitors come and go would look as
-if it grew all day.
+An ended connection is a reference cycle of Python objects, aiortc's and those that wire it to its stream, because
+callbacks refer both ways. So it stays, with a megabyte of sound, packets, OpenSSL's and libsrtp's state, until the
+cyclic garbage collector runs, which by itself it does after some fifty calls. Encoders, resamplers and connections
+allocate from many threads, and glibc keeps the fragments that they free. Without this, the memory of a server whose
+visitors come and go would seem to grow all day.
 """
 
 from __future__ import annotations
@@ -18,42 +18,42 @@ from functools import cache
 from typing import Any
 
 SWEEP_AFTER_S = 1.0
-"""How long after somebody ended what they leave is looked for. aiortc's own tasks have ended by then, and those who
-leave together share one search."""
+"""Delay from the end of a stream or peer to the collection. aiortc's own tasks have ended by then, and what ends
+together shares one collection."""
 
 
 class Sweeper:
-    """Looks for what those who ended leave, once for all who ended shortly after one another."""
+    """Runs gc.collect() once, shortly after peers or streams closed (debounced)."""
 
     def __init__(self) -> None:
         self._timer: asyncio.TimerHandle | None = None
         self._closed = False
 
     def sweep_soon(self) -> None:
-        """Somebody has ended."""
+        """A peer or a stream has ended."""
         if self._timer is None and not self._closed:
             self._timer = asyncio.get_running_loop().call_later(SWEEP_AFTER_S, self._sweep)
 
     def close(self) -> None:
-        """No further search."""
+        """Cancels the collection that is due."""
         self._closed = True
         if self._timer is not None:
             self._timer.cancel()
 
     def _sweep(self) -> None:
         self._timer = None
-        # On this thread, whose sockets and tasks are what is found.
+        # On this thread, to which the collected sockets and tasks belong.
         gc.collect()
         asyncio.get_running_loop().run_in_executor(None, give_back)
 
 
 @contextmanager
-def settled() -> Iterator[None]:
-    """While inside, what there is now is taken to stay: nobody searches it for rings any more.
+def frozen_heap() -> Iterator[None]:
+    """gc.freeze() for the duration: later collections skip the objects that are alive now.
 
-    These are the program's own modules, classes and tables, and searching them takes tens of milliseconds, in which no
-    packet leaves. What is left to search are streams and peers: half a millisecond for each. Who settles in a process
-    that is settled already adds to that, and it stays so.
+    These are the program's own modules, classes and tables; collecting over them takes tens of milliseconds, in which
+    no packet leaves. Streams and peers remain: half a millisecond for each. Nested use freezes more objects, which stay
+    frozen until the outermost one ends.
     """
     outermost = not gc.get_freeze_count()
     gc.collect()

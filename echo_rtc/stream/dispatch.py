@@ -17,7 +17,7 @@ from typing import Protocol
 from echo_rtc.clips import MEDIA_RATE, AudioClip, ClipFormat, F16Array, YuvFrames
 from echo_rtc.counting import CounterMetric, Histogram, HistogramMetric, counter, histogram, histograms
 from echo_rtc.errors import LateError, RenderError
-from echo_rtc.media.blend import Seams
+from echo_rtc.media.blend import CrossFader
 from echo_rtc.rendering import Avatar, ClipPlan, RenderRequest, RenderResult
 from echo_rtc.stream.log import Complaints, StreamLog
 
@@ -137,7 +137,7 @@ class Dispatcher:
         self._complaints = Complaints(log, clock)
         self._clock = clock
         self._on_steps = on_steps
-        self._seams = Seams()
+        self._cross_fader = CrossFader()
         self._steps = engine.plan(order.stream).steps
         self._arrived: deque[_Pending] = deque()
         self._arrival = asyncio.Event()
@@ -185,7 +185,7 @@ class Dispatcher:
         for task in self._in_flight.values():
             task.cancel()
         self._in_flight.clear()
-        self._seams = Seams()
+        self._cross_fader = CrossFader()
         self._latent_of = -1
         self._after_idle = True
 
@@ -227,7 +227,7 @@ class Dispatcher:
             self._latent, self._latent_of = result.final_latent, clip.index
         self._last_done_s = now
         took_s = now - begun
-        own, seams = self._seams.push(clip.index, result.frames, joined.overlap_frames)
+        own, seams = self._cross_fader.push(clip.index, result.frames, joined.overlap_frames)
         # The last frames of a clip are cross-faded with what the next clip shows of them, and wait for it.
         self._sink.put(clip.index, own, took_s + joined.overlap_frames / self._order.format.fps, now)
         for index, frames in seams:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from echo_rtc.clips import YuvFrames
-from echo_rtc.media.blend import KEPT_CLIPS, Seams, cross_fade
+from echo_rtc.media.blend import KEPT_CLIPS, CrossFader, cross_fade
 
 
 def frames(count: int, seed: int) -> YuvFrames:
@@ -59,7 +59,7 @@ def test_clips_are_joined_in_whatever_order_they_come() -> None:
     # Each clip has four frames of its own, and shows two of the clip before once more.
     clips = {n: flat([100 * n + 10] * 6) for n in range(3)}
     for order in ((0, 1, 2), (0, 2, 1), (2, 1, 0), (1, 0, 2)):
-        seams = Seams()
+        seams = CrossFader()
         closed: dict[int, list[int]] = {}
         for n in order:
             own, now = seams.push(n, clips[n], 2)
@@ -70,41 +70,41 @@ def test_clips_are_joined_in_whatever_order_they_come() -> None:
 
 def test_what_is_not_blended_is_not_copied() -> None:
     first = frames(6, 1)
-    own, _ = Seams().push(0, first, 2)
+    own, _ = CrossFader().push(0, first, 2)
     assert np.shares_memory(own.y, first.y)
 
 
 def test_without_a_neighbour_nothing_is_blended() -> None:
-    seams = Seams()
+    seams = CrossFader()
     assert seams.push(3, flat([10] * 6), 2)[1] == []
     assert seams.push(5, flat([90] * 6), 2)[1] == []
 
 
 def test_what_waits_for_a_neighbour_is_bounded() -> None:
-    seams = Seams()
+    seams = CrossFader()
     for n in range(0, 200, 2):
         assert seams.push(n, frames(3, n), 1)[1] == []
     assert len(seams._heads) + len(seams._tails) <= KEPT_CLIPS + 2
 
 
 def test_no_overlap_passes_everything_on() -> None:
-    own, closed = Seams().push(0, flat([1] * 3), 0)
+    own, closed = CrossFader().push(0, flat([1] * 3), 0)
     assert (values(own), closed) == ([1] * 3, [])
 
 
 def test_clips_shorter_than_what_they_share_are_refused() -> None:
     with pytest.raises(ValueError, match="too short for 3"):
-        Seams().push(1, flat([1] * 5), 3)
+        CrossFader().push(1, flat([1] * 5), 3)
 
 
 def test_negative_overlap_is_refused() -> None:
     with pytest.raises(ValueError, match="overlap_frames is -1"):
-        Seams().push(0, frames(3, 1), -1)
+        CrossFader().push(0, frames(3, 1), -1)
 
 
 def test_a_stream_changes_over_without_a_seam_of_its_own() -> None:
     """Chained, then spread, then chained: only where a clip shows the end of the one before is anything blended."""
-    seams = Seams()
+    seams = CrossFader()
     closed: list[tuple[int, list[int]]] = []
     for n, overlap in enumerate((0, 0, 2, 2, 0, 0)):
         own, now = seams.push(n, flat([10 * n + 10] * (4 + overlap)), overlap)

@@ -59,15 +59,15 @@ async def test_a_closed_sweeper_looks_for_nothing() -> None:
     assert sweeper._timer is timer
 
 
-def test_what_is_settled_is_searched_no_more_until_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
-    """By the calls, since this process is settled for the other tests' sake."""
+def test_a_frozen_heap_is_not_collected_until_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the calls, since the heap of this process is frozen for the other tests."""
     calls: list[str] = []
     for name in ("collect", "freeze", "unfreeze"):
         monkeypatch.setattr(gc, name, partial(calls.append, name))
     for frozen, expected in ((0, ["collect", "freeze", "unfreeze"]), (1000, ["collect", "freeze"])):
         monkeypatch.setattr(gc, "get_freeze_count", partial(int, frozen))
         calls.clear()
-        with memory.settled():
+        with memory.frozen_heap():
             assert calls == ["collect", "freeze"]
         assert calls == expected
 
