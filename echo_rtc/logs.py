@@ -21,6 +21,9 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from logging.handlers import QueueHandler, RotatingFileHandler
 from pathlib import Path
+from typing import TextIO
+
+from tqdm import tqdm
 
 MAX_WAITING_LINES = 10_000
 """Lines that may wait to be written; further ones are left out and counted."""
@@ -43,6 +46,22 @@ _OWN_FIELDS = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime"
 """What every log record has; other attributes are what a line was given as ``extra``."""
 
 logger = logging.getLogger(__name__)
+
+
+class _Console(logging.StreamHandler[TextIO]):
+    """Writes to stderr, above a progress bar where one is shown."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        terminal = getattr(self.stream, "isatty", None)
+        self._terminal = terminal is not None and terminal()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if not self._terminal:
+            super().emit(record)
+            return
+        with tqdm.external_write_mode(file=self.stream):
+            super().emit(record)
 
 
 @dataclass(frozen=True, slots=True)
@@ -192,7 +211,7 @@ def logging_to(options: LogOptions) -> Iterator[LogFile]:
     Where the file cannot be made, they go to the console alone, after one warning there.
     """
     formatter = JsonFormatter() if options.as_json else logging.Formatter(_FORMAT, _TIME_FORMAT)
-    handlers: list[logging.Handler] = [logging.StreamHandler()]
+    handlers: list[logging.Handler] = [_Console()]
     path, file_handler, complaint = None, None, ""
     try:
         path = _new_file(options.folder)

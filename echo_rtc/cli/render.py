@@ -19,6 +19,8 @@ from typing import NoReturn
 
 from tqdm import tqdm
 
+from echo_rtc.cli.progress import LoadingBar
+from echo_rtc.cli.signals import signals_handled
 from echo_rtc.engine.factory import create_engine
 from echo_rtc.errors import EchoRtcError, InputError, SettingsError
 from echo_rtc.offline.batch import Job, Journal, jobs_of, render_all
@@ -90,17 +92,14 @@ def _render_work(argv: Sequence[str]) -> RenderWork:
 
 async def _render(work: RenderWork) -> int:
     """Renders, or is stopped by SIGTERM; Ctrl-C cancels it from outside."""
-    loop = asyncio.get_running_loop()
     task = asyncio.create_task(_render_files(work), name="render")
-    loop.add_signal_handler(signal.SIGTERM, task.cancel)
-    try:
-        return await task
-    except asyncio.CancelledError:
-        if asyncio.current_task().cancelling():  # type: ignore[union-attr]  # there is a task: this one
-            raise
-        return 128 + signal.SIGTERM
-    finally:
-        loop.remove_signal_handler(signal.SIGTERM)
+    with signals_handled({signal.SIGTERM: task.cancel}):
+        try:
+            return await task
+        except asyncio.CancelledError:
+            if asyncio.current_task().cancelling():  # type: ignore[union-attr]  # there is a task: this one
+                raise
+            return 128 + signal.SIGTERM
 
 
 async def _render_files(work: RenderWork) -> int:
@@ -133,13 +132,11 @@ async def _render_files(work: RenderWork) -> int:
         length_s, took_s = frames / settings.fps, time.monotonic() - began
         bar.write(f"{job.output}: {frames} frames, {length_s:.1f} s of video in {took_s:.1f} s", file=sys.stdout)
 
-    with _bar(durations, settings.fps) as bar:
-        engine = create_engine(settings)
-        try:
-            bar.set_description_str("starting")
-            await engine.start(bar.set_postfix_str)
-            bar.set_description_str("rendering")
-            bar.set_postfix_str("")
+    engine = create_engine(settings)
+    try:
+        with LoadingBar() as loading:
+            await engine.start(loading.advance)
+        with _bar(durations, settings.fps) as bar:
             options = OfflineOptions(
                 avatar=next(iter(engine.avatars)),
                 vad_threshold=settings.vad_threshold,
@@ -147,8 +144,8 @@ async def _render_files(work: RenderWork) -> int:
                 fade_frames=min(settings.overlap_frames, settings.clip_frames),
             )
             failed += await render_all(engine, jobs, options, bar.update, finished)
-        finally:
-            await engine.close()
+    finally:
+        await engine.close()
     return _tell(failed, work)
 
 
@@ -179,4 +176,12 @@ def _bar(durations_s: Sequence[float | None], fps: int) -> tqdm[NoReturn]:
     """A progress bar in frames on stderr, if that is a terminal."""
     known = [duration for duration in durations_s if duration is not None]
     total = round(sum(known) * fps) if len(known) == len(durations_s) else None
-    return tqdm(total=total, unit="frame", file=sys.stderr, disable=None, leave=False, dynamic_ncols=True)
+    return tqdm(
+        total=total,
+        desc="rendering",
+        unit="frame",
+        file=sys.stderr,
+        disable=None,
+        leave=False,
+        dynamic_ncols=True,
+    )

@@ -27,6 +27,8 @@ from aiohttp import web
 from echo_rtc import __version__
 from echo_rtc.avatar import stream_options
 from echo_rtc.avatars.library import MAX_PICTURE_BYTES, MAX_POSES_BYTES, AvatarLibrary, Shelf
+from echo_rtc.cli.progress import LoadingBar
+from echo_rtc.cli.signals import signals_handled
 from echo_rtc.engine.factory import create_engine
 from echo_rtc.errors import EchoRtcError, SettingsError
 from echo_rtc.logs import LogFile, LogOptions, logging_to
@@ -137,6 +139,8 @@ async def serve(settings: Settings, log_file: LogFile, make_engine: Callable[[Se
         if await _started(engine, library, lifecycle, stop):
             lifecycle.phase = Phase.READY
             logger.info("echo_rtc is ready: %s", url)
+            _warn_if_slow(engine)
+            _say_what_to_open(url, settings)
             life.enter_context(frozen_heap())
             async with _running(PerformanceLog(streams, watch.workers, watch.usage).run(), "performance log"):
                 failure = await _stopped_or_failed(stop, engine)
@@ -165,17 +169,11 @@ def _stop_signal() -> Iterator[Stop]:
     SIGHUP that is ignored, as under nohup, stays so.
     """
     stop = Stop()
-    loop = asyncio.get_running_loop()
     handlers: dict[int, Callable[[], None]] = {signal.SIGINT: stop.set, signal.SIGTERM: stop.restart}
     if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
         handlers[signal.SIGHUP] = stop.restart
-    for number, handler in handlers.items():
-        loop.add_signal_handler(number, handler)
-    try:
+    with signals_handled(handlers):
         yield stop
-    finally:
-        for number in handlers:
-            loop.remove_signal_handler(number)
 
 
 def _log_settings(settings: Settings) -> LogOptions:
@@ -265,17 +263,42 @@ def _say_how_it_is_reached(settings: Settings, url: str, tls: Certificate | None
         )
 
 
+def _warn_if_slow(engine: Engine) -> None:
+    """Warns where a clip takes longer to render than it lasts."""
+    clip_s = float(engine.format.clip_duration)
+    if engine.expected_render_s > clip_s:
+        logger.warning(
+            "slower than real time: a clip of %.2f s takes %.2f s to render, so the picture will stand still now and "
+            "then; use a GPU, fewer --steps, or a smaller --width and --height",
+            *(clip_s, engine.expected_render_s),
+        )
+
+
+def _say_what_to_open(url: str, settings: Settings) -> None:
+    """Writes the one line that a newcomer needs to the console, apart from the log."""
+    if settings.log_format == "json":
+        return
+    line = f"Open {url}"
+    with suppress(OSError, ValueError):  # there may be no console
+        sys.stderr.write(f"\n  \033[1m{line}\033[0m\n\n" if sys.stderr.isatty() else f"{line}\n")
+        sys.stderr.flush()
+
+
 async def _started(engine: Engine, library: AvatarLibrary, lifecycle: Lifecycle, stop: asyncio.Event) -> bool:
     """Starts the engine and prepares all avatars; False if the server was told to stop meanwhile. Raises what they
     raise."""
 
+    bar = LoadingBar()
+
     def progress(line: str) -> None:
         lifecycle.progress = line
         logger.info("%s", line)
+        bar.advance(line)
 
     async def begin() -> None:
-        await engine.start(progress)
-        await library.prepare(progress)
+        with bar:
+            await engine.start(progress)
+            await library.prepare(progress)
 
     start = asyncio.create_task(begin(), name="engine start")
     stopped = asyncio.create_task(stop.wait(), name="stop signal")

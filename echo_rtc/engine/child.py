@@ -24,8 +24,17 @@ from echo_rtc.engine.speed import Speed
 from echo_rtc.engine.worker import ClipWorker, WorkerReport, WorkerSpec
 from echo_rtc.rendering import AvatarFiles, RenderRequest
 
-TERMINAL_SIGNALS = frozenset({signal.SIGINT, signal.SIGHUP})
-"""Signals that a terminal sends to the whole process group (Ctrl-C, or its end); the parent closes its workers."""
+TERMINAL_SIGNALS = frozenset(
+    getattr(signal, name) for name in ("SIGINT", "SIGHUP", "SIGBREAK") if hasattr(signal, name)
+)
+"""Signals that a terminal sends to the whole process group (Ctrl-C, or its end); the parent closes its workers. Which
+of them there are depends on the system."""
+
+
+def hold_terminal_signals(held: bool) -> None:
+    """Blocks the terminal's signals in this thread, or lets them through, where the system has signal masks."""
+    if hasattr(signal, "pthread_sigmask"):
+        signal.pthread_sigmask(signal.SIG_BLOCK if held else signal.SIG_UNBLOCK, TERMINAL_SIGNALS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,12 +121,12 @@ def initialise(seat: Seat) -> None:
     global _process
     for number in TERMINAL_SIGNALS:
         signal.signal(number, signal.SIG_IGN)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, TERMINAL_SIGNALS)
+    hold_terminal_signals(False)
     messages = _Messages(seat.messages)
     messages.send(Born(os.getpid()))
     logging.basicConfig(handlers=[messages], level=seat.log_level, force=True)
     threading.Thread(target=_end_with_parent, name="parent-watch", daemon=True).start()
-    if seat.spec.niceness:
+    if seat.spec.niceness and hasattr(os, "nice"):
         os.nice(seat.spec.niceness)
     _process = _Process(seat, messages, ClipWorker(seat.spec, seat.format))
     threading.Thread(target=_run_errands, args=(_process,), name="prepare", daemon=True).start()

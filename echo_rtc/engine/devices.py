@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import shutil
 import subprocess
@@ -10,12 +11,18 @@ from pathlib import Path
 
 from echo_rtc.errors import SettingsError
 
+logger = logging.getLogger(__name__)
+
 DETECTION_TIMEOUT_S = 60.0
 """The first CUDA call of a machine can take long while its driver wakes up."""
 
 _QUOTA = "/sys/fs/cgroup/cpu.max"
 _DRIVERS = ("/dev/nvidiactl", "/dev/kfd", "/dev/dxg")
-_COUNT = "import torch; print(torch.cuda.device_count())"
+_PCI = "/sys/bus/pci/devices"
+_NVIDIA_VENDOR, _DISPLAY_CLASS = "0x10de", "0x03"
+_PROBE = Path(__file__).with_name("cuda_probe.py")
+_COUNT = f"import runpy; runpy.run_path({str(_PROBE)!r}, run_name='__main__')"
+"""What the child runs: it prints how many devices there are, then why none of them can be used, if so."""
 
 
 def resolve_devices(devices: str) -> tuple[str, ...]:
@@ -48,9 +55,11 @@ def count_cuda_devices() -> int:
     Asked of a short-lived child with torch in it, and only where there is a driver at all: torch's own count is the
     one that the workers will meet. Raises SettingsError if the child fails or takes too long.
     """
-    if not (any(Path(driver).exists() for driver in _DRIVERS) or shutil.which("nvidia-smi")):
-        return 0
     if os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1"):
+        return 0
+    if not (any(Path(driver).exists() for driver in _DRIVERS) or shutil.which("nvidia-smi")):
+        if _has_nvidia_card():
+            _warn("no driver for it is loaded; install NVIDIA's driver, or pass the GPU to the container (--gpus all)")
         return 0
     try:
         answer = subprocess.run(
@@ -61,11 +70,30 @@ def count_cuda_devices() -> int:
             check=True,
             stdin=subprocess.DEVNULL,
         )
-        return int(answer.stdout)
+        count, _, why = answer.stdout.strip().partition("\n")
+        if why:
+            _warn(why)
+        return int(count)
     except (subprocess.SubprocessError, OSError, ValueError) as error:
         raise SettingsError(
             f"the CUDA devices cannot be counted ({error}); mend the driver, or choose --devices cpu"
         ) from error
+
+
+def _warn(why: str) -> None:
+    logger.warning("this machine has a GPU that cannot be used: %s; --devices cpu takes the CPU without a word", why)
+
+
+def _has_nvidia_card() -> bool:
+    """Whether an NVIDIA GPU is on the PCI bus, by what Linux says of it."""
+    for card in Path(_PCI).glob("*"):
+        try:
+            vendor, kind = ((card / name).read_text().strip() for name in ("vendor", "class"))
+        except OSError:
+            continue
+        if vendor == _NVIDIA_VENDOR and kind.startswith(_DISPLAY_CLASS):
+            return True
+    return False
 
 
 def usable_cores() -> float:

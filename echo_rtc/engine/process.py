@@ -50,6 +50,10 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 
+KILL = getattr(signal, "SIGKILL", signal.SIGTERM)
+"""The signal that ends a process at once; on Windows each does."""
+
+
 class WorkerProcess:
     """One process, from birth to burial. Not reusable: a replacement is a new object."""
 
@@ -169,7 +173,7 @@ class WorkerProcess:
         self._condemned = True
         if self._pid is not None and not self._gone:
             try:
-                os.kill(self._pid, signal.SIGKILL)
+                os.kill(self._pid, KILL)
             except ProcessLookupError:
                 logger.debug("worker %s was already gone", self.name)
 
@@ -191,11 +195,11 @@ class WorkerProcess:
 
     def _spawn(self) -> Future[WorkerReport]:
         # A child starts with its parent thread's mask: no such signal can end it before it ignores them by itself.
-        signal.pthread_sigmask(signal.SIG_BLOCK, child.TERMINAL_SIGNALS)
+        child.hold_terminal_signals(True)
         try:
             future = self._pool.submit(child.load)
         finally:
-            signal.pthread_sigmask(signal.SIG_UNBLOCK, child.TERMINAL_SIGNALS)
+            child.hold_terminal_signals(False)
         # So that the child's ends are the only ones, and its death the end of the file.
         self._theirs.close()
         self._their_errands.close()

@@ -101,7 +101,7 @@ class RayClipWorker:
         self._worker = ClipWorker(spec, format)
         self._avatar: tuple[AvatarFiles, tempfile.TemporaryDirectory[str]] | None = None
         self._life = secrets.token_hex(8)
-        if spec.niceness:
+        if spec.niceness and hasattr(os, "nice"):
             os.nice(spec.niceness)
 
     @_in("render")
