@@ -30,7 +30,10 @@ class SoundEncoder:
     by feeding that much ahead: the packet made from samples from ``m + lookahead_samples`` plays those from ``m``.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, loss_percent: int = 0) -> None:
+        """``loss_percent``: how many packets receivers lose; from 1 on each packet carries the one before it once more
+        (in-band FEC), within the same bit rate."""
+        self.loss_percent = loss_percent
         codec = av.CodecContext.create("libopus", "w")
         assert isinstance(codec, AudioCodecContext)
         codec.bit_rate = SOUND_BITRATE
@@ -39,6 +42,8 @@ class SoundEncoder:
         codec.sample_rate = MEDIA_RATE
         codec.time_base = SOUND_TIME_BASE
         codec.options = {"application": "audio", "frame_duration": "20", "compression_level": str(SOUND_EFFORT)}
+        if loss_percent:
+            codec.options = {**codec.options, "fec": "1", "packet_loss": str(loss_percent)}
         self._codec = codec
         self._fed = 0
         # FFmpeg states the lag as the first packet's pts, below the first frame's.

@@ -79,6 +79,12 @@ def with_rtcp_mux_only(answer: str) -> str:
     return re.sub(r"^(a=rtcp-mux)\r?$", r"\1\r\na=rtcp-mux-only\r", answer, flags=re.MULTILINE)
 
 
+def with_inband_fec(answer: str) -> str:
+    """An answer that asks for Opus whose packets carry the one before once more (RFC 7587, 6.1)."""
+    pattern = r"^(a=rtpmap:(\d+) opus/48000/2)\r?\n(?!(?:a=rtcp-fb[^\n]*\n)*a=fmtp:\2 )"
+    return re.sub(pattern, r"\1\r\na=fmtp:\2 minptime=10;useinbandfec=1\r\n", answer, flags=re.MULTILINE)
+
+
 def _text(sections: tuple[Section, ...], bundle: tuple[str, ...], ice_lite: bool) -> str:
     lines = ["v=0", "o=- 0 0 IN IP4 0.0.0.0", "s=-", "t=0 0"]
     lines += ["a=ice-lite"] * ice_lite

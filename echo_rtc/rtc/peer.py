@@ -25,19 +25,20 @@ from aiortc import (
 from aiortc.exceptions import OperationError
 
 from echo_rtc.clips import ClipFormat
+from echo_rtc.codec.concealment import VoiceDecoder
 from echo_rtc.codec.picture import VideoCodec, codec_preference
 from echo_rtc.errors import CapacityError, IceRestartError, OfferError, UnsupportedMediaError
 from echo_rtc.rtc.candidates import MAX_NAMED, Candidate, Reach
 from echo_rtc.rtc.fragment import Fragment
 from echo_rtc.rtc.guard import Guard
-from echo_rtc.rtc.negotiation import Negotiation, with_rtcp_mux_only
+from echo_rtc.rtc.negotiation import Negotiation, with_inband_fec, with_rtcp_mux_only
 from echo_rtc.rtc.network import Network
 from echo_rtc.rtc.offer import Offer, OfferSource
 from echo_rtc.rtc.ports import Lease
 from echo_rtc.rtc.reports import delivery_of, reception_of
 from echo_rtc.rtc.seams.feedback import report_due_times, wire_feedback
 from echo_rtc.rtc.seams.guarding import guard_connection
-from echo_rtc.rtc.seams.jitter import shorten_microphone_buffer
+from echo_rtc.rtc.seams.jitter import decode_microphone, shorten_microphone_buffer
 from echo_rtc.rtc.seams.ports import ports_from
 from echo_rtc.rtc.seams.sending import send_parcels
 from echo_rtc.rtc.tracks import PacketTrack
@@ -182,7 +183,9 @@ class Peer:
         guard = Guard(self._end, asyncio.get_running_loop().time, self._stream.guard_counters)
         guard_connection(self._connection, guard, self._terms.reach)
         if self._plan.microphone is not None:
-            shorten_microphone_buffer(transceivers[self._plan.microphone].receiver)
+            receiver = transceivers[self._plan.microphone].receiver
+            shorten_microphone_buffer(receiver)
+            decode_microphone(receiver, VoiceDecoder())
         with ports_from(self._network.ports) as binding:
             await self._connection.setLocalDescription(await self._connection.createAnswer())
         if binding.exhausted:
@@ -191,7 +194,7 @@ class Peer:
             )
         answer = self._connection.localDescription.sdp
         self._wire(transceivers, answer)
-        answer = with_rtcp_mux_only(self._network.seen_from_outside(answer))
+        answer = with_inband_fec(with_rtcp_mux_only(self._network.seen_from_outside(answer)))
         self.answer_sdp = self._terms.negotiation.answer(answer)
 
     def _add_transceivers(self, format: ClipFormat) -> dict[int, RTCRtpTransceiver]:

@@ -31,4 +31,5 @@ async def delivery_of(senders: Sequence[RTCRtpSender]) -> Delivery:
     return Delivery(
         lost=sum(max(0, report.packetsLost) for report in reports),
         round_trip_s=max((report.roundTripTime for report in reports if report.roundTripTime), default=None),
+        sound_loss=max((report.fractionLost / 256 for report in reports if report.kind == "audio"), default=0.0),
     )

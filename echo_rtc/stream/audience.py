@@ -103,6 +103,7 @@ class Audience:
         """Asks how packets reach each viewer."""
         for link in tuple(self._deliveries.values()):
             await link.ask()
+        self._bank.expect_loss(max((delivery.sound_loss for delivery in self.deliveries), default=0.0))
 
     def viewer_figures(self) -> tuple[ViewerFigures, ...]:
         figures = []

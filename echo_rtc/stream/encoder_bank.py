@@ -18,6 +18,7 @@ from fractions import Fraction
 from typing import Any, TypeAlias
 
 import av
+import numpy as np
 
 from echo_rtc.clips import ClipFormat, S16Array, YuvFrames
 from echo_rtc.codec.picture import (
@@ -32,6 +33,12 @@ from echo_rtc.codec.sound import SOUND_TIME_BASE, SoundEncoder
 from echo_rtc.counting import CounterMetric, counter
 from echo_rtc.stream.log import Complaints, StreamLog
 
+FEC_FROM, FEC_UNTIL = 0.02, 0.005
+"""Shares of lost packets of sound."""
+FEC_LOSS_PERCENT = 15
+"""What the encoder is told then: enough for it to use FEC for any sound."""
+QUIET = 300
+"""The loudest sample of a block (int16) in which an encoder may be replaced: a new one begins from silence."""
 KEY_FRAME_SPACING_S = 0.5
 """Keyframes that viewers ask for come at most this often; a request in between waits."""
 KEY_FRAME_PATIENCE_S = 3.0
@@ -145,6 +152,7 @@ class EncoderBank:
         self._complaints = Complaints(log)
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="echo-encoder")
         self._sound = SoundEncoder()
+        self._sound_loss_percent = 0
         self._pictures: dict[VideoCodec, PictureEncoder] = {}
         # VP8 numbers its pictures in their payloads: the count must go on when an encoder is rebuilt.
         self._packetizers = {codec: packetizer(codec) for codec in VideoCodec}
@@ -188,6 +196,14 @@ class EncoderBank:
         """Viewer number ``viewer`` can take ``bitrate`` bit/s (REMB)."""
         if codec in self._codecs:
             self._codecs[codec].estimates[viewer] = bitrate
+
+    def expect_loss(self, share: float) -> None:
+        """The viewer that loses most packets of sound loses this share (0..1): in-band FEC begins at FEC_FROM and ends
+        below FEC_UNTIL, each time at the next pause, because a change rebuilds the encoder."""
+        if share >= FEC_FROM:
+            self._sound_loss_percent = FEC_LOSS_PERCENT
+        elif share < FEC_UNTIL:
+            self._sound_loss_percent = 0
 
     async def encode(self, portion: Portion, now: float) -> EncodedPortion:
         """Encodes a portion on the stream's thread. What fails is logged, counted and left out; it never raises."""
@@ -261,8 +277,11 @@ class EncoderBank:
 
     def _encode_sounds(self, portion: Portion) -> tuple[EncodedFrame, ...]:
         packets: list[EncodedFrame] = []
+        loss_percent = self._sound_loss_percent
         for pcm, pts in portion.sounds:
             try:
+                if self._sound.loss_percent != loss_percent and np.abs(pcm).max() <= QUIET:
+                    self._sound = SoundEncoder(loss_percent)
                 data = bytes(self._sound.encode(pcm, pts))
                 packets.append(EncodedFrame((data,), pts, SOUND_TIME_BASE, len(data), is_keyframe=True))
             except (av.FFmpegError, ValueError) as error:

@@ -42,9 +42,11 @@ class Delivery:
 
     lost: int = counter(LOST_PACKETS)
     round_trip_s: float | None = None
+    sound_loss: float = 0.0
+    """The share of packets of sound that were lost before its latest report, 0..1."""
 
     def since(self, before: Delivery) -> Delivery:
-        return Delivery(max(self.lost, before.lost), self.round_trip_s)
+        return Delivery(max(self.lost, before.lost), self.round_trip_s, self.sound_loss)
 
 
 class Report(Protocol):

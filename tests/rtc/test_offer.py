@@ -10,7 +10,7 @@ from aiortc import RTCConfiguration, RTCPeerConnection, RTCRtpSender
 from echo_rtc.errors import OfferError, UnsupportedMediaError
 from echo_rtc.rtc.candidates import MAX_NAMED
 from echo_rtc.rtc.description import MAX_SDP_CHARACTERS, MAX_SECTIONS
-from echo_rtc.rtc.negotiation import Negotiation, with_rtcp_mux_only
+from echo_rtc.rtc.negotiation import Negotiation, with_inband_fec, with_rtcp_mux_only
 from echo_rtc.rtc.offer import Offer, plan_call, plan_publishing, plan_viewing, read_offer
 
 AUDIO = """m=audio 9 UDP/TLS/RTP/SAVPF 111 0
@@ -73,6 +73,12 @@ def asked(text: str) -> str:
     """What aiortc is asked for a call's offer."""
     read = read_offer(text)
     return Negotiation.of(read, plan_call(read)).sdp
+
+
+def test_answers_ask_for_opus_with_the_packet_before() -> None:
+    answer = with_inband_fec(offer(audio(), video(), DATA))
+    assert answer.count("a=fmtp:111 minptime=10;useinbandfec=1\r\n") == 1
+    assert with_inband_fec(answer) == answer
 
 
 def test_a_call_is_planned() -> None:

@@ -30,12 +30,17 @@ async def test_a_reception_is_in_packets_and_seconds() -> None:
     assert await reception_of(nothing) == Reception()
 
 
+def told(kind: str, **figures: float | None) -> dict[str, Any]:
+    """What a receiver report tells of sound or picture."""
+    return {"type": "remote-inbound-rtp", "kind": kind, **figures}
+
+
 async def test_a_delivery_is_of_sound_and_picture() -> None:
     senders: Any = [
-        FakeEnd({"type": "outbound-rtp"}, {"type": "remote-inbound-rtp", "packetsLost": 4, "roundTripTime": 0.02}),
-        FakeEnd({"type": "remote-inbound-rtp", "packetsLost": 1, "roundTripTime": 0.03}),
+        FakeEnd({"type": "outbound-rtp"}, told("video", packetsLost=4, roundTripTime=0.02, fractionLost=200)),
+        FakeEnd(told("audio", packetsLost=1, roundTripTime=0.03, fractionLost=64)),
         FakeEnd({"type": "outbound-rtp"}),
     ]
-    assert await delivery_of(senders) == Delivery(lost=5, round_trip_s=0.03)
-    unheard: Any = [FakeEnd({"type": "remote-inbound-rtp", "packetsLost": 0, "roundTripTime": None})]
+    assert await delivery_of(senders) == Delivery(lost=5, round_trip_s=0.03, sound_loss=0.25)
+    unheard: Any = [FakeEnd(told("audio", packetsLost=0, roundTripTime=None, fractionLost=0))]
     assert await delivery_of(unheard) == Delivery()

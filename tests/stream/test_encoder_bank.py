@@ -212,3 +212,18 @@ async def test_an_easy_picture_is_not_taken_for_a_narrow_way(bank: EncoderBank) 
         bank.estimate(VideoCodec.H264, 0, 1_000)
         await encode(bank, number)
     assert bank.bitrates == {VideoCodec.H264: BITRATES[VideoCodec.H264].minimum}
+
+
+async def test_sound_carries_the_packet_before_while_viewers_lose_some(bank: EncoderBank) -> None:
+    """By the mode of the packets (RFC 6716, 3.1): only speech modes can carry FEC, and ours are not of these else."""
+    loud = np.full(960, 9_000, np.int16)
+    modes: list[bool] = []
+    shares = [0.0] * 4 + [0.03] * 8 + [0.01] * 4 + [0.0] * 8
+    for number, share in enumerate(shares):
+        bank.expect_loss(share)
+        block = SILENCE if number in (8, 20) else loud
+        encoded = await bank.encode(Portion(((block, number * 960),), ()), number / 50)
+        [data] = encoded.sounds[0].payloads
+        modes.append(data[0] >> 3 < 16)
+    # Each change waits for a pause.
+    assert modes == [False] * 8 + [True] * 12 + [False] * 4

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
+import logging
+import queue
+
 from aiortc import RTCRtpReceiver
 from aiortc.jitterbuffer import JitterBuffer, JitterFrame
 from aiortc.rtp import RtpPacket
 
+from echo_rtc.codec.concealment import VoiceDecoder, to_frame
 from echo_rtc.rtc.seams.checks import require
 
 MICROPHONE_WAITING_PACKETS = 3
@@ -15,6 +21,16 @@ MICROPHONE_JUMP_PACKETS = 100
 """Sequence numbers that fall back by more than this are no late packets: the sender counts anew."""
 
 _JITTER_BUFFER = "_RTCRtpReceiver__jitter_buffer"
+_DECODER_QUEUE = "_RTCRtpReceiver__decoder_queue"
+_TRACK_QUEUE = "_queue"
+
+logger = logging.getLogger(__name__)
+
+
+class MicrophoneFrame(JitterFrame):
+    """A packet of the microphone, and how many before it are lost."""
+
+    lost = 0
 
 
 class MicrophoneJitterBuffer(JitterBuffer):
@@ -31,24 +47,29 @@ class MicrophoneJitterBuffer(JitterBuffer):
         super().__init__(capacity=4)
         self._next: int | None = None
         self._held: dict[int, RtpPacket] = {}
+        self._lost = 0
 
     def add(self, packet: RtpPacket) -> tuple[bool, JitterFrame | None]:
         number = packet.sequence_number
         if self._next is None or self._ahead(number) < -MICROPHONE_JUMP_PACKETS:
             self._held.clear()
-            self._next = number
+            self._next, self._lost = number, 0
         ahead = self._ahead(number)
         if ahead >= 0:
             self._held[number] = packet
             if self._next not in self._held and (
                 ahead > MICROPHONE_WAITING_PACKETS or len(self._held) >= MICROPHONE_WAITING_PACKETS
             ):
-                self._next = min(self._held, key=self._ahead)
+                first = min(self._held, key=self._ahead)
+                self._lost += self._ahead(first)
+                self._next = first
         while self._next in self._held:
             due = self._held.pop(self._next)
             self._next = (self._next + 1) % 2**16
             if due.payload:
-                return False, JitterFrame(due._data, due.timestamp)  # type: ignore[attr-defined]  # the receiver's
+                frame = MicrophoneFrame(due._data, due.timestamp)  # type: ignore[attr-defined]  # the receiver's
+                frame.lost, self._lost = self._lost, 0
+                return False, frame
         return False, None
 
     def _ahead(self, number: int) -> int:
@@ -61,3 +82,39 @@ def shorten_microphone_buffer(receiver: RTCRtpReceiver) -> None:
     """Replaces the jitter buffer of an audio receiver that has not received yet. Raises SeamError."""
     require(receiver, _JITTER_BUFFER, JitterBuffer)
     setattr(receiver, _JITTER_BUFFER, MicrophoneJitterBuffer())
+
+
+def decode_microphone(receiver: RTCRtpReceiver, decoder: VoiceDecoder) -> None:
+    """Makes an audio receiver that has not received yet decode with ``decoder``, on aiortc's own thread. To be called
+    once its track is there. Raises SeamError."""
+    require(receiver, _DECODER_QUEUE, queue.Queue)
+    require(receiver.track, _TRACK_QUEUE, asyncio.Queue)
+    frames: asyncio.Queue[object] = getattr(receiver.track, _TRACK_QUEUE)
+    setattr(receiver, _DECODER_QUEUE, _DecodingQueue(decoder, frames, asyncio.get_running_loop()))
+
+
+class _DecodingQueue:
+    """Takes the place of the queue to aiortc's decoder thread: the thread decodes here, and gets to know of the end
+    only."""
+
+    def __init__(self, decoder: VoiceDecoder, frames: asyncio.Queue[object], loop: asyncio.AbstractEventLoop) -> None:
+        self._packets: queue.Queue[MicrophoneFrame | None] = queue.Queue()
+        self._decoder = decoder
+        self._frames = frames
+        self._loop = loop
+
+    def put(self, task: tuple[object, MicrophoneFrame] | None) -> None:
+        """From the event loop: a packet with its codec, or None at the end."""
+        self._packets.put(None if task is None else task[1])
+
+    def get(self) -> None:
+        """On the thread: decodes until the end."""
+        while (packet := self._packets.get()) is not None:
+            try:
+                blocks = self._decoder.decode(packet.data, packet.timestamp, packet.lost)
+            except Exception as error:  # a boundary: a peer's packet must not end the thread
+                logger.debug("a packet of a microphone cannot be decoded", exc_info=error)
+                continue
+            for block in blocks:
+                with contextlib.suppress(RuntimeError):  # the loop has ended
+                    self._loop.call_soon_threadsafe(self._frames.put_nowait, to_frame(block))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import random
 
 import av
@@ -10,10 +11,18 @@ import pytest
 from aiortc import RTCConfiguration, RTCPeerConnection
 from aiortc.codecs.opus import OpusDecoder
 from aiortc.jitterbuffer import JitterBuffer, JitterFrame
+from aiortc.rtcrtpreceiver import RemoteStreamTrack
 from aiortc.rtp import RtpPacket
 
+from echo_rtc.clips import S16Array
+from echo_rtc.codec.concealment import VoiceDecoder
 from echo_rtc.codec.sound import SoundEncoder
-from echo_rtc.rtc.seams.jitter import MicrophoneJitterBuffer, shorten_microphone_buffer
+from echo_rtc.rtc.seams.jitter import (
+    MicrophoneFrame,
+    MicrophoneJitterBuffer,
+    decode_microphone,
+    shorten_microphone_buffer,
+)
 
 
 def packet(number: int, payload: bytes = b"x") -> RtpPacket:
@@ -80,4 +89,44 @@ async def test_the_receivers_buffer_is_replaced() -> None:
     receiver = connection.addTransceiver("audio").receiver
     shorten_microphone_buffer(receiver)
     assert isinstance(getattr(receiver, "_RTCRtpReceiver__jitter_buffer"), MicrophoneJitterBuffer)  # noqa: B009
+    await connection.close()
+
+
+def test_a_packet_says_how_many_are_lost_before_it() -> None:
+    buffer = MicrophoneJitterBuffer()
+    numbers = [n for n in range(20) if n not in (5, 9, 10)]
+    came = [frame for _, frame in (buffer.add(packet(n)) for n in [*numbers, 3_000, 3_001]) if frame is not None]
+    lost = {frame.timestamp // 960: frame.lost for frame in came if isinstance(frame, MicrophoneFrame) and frame.lost}
+    assert {n: count for n, count in lost.items() if n < 20} == {6: 1, 11: 2}
+
+
+class Scripted(VoiceDecoder):
+    """Decodes every packet to silence, and one to an error."""
+
+    def __init__(self) -> None:
+        self.lost: list[int] = []
+
+    def decode(self, packet: bytes, pts: int, lost: int = 0) -> list[tuple[int, S16Array]]:
+        self.lost.append(lost)
+        if packet == b"broken":
+            raise ValueError("broken")
+        return [(pts, np.zeros(960, np.int16))]
+
+
+async def test_the_microphone_is_decoded_on_aiortcs_thread() -> None:
+    connection = RTCPeerConnection(RTCConfiguration(iceServers=[]))
+    receiver = connection.addTransceiver("audio").receiver
+    receiver._track = RemoteStreamTrack("audio")
+    decoder = Scripted()
+    decode_microphone(receiver, decoder)
+    packets = getattr(receiver, "_RTCRtpReceiver__decoder_queue")  # noqa: B009
+    for number, data in enumerate((b"x", b"broken", b"x")):
+        frame = MicrophoneFrame(data, number * 960)
+        frame.lost = number
+        packets.put((None, frame))
+    packets.put(None)
+    assert await asyncio.to_thread(packets.get) is None
+    frames = [await receiver.track.recv() for _ in range(2)]
+    assert [frame.pts for frame in frames] == [0, 1_920]
+    assert decoder.lost == [0, 1, 2]
     await connection.close()
