@@ -314,13 +314,14 @@ export class View extends EventTarget {
   }
 
   /**
-   * Whoever uses the keyboard goes on with a trouble's way out; while something is under way, a key that was meant for
-   * the button before must not cancel it, so the focus rests on the stage.
+   * Whoever uses the keyboard goes on with a trouble's way out. Otherwise a key that was meant for the button before must
+   * neither cancel what is under way nor start what has just ended, so the focus rests on the stage.
    * @param {Notice} notice
    */
   #focusOn(notice) {
     const [first] = notice.actions;
-    const button = notice.tone === "busy" || first?.name === "stop" ? null : this.#actions.querySelector("button");
+    const isWayOut = notice.tone === "warning" && first?.name !== "stop";
+    const button = isWayOut ? this.#actions.querySelector("button") : null;
     (notice.asksToken ? this.#token : (button ?? this.#stage)).focus();
   }
 
