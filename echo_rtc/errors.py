@@ -7,6 +7,11 @@ status. Nothing below the edges knows of either.
 from __future__ import annotations
 
 
+def first_line(error: BaseException) -> str:
+    """The first line of an error's message; the name of its class if it has none."""
+    return next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
+
+
 class EchoRtcError(Exception):
     """Base of all errors whose message is meant for a user."""
 

@@ -29,7 +29,7 @@ from echo_rtc.engine.ray_actor import CONCURRENCY_GROUPS, AvatarBundle, Failure,
 from echo_rtc.engine.ray_environment import RayOptions, check_token, check_version
 from echo_rtc.engine.speed import Speed
 from echo_rtc.engine.worker import WorkerReport, WorkerSpec
-from echo_rtc.errors import InputError, RenderError, SettingsError
+from echo_rtc.errors import InputError, RenderError, SettingsError, first_line
 from echo_rtc.rendering import Avatar, AvatarFiles, Progress, RenderRequest, RenderResult
 
 logger = logging.getLogger(__name__)
@@ -204,9 +204,8 @@ def _join(address: str) -> tuple[int, float, int]:
         nodes = sum(node["Alive"] for node in ray.nodes())
         return int(resources.get("GPU", 0)), float(resources.get("CPU", 1)), nodes
     except (ConnectionError, RuntimeError, ValueError, OSError, RayError) as error:
-        first_line, _, _ = str(error).partition("\n")
         raise SettingsError(
-            f"{_cluster(address)} cannot be joined ({first_line}); start it with ray start --head, or correct "
+            f"{_cluster(address)} cannot be joined ({first_line(error)}); start it with ray start --head, or correct "
             "ray_address"
         ) from error
 
@@ -440,8 +439,7 @@ class RayWorker:
             self._end()
             raise WorkerGoneError(f"worker {self.name} died while {doing}") from error
         except RayError as error:
-            first_line, _, _ = str(error).partition("\n")
-            raise RenderError(f"worker {self.name} failed while {doing}: {first_line}") from error
+            raise RenderError(f"worker {self.name} failed while {doing}: {first_line(error)}") from error
         if isinstance(outcome, OtherLife):
             self._end()
             raise WorkerGoneError(f"worker {self.name} died while {doing}")

@@ -23,7 +23,7 @@ import numpy as np
 from echo_rtc.clips import ClipFormat, F16Array
 from echo_rtc.engine.devices import usable_cores
 from echo_rtc.engine.speed import Speed
-from echo_rtc.errors import EchoRtcError, RenderError
+from echo_rtc.errors import EchoRtcError, RenderError, first_line
 from echo_rtc.rendering import Avatar, AvatarFiles, Progress, RenderRequest, RenderResult
 
 if TYPE_CHECKING:
@@ -243,8 +243,8 @@ def measure(
 
 
 def _sentence(error: Exception) -> str:
-    first_line, _, _ = str(error).partition("\n")
-    return f"{type(error).__name__}: {first_line}" if first_line else type(error).__name__
+    name = type(error).__name__
+    return f"{name}: {first_line(error)}" if str(error) else name
 
 
 @dataclass(frozen=True, slots=True)

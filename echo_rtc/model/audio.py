@@ -28,7 +28,7 @@ from transformers.audio_utils import mel_filter_bank
 from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
 from echo_rtc.clips import F32Array
-from echo_rtc.errors import InputError
+from echo_rtc.errors import InputError, first_line
 
 SAMPLE_RATE = 16_000
 """Hz of the sound that both encoders were made for."""
@@ -352,7 +352,7 @@ def _read_wav2vec2(folder: Path) -> Wav2Vec2Model:
             folder, config=config, local_files_only=True, output_loading_info=True
         )
     except (OSError, ValueError, RuntimeError, KeyError, TypeError, EOFError, pickle.UnpicklingError) as error:
-        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        reason = first_line(error)
         raise InputError(f"the wav2vec2 model in {folder} cannot be read: {reason}") from error
     except SafetensorError as error:
         raise InputError(f"the wav2vec2 model in {folder} cannot be read: {error}") from error

@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from echo_rtc.clips import U8Array
-from echo_rtc.errors import InputError
+from echo_rtc.errors import InputError, first_line
 from echo_rtc.model.image import resize_lanczos
 
 F64Array = NDArray[np.float64]
@@ -218,7 +218,7 @@ _DAMAGE = (
 
 def _reason(error: Exception) -> str:
     """What an error says, as part of one line: much of it may be the file's own words."""
-    line = next(iter(str(error).splitlines()), type(error).__name__)[:_MAX_REASON]
+    line = first_line(error)[:_MAX_REASON]
     return line if line.isprintable() else repr(line)
 
 
