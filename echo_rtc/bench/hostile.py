@@ -53,7 +53,7 @@ class Answer:
 
 
 @dataclass
-class Tally:
+class FuzzCounts:
     """What a run of attacks has seen. ``statuses`` counts answers (0: none) by kind of attack."""
 
     statuses: dict[str, Counter[int]] = field(default_factory=dict)
@@ -80,15 +80,15 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--seconds", type=float, default=3.0, help="length of each named attack (s)")
     arguments = parser.parse_args(argv)
     attacks = chosen(arguments.attacks)
-    tally, fuzzed = Tally(), dict[str, float]()
+    fuzz_counts, fuzzed = FuzzCounts(), dict[str, float]()
     if arguments.requests:
-        tally, fuzzed = asyncio.run(measure(arguments.requests, arguments.seed, read_offers(arguments.offers)))
+        fuzz_counts, fuzzed = asyncio.run(measure(arguments.requests, arguments.seed, read_offers(arguments.offers)))
     outcomes = asyncio.run(besiege(attacks, arguments.seconds))
     kinds = [
         [kind, counts.total(), *(sum(n for status, n in counts.items() if status // 100 == k) for k in range(6))]
-        for kind, counts in sorted(tally.statuses.items())
+        for kind, counts in sorted(fuzz_counts.statuses.items())
     ]
-    for failure in tally.failures[:20]:
+    for failure in fuzz_counts.failures[:20]:
         print(failure)  # noqa: T201  what went wrong stands above the table
     if kinds:
         headings = ["requests", "sent", "no answer", "1xx", "2xx", "3xx", "4xx", "5xx"]
@@ -129,7 +129,7 @@ def withstood(fuzzed: Mapping[str, float], outcomes: Sequence[Outcome]) -> bool:
     return not left and growth_mb < MAX_GROWTH_MB and not any(outcome.failures for outcome in outcomes)
 
 
-async def measure(requests: int, seed: int, offers: list[RealOffer]) -> tuple[Tally, dict[str, float]]:
+async def measure(requests: int, seed: int, offers: list[RealOffer]) -> tuple[FuzzCounts, dict[str, float]]:
     """Runs the attacks on a server of its own; what was seen, and the figures."""
     with tempfile.TemporaryDirectory() as logs:
         card = ("--config", str(ROOT / "configs" / "testcard.yaml"), "--width", "128", "--height", "128")
@@ -143,34 +143,34 @@ async def measure(requests: int, seed: int, offers: list[RealOffer]) -> tuple[Ta
             attacker = Attacker(offers, [Route(row.method, row.path) for row in routes()], seed, TOKEN)
             process = server.process
             sockets = udp_sockets(process)
-            tally = Tally()
-            await assault(server.port, attacker, requests // 5, tally)
+            fuzz_counts = FuzzCounts()
+            await assault(server.port, attacker, requests // 5, fuzz_counts)
             warm_mb = process.memory_info().rss / 1e6
-            await assault(server.port, attacker, requests - requests // 5, tally)
+            await assault(server.port, attacker, requests - requests // 5, fuzz_counts)
             await end_all(server.port, attacker)
             left = await settled(lambda: udp_sockets(process) - sockets)
             growth_mb = process.memory_info().rss / 1e6 - warm_mb
-        tally.failures += [f"log: {line}" for line in server.troubles]
+        fuzz_counts.failures += [f"log: {line}" for line in server.troubles]
     figures = {
-        "requests": tally.requests,
-        "opened": tally.opened,
-        "failures": len(tally.failures),
+        "requests": fuzz_counts.requests,
+        "opened": fuzz_counts.opened,
+        "failures": len(fuzz_counts.failures),
         "sockets_left": left,
         "rss_growth_mb": round(growth_mb, 2),
     }
-    return tally, figures
+    return fuzz_counts, figures
 
 
-async def assault(port: int, attacker: Attacker, requests: int, tally: Tally) -> None:
+async def assault(port: int, attacker: Attacker, requests: int, fuzz_counts: FuzzCounts) -> None:
     """Sends requests one after the other and judges the answers."""
     for _ in range(requests):
         attack = attacker.next()
         answer = await send(port, attack.raw, ANSWER_S if attack.whole else HANG_UP_S)
-        tally.statuses.setdefault(attack.kind, Counter())[answer.status or 0] += 1
+        fuzz_counts.statuses.setdefault(attack.kind, Counter())[answer.status or 0] += 1
         failure = wrong(attack, answer)
         if failure is not None:
-            tally.failures.append(f"{failure}: {attack.raw[:300]!r}")
-        tally.opened += remember(attacker, answer)
+            fuzz_counts.failures.append(f"{failure}: {attack.raw[:300]!r}")
+        fuzz_counts.opened += remember(attacker, answer)
         while len(attacker.known.sessions) + len(attacker.known.streams) > KNOWN_KEPT:
             await end_oldest(port, attacker)
 

@@ -17,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from echo_rtc.bench import hostile
-from echo_rtc.bench.hostile import Tally, assault, end_all, send, settled, udp_sockets
+from echo_rtc.bench.hostile import FuzzCounts, assault, end_all, send, settled, udp_sockets
 from echo_rtc.bench.support import siege
 from echo_rtc.bench.support.attacks import ELSEWHERE, Attacker, Route, harmless, read_offers, spoilt
 from echo_rtc.cli import serve
@@ -74,15 +74,17 @@ async def test_hostile_requests_get_their_answers_and_leave_nothing(
 ) -> None:
     caplog.set_level(logging.INFO, "echo_rtc")
     attacker = Attacker(OFFERS, ROUTES, seed=20, token=siege.TOKEN)
-    tally = Tally()
-    await assault(port, attacker, REQUESTS, tally)
+    fuzz_counts = FuzzCounts()
+    await assault(port, attacker, REQUESTS, fuzz_counts)
     await end_all(port, attacker)
     process = psutil.Process()
     assert await settled(lambda: udp_sockets(process)) == 0
-    assert tally.failures == []
-    assert tally.requests == REQUESTS
-    assert tally.opened > 20
-    refused = sum(count for counter in tally.statuses.values() for status, count in counter.items() if status >= 400)
+    assert fuzz_counts.failures == []
+    assert fuzz_counts.requests == REQUESTS
+    assert fuzz_counts.opened > 20
+    refused = sum(
+        count for counter in fuzz_counts.statuses.values() for status, count in counter.items() if status >= 400
+    )
     assert refused > REQUESTS / 2
     authorised = f"Connection: close\r\nAuthorization: Bearer {siege.TOKEN}\r\n\r\n"
     metrics = await send(port, f"GET /metrics HTTP/1.1\r\nHost: x\r\n{authorised}".encode())
