@@ -21,7 +21,7 @@ from typing import Any, cast
 import numpy as np
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import Wav2Vec2Config, Wav2Vec2Model, WhisperConfig
 from transformers.audio_utils import mel_filter_bank
@@ -29,6 +29,7 @@ from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
 from echo_rtc.clips import F32Array
 from echo_rtc.errors import InputError, first_line
+from echo_rtc.model.weights import CHECK_PATH, read_file, refuse_pointer
 
 SAMPLE_RATE = 16_000
 """Hz of the sound that both encoders were made for."""
@@ -344,12 +345,21 @@ class Wav2Vec2AudioEncoder(nn.Module):
 def _read_wav2vec2(folder: Path) -> Wav2Vec2Model:
     """The model of a local transformers folder, float32. Raises InputError."""
     if not (folder / "config.json").is_file():
+        if folder.is_file():
+            raise InputError(f"the wav2vec2 model {folder} is a file; name the folder with its config.json")
         fetch = _WAV2VEC2_FETCH.format(path=folder)
         raise InputError(f"the wav2vec2 model {folder / 'config.json'} does not exist; fetch it with: {fetch}")
+    for file in sorted(folder.glob("*.safetensors")):
+        refuse_pointer(file, "the wav2vec2 model")
+    plain = any((folder / name).exists() for name in ("model.safetensors", "pytorch_model.bin"))
     try:
         config = Wav2Vec2Config.from_pretrained(folder, local_files_only=True)
         model, report = Wav2Vec2Model.from_pretrained(
-            folder, config=config, local_files_only=True, output_loading_info=True
+            folder,
+            config=config,
+            local_files_only=True,
+            output_loading_info=True,
+            variant=None if plain else "fp16",
         )
     except (OSError, ValueError, RuntimeError, KeyError, TypeError, EOFError, pickle.UnpicklingError) as error:
         reason = first_line(error)
@@ -394,25 +404,15 @@ def _normalises(folder: Path) -> bool:
     return value
 
 
-def _read_weights(path: Path, what: str, fetch: str | None) -> dict[str, Any]:
-    """The mapping in a weight file, on the CPU, without running code from it. Raises InputError.
+def _read_weights(path: Path, what: str, fetch: str | None) -> Mapping[str, Any]:
+    """The mapping in a weight file, on the CPU. Raises InputError.
 
     ``what`` names the file's content in the message; ``fetch`` is the command that fetches it, where there is one.
     """
-    if not path.is_file():
-        mend = "check its path in the configuration"
-        if fetch is not None and path.suffix != ".safetensors":  # what can be fetched is in OpenAI's format
-            mend = f"fetch it with: {fetch.format(path=path)}"
-        raise InputError(f"{what} {path} does not exist; {mend}")
-    try:
-        if path.suffix == ".safetensors":
-            return cast(dict[str, Any], load_file(path))
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, RuntimeError, ValueError, KeyError, EOFError, SafetensorError, pickle.UnpicklingError) as error:
-        raise InputError(f"{what} {path} cannot be read: it is damaged or not a file of plain tensors") from error
-    if not isinstance(content, dict):
-        raise InputError(f"{what} {path} holds a {type(content).__name__}; a mapping of tensors is expected")
-    return content
+    mend = CHECK_PATH
+    if fetch is not None and path.suffix != ".safetensors":  # what can be fetched is in OpenAI's format
+        mend = f"fetch it with: {fetch.format(path=path)}"
+    return read_file(path, what, mend, "cannot be read: it is damaged or not a file of plain tensors")
 
 
 def _check_parameters(path: Path, found: Mapping[str, object], expected: Mapping[str, tuple[int, ...]]) -> None:

@@ -7,6 +7,10 @@ Knows names and where they are looked for; reads config.json and nothing else. O
 from __future__ import annotations
 
 import json
+import logging
+import os
+import re
+import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +18,8 @@ from typing import Any
 
 from echo_rtc.errors import InputError, SettingsError
 from echo_rtc.model.config import PUBLISHED
+
+logger = logging.getLogger(__name__)
 
 WEIGHT_SUFFIXES = (".safetensors", ".pth", ".bin", ".pt")
 """Suffixes of weight files, in the order in which another kind of the same name is looked for."""
@@ -42,6 +48,25 @@ _OWN_NAMES: dict[str, str | None] = {
     "wav2vec2_adapter": None,
     "tiny_vae": "taesd",
 }
+PUBLISHED_FILES = frozenset(
+    f"{name}{suffix}.pth"
+    for name, suffixes in (
+        ("reference_unet", ("",)),
+        ("denoising_unet", ("", "_acc")),
+        ("motion_module", ("", "_acc")),
+        ("pose_encoder", ("",)),
+    )
+    for suffix in suffixes
+)
+"""The weight files in the repository of EchoMimic-V2."""
+_CACHED = {
+    "vae": ("stabilityai/sd-vae-ft-mse", ""),
+    "base_unet": ("lambdalabs/sd-image-variations-diffusers", "unet"),
+    "tiny_vae": ("madebyollin/taesd", ""),
+    "wav2vec2": ("facebook/wav2vec2-base-960h", ""),
+}
+"""Keys whose files may also lie in the cache of ``hf download``: the repository, and the folder in it."""
+_WEIGHTS = "BadToBest/EchoMimicV2"
 _OPTIONAL = frozenset({"motion_module", "base_unet", "wav2vec2_adapter"})
 """Keys that may be null."""
 
@@ -88,6 +113,12 @@ class ModelDescription:
         if not mapping.get("weights"):
             raise SettingsError("model.weights is missing; it must be the folder that holds the weights")
         weights = _join(base, str(mapping["weights"]))
+        if weights.is_file():
+            raise InputError(f"model.weights is {weights}, which is a file; name the folder that holds the weights")
+        published = mapping.get("motion_module", "") is not None
+        if not weights.is_dir() and published and (kept := cached_snapshot(_WEIGHTS)) is not None:
+            logger.info("the weights folder %s does not exist; its files are read from %s", weights, kept)
+            weights = kept
         if not weights.is_dir():
             raise InputError(f"the weights folder {weights} does not exist{_fetch_all(mapping, weights)}")
         given = mapping.get("config")
@@ -96,9 +127,14 @@ class ModelDescription:
         for key, name in (_OWN_NAMES if "autoencoder" in config else _PUBLISHED_NAMES).items():
             if key in mapping:
                 chosen = mapping[key]
-                paths[key] = None if chosen is None else _join(weights, chosen)
+                paths[key] = None if chosen is None else _same_kind(_join(weights, chosen))
             else:
                 paths[key] = None if name is None else _same_kind(weights / name)
+            if "autoencoder" not in config:
+                paths[key] = _from_cache(key, paths[key])
+        sound = paths["audio_encoder"]
+        if sound is not None and sound.is_dir() and (sound / "tiny.pt").is_file():
+            paths["audio_encoder"] = sound / "tiny.pt"
         return cls(weights=weights, config=config, **paths)  # type: ignore[arg-type]  # required ones are never None
 
     @property
@@ -107,15 +143,48 @@ class ModelDescription:
         return "autoencoder" in self.config
 
 
+def fetch_command(repository: str, folder: Path, options: str = "") -> str:
+    """The command that fetches a repository, or the part of it that ``options`` choose, into a folder."""
+    return f"hf download {repository} {options}--local-dir {shlex.quote(str(folder))}"
+
+
+def cached_snapshot(repository: str) -> Path | None:
+    """The folder in which ``hf download`` without --local-dir has put a repository; None if it has not."""
+    home = Path(os.environ.get("HF_HOME") or "~/.cache/huggingface").expanduser()
+    hub = Path(os.environ.get("HF_HUB_CACHE") or home / "hub").expanduser()
+    place = hub / f"models--{repository.replace('/', '--')}"
+    try:
+        revision = (place / "refs" / "main").read_text(encoding="utf-8").strip()
+    except (OSError, UnicodeDecodeError):
+        return None
+    snapshot = place / "snapshots" / revision
+    return snapshot if re.fullmatch(r"[0-9a-f]+", revision) and snapshot.is_dir() else None
+
+
+def _from_cache(key: str, path: Path | None) -> Path | None:
+    """The path itself, or where its files lie in the hub's cache if they lie there only."""
+    if path is None or path.exists() or key not in _CACHED:
+        return path
+    repository, folder = _CACHED[key]
+    kept = cached_snapshot(repository)
+    if kept is None or not (kept / folder).is_dir():
+        return path
+    logger.info("model.%s is read from %s", key, kept / folder)
+    return kept / folder
+
+
 def _join(base: Path, path: str) -> Path:
-    return base / Path(path).expanduser()
+    """A path that starts from ``base``, without detours for messages (``configs/../pretrained_weights``)."""
+    return Path(os.path.normpath(base / Path(path).expanduser()))
 
 
 def _same_kind(path: Path) -> Path:
-    """The path itself, or a file of the same name in another format if only that exists."""
+    """The path itself, or if only that exists, a file of the same name in another format or of half precision
+    (``name.fp16.safetensors``)."""
     if path.exists() or path.suffix not in WEIGHT_SUFFIXES:
         return path
-    others = (path.with_suffix(suffix) for suffix in WEIGHT_SUFFIXES)
+    variants = (path.with_suffix(""), path.with_suffix(".fp16"))
+    others = (variant.with_name(variant.name + suffix) for variant in variants for suffix in WEIGHT_SUFFIXES)
     return next((other for other in others if other.exists()), path)
 
 
@@ -123,7 +192,7 @@ def _fetch_all(mapping: Mapping[str, str | None], weights: Path) -> str:
     """How to get the whole published folder; nothing where the mapping shows that it is another model."""
     if mapping.get("motion_module", "") is None:
         return "; check model.weights in the configuration"
-    return f"; fetch it with: hf download BadToBest/EchoMimicV2 --local-dir {weights}"
+    return f"; fetch it with: {fetch_command(_WEIGHTS, weights)}"
 
 
 def _find_config(weights: Path) -> Mapping[str, Any]:

@@ -1,49 +1,41 @@
-"""Weights from files into networks, strictly: every parameter must come from a file, and fit.
+"""The networks of a model from its files, and a model into files of our own layout: safetensors beside one config.json.
 
-Reads PyTorch state dicts (without running code from them) and safetensors; writes our own layout, which is safetensors
-beside one config.json. Knows the order in which the published files overlay each other; knows nothing of clips,
-conditioning or rendering. Whisper's and wav2vec2's files are read in ``audio.py``.
+Knows the order in which the published files overlay each other; knows nothing of clips,
+conditioning or rendering. Whisper's and wav2vec2's files are read in ``audio.py``, each file by
+``weights.py``.
 """
 
 from __future__ import annotations
 
 import copy
 import json
-import pickle
-import zipfile
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from safetensors.torch import save_file
+from torch import nn
 
 from echo_rtc.errors import InputError
 from echo_rtc.model.audio import WhisperAudioEncoder
 from echo_rtc.model.autoencoder import AutoencoderConfig, PixelShuffleAutoencoder
-from echo_rtc.model.description import WEIGHT_SUFFIXES, ModelDescription
+from echo_rtc.model.description import PUBLISHED_FILES, WEIGHT_SUFFIXES, ModelDescription, fetch_command
 from echo_rtc.model.kl_autoencoder import Autoencoder, KLAutoencoder, new_names
 from echo_rtc.model.pose_encoder import PoseEncoder
 from echo_rtc.model.tiny_decoder import TinyDecoder, build_tiny_decoder
 from echo_rtc.model.unet2d import ReferenceUNet
 from echo_rtc.model.unet3d import DenoisingUNet
+from echo_rtc.model.weights import State, fill, read_state, require_file
 
-State = dict[str, Tensor]
-
-_NAMED = 4
-"""How many parameters of each kind an error names before it counts the rest."""
-
-_DIFFUSERS_FILES = tuple(f"diffusion_pytorch_model{suffix}" for suffix in (".safetensors", ".bin", ".pth"))
-
-_PICKLE_ERRORS = (
-    zipfile.BadZipFile,
-    pickle.UnpicklingError, RuntimeError, ValueError, EOFError, OSError, KeyError, IndexError, AttributeError,
-    TypeError, MemoryError,
-)  # fmt: skip
-"""What torch.load has been seen to raise on damaged files."""
+_DIFFUSERS_FILES = tuple(
+    f"diffusion_pytorch_model{variant}{suffix}"
+    for variant in ("", ".fp16")
+    for suffix in (".safetensors", ".bin", ".pth")
+)
+"""Names of the weights in a folder of diffusers, in the order in which they are looked for; fp16 is the half-precision
+variant of the same weights."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +86,7 @@ def load_networks(
     decoder: TinyDecoder | None = None
     if tiny:
         progress(f"reading the distilled decoder from {description.tiny_vae}")
-        decoder = build_tiny_decoder(description.tiny_vae, autoencoder)
+        decoder = build_tiny_decoder(_folder_of(description.tiny_vae), autoencoder)
         settle(decoder.vae, read_state(_diffusers_file(description.tiny_vae)), description.tiny_vae)
     networks = Networks(reference, denoiser, pose, autoencoder, decoder)
     _check_together(networks)
@@ -115,106 +107,48 @@ class _Files:
     @classmethod
     def of(cls, description: ModelDescription) -> _Files:
         """Raises InputError about the first missing one, with the command that fetches it."""
-        whole = _fetch(description, "BadToBest/EchoMimicV2", description.weights)
         vae = description.vae
         if not description.own_layout:
-            mend = _fetch(description, "stabilityai/sd-vae-ft-mse", vae)
-            _require(vae / "config.json", mend)
-            vae = _require(_diffusers_file(vae), mend)
+            mend = _fetch(description, "stabilityai/sd-vae-ft-mse", _folder_of(vae))
+            require_file(_folder_of(vae) / "config.json", mend)
+            vae = require_file(_diffusers_file(vae), mend)
         base = description.base_unet
         if base is not None:
-            folder = base.parent if base.suffix in WEIGHT_SUFFIXES else base
-            options = f"--include '{folder.name}/*' "
-            mend = _fetch(description, "lambdalabs/sd-image-variations-diffusers", folder.parent, options)
-            base = _require(_diffusers_file(base), mend)
+            folder = _folder_of(base)
+            place = folder.parent if folder.name == "unet" else folder
+            mend = _fetch(description, "lambdalabs/sd-image-variations-diffusers", place, "--include 'unet/*' ")
+            base = require_file(_diffusers_file(base), mend)
+        named = {name: getattr(description, name) for name in ("reference_unet", "denoising_unet", "pose_encoder")}
+        if description.motion_module is not None:
+            named["motion_module"] = description.motion_module
+        found = {name: require_file(path, _whole(description, name, path)) for name, path in named.items()}
         return cls(
-            reference_unet=_require(description.reference_unet, whole),
-            denoising_unet=_require(description.denoising_unet, whole),
-            pose_encoder=_require(description.pose_encoder, whole),
-            autoencoder=_require(vae, whole),
-            motion_module=description.motion_module and _require(description.motion_module, whole),
+            reference_unet=found["reference_unet"],
+            denoising_unet=found["denoising_unet"],
+            pose_encoder=found["pose_encoder"],
+            autoencoder=vae if not description.own_layout else require_file(vae, _whole(description, "vae", vae)),
+            motion_module=found.get("motion_module"),
             base_unet=base,
         )
 
 
-def _require(path: Path, mend: str) -> Path:
-    if not path.is_file():
-        raise InputError(f"the weight file {path} does not exist; {mend}")
-    return path
+def _folder_of(path: Path) -> Path:
+    """A folder of diffusers, given by itself or by the weight file in it."""
+    return path.parent if path.suffix in WEIGHT_SUFFIXES and not path.is_dir() else path
 
 
-def read_state(path: Path) -> State:
-    """The state dict in a .safetensors or PyTorch file, on the CPU.
-
-    Raises InputError if the file is missing, damaged, or holds anything but named tensors.
-    """
-    _require(path, "check its path in the configuration")
-    if path.suffix not in WEIGHT_SUFFIXES:
-        raise InputError(f"the weight file {path} must end in one of {', '.join(WEIGHT_SUFFIXES)}")
-    content: object
-    try:
-        if path.suffix == ".safetensors":
-            content = load_file(path)
-        else:
-            content = torch.load(path, map_location="cpu", weights_only=True, mmap=_mappable(path))
-    except SafetensorError as error:
-        raise InputError(f"the weight file {path} is damaged or no safetensors file: {error}") from error
-    except _PICKLE_ERRORS as error:
-        raise InputError(
-            f"the weight file {path} is damaged or holds more than plain tensors; fetch it again"
-        ) from error
-    if not isinstance(content, Mapping) or not content:
-        raise InputError(f"the weight file {path} holds a {type(content).__name__}; named tensors are expected")
-    for name, value in content.items():
-        if not isinstance(name, str) or not isinstance(value, Tensor):
-            raise InputError(
-                f"the weight file {path} holds {name!r}, a {type(value).__name__}; only tensors are expected"
-            )
-    return dict(content)
-
-
-def _mappable(path: Path) -> bool:
-    """Whether the file may be memory-mapped, so that full-size weights are read once, straight into the network: not in
-    the format from before PyTorch 1.6, and not if its archive was compressed (PyTorch would map compressed bytes)."""
-    if not zipfile.is_zipfile(path):
-        return False
-    with zipfile.ZipFile(path) as archive:
-        return all(entry.compress_type == zipfile.ZIP_STORED for entry in archive.infolist())
-
-
-def fill(network: nn.Module, state: Mapping[str, Tensor], source: Path, dtype: torch.dtype) -> None:
-    """Puts a state dict into a network (which may be on the meta device), as ``dtype`` and as copies; convolutions'
-    weights are stored channels_last, as the networks compute.
-
-    Raises InputError unless the state dict holds exactly the network's parameters, each of its shape.
-    """
-    check(network, state, source)
-    own = {
-        name: value.detach().to(
-            dtype=dtype, copy=True, memory_format=torch.channels_last if value.ndim == 4 else torch.preserve_format
+def _whole(description: ModelDescription, key: str, path: Path) -> str:
+    """How a missing file of the model's own repository is mended."""
+    if not description.own_layout and path.name not in PUBLISHED_FILES:
+        return f"check model.{key} in the configuration"
+    mend = _fetch(description, "BadToBest/EchoMimicV2", path.parent)
+    plain = path.with_name(path.name.replace("_acc", ""))
+    if plain != path and plain.is_file():
+        return (
+            f"the unaccelerated {plain.name} is there: to use it, set model.denoising_unet to denoising_unet.pth and "
+            f"model.motion_module to motion_module.pth, and take --steps 30; for the accelerated one, {mend}"
         )
-        for name, value in state.items()
-    }
-    network.load_state_dict(own, assign=True)
-
-
-def check(network: nn.Module, state: Mapping[str, Tensor], source: Path) -> None:
-    """Compares names and shapes. Raises InputError in one sentence: what is missing, unexpected and misshapen."""
-    expected = network.state_dict()
-    complaints = []
-    if missing := [name for name in expected if name not in state]:
-        complaints.append(f"{len(missing)} parameters are missing ({_some(missing)})")
-    if unexpected := [name for name in state if name not in expected]:
-        complaints.append(f"{len(unexpected)} are unexpected ({_some(unexpected)})")
-    misshapen = [
-        f"{name} is {tuple(state[name].shape)} instead of {tuple(value.shape)}"
-        for name, value in expected.items()
-        if name in state and state[name].shape != value.shape
-    ]
-    if misshapen:
-        complaints.append(f"{len(misshapen)} have another shape ({_some(misshapen)})")
-    if complaints:
-        raise InputError(f"{source} does not fit the {type(network).__name__} of the model: {', '.join(complaints)}")
+    return mend
 
 
 def save_safetensors_layout(
@@ -260,7 +194,7 @@ def _fetch(description: ModelDescription, repository: str, folder: Path, options
     """How a missing file is mended: by the command that fetches its repository, or in our own layout by the user."""
     if description.own_layout:
         return f"check model.weights in the configuration, which is {description.weights}"
-    return f"fetch it with: hf download {repository} {options}--local-dir {folder}"
+    return f"fetch it with: {fetch_command(repository, folder, options)}"
 
 
 def _denoising_state(files: _Files, denoiser: DenoisingUNet) -> State:
@@ -297,7 +231,7 @@ def _load_autoencoder(
             settle(small, read_state(path), path)
             return small
     else:
-        settings = description.vae / "config.json"
+        settings = _folder_of(description.vae) / "config.json"
         try:
             config = json.loads(settings.read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
@@ -343,8 +277,3 @@ def _module(autoencoder: Autoencoder) -> nn.Module:
     if not isinstance(autoencoder, nn.Module):
         raise TypeError(f"{type(autoencoder).__name__} is no network")
     return autoencoder
-
-
-def _some(names: Iterable[str]) -> str:
-    listed = list(names)
-    return ", ".join(listed[:_NAMED]) + (", ..." if len(listed) > _NAMED else "")

@@ -13,7 +13,7 @@ from pathlib import Path
 from safetensors.torch import save
 
 from echo_rtc.errors import InputError
-from echo_rtc.model.loading import read_state
+from echo_rtc.model.weights import read_state
 from echo_rtc.train.gestures import main_poses
 from echo_rtc.train.loop import make_folder, start_log
 from echo_rtc.train.person import main_person

@@ -30,11 +30,11 @@ from torch import Tensor, nn
 from echo_rtc.errors import InputError
 from echo_rtc.model.audio import WhisperAudioEncoder, frame_tokens, log_mel_spectrogram
 from echo_rtc.model.autoencoder import AutoencoderConfig, PixelShuffleAutoencoder
-from echo_rtc.model.loading import check, read_state
 from echo_rtc.model.pose_encoder import PoseEncoder
 from echo_rtc.model.sampler import make_scheduler
 from echo_rtc.model.unet2d import ReferenceUNet
 from echo_rtc.model.unet3d import DenoisingUNet
+from echo_rtc.model.weights import check, read_state
 from echo_rtc.train.augment import augment
 from echo_rtc.train.loop import GraphedStep, Run, Schedule, best_device, start_log
 from echo_rtc.train.person import Motion

@@ -108,3 +108,65 @@ def test_unreadable_configurations_are_refused(weights: Path) -> None:
     bad.unlink()
     with pytest.raises(InputError, match="cannot be read: No such file"):
         describe({"weights": str(weights), "config": str(bad)}, Path())
+
+
+def test_half_precision_files_are_found(weights: Path) -> None:
+    (weights / "reference_unet.fp16.safetensors").touch()
+    (weights / "named.fp16.pth").touch()
+    found = describe({"weights": str(weights), "pose_encoder": "named.pth"}, Path())
+    assert found.reference_unet == weights / "reference_unet.fp16.safetensors"
+    assert found.pose_encoder == weights / "named.fp16.pth"
+
+
+def test_a_file_is_no_weights_folder(weights: Path) -> None:
+    (weights / "denoising_unet.pth").touch()
+    with pytest.raises(InputError, match=r"unet\.pth, which is a file; name the folder that holds the weights"):
+        describe({"weights": "denoising_unet.pth"}, weights)
+
+
+def test_paths_in_messages_have_no_detours(tmp_path: Path) -> None:
+    with pytest.raises(InputError) as caught:
+        describe({"weights": "../my weights"}, tmp_path / "configs")
+    assert "/../" not in str(caught.value)
+    assert f"--local-dir '{tmp_path / 'my weights'}'" in str(caught.value)
+
+
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.delenv("HF_HUB_CACHE", raising=False)
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
+    return tmp_path / "hf" / "hub"
+
+
+def fetched(cache: Path, repository: str, folder: str = "") -> Path:
+    """A repository in the hub's cache, as ``hf download`` lays it out; its folder."""
+    place = cache / f"models--{repository.replace('/', '--')}"
+    snapshot = place / "snapshots" / "0a1b2c"
+    (snapshot / folder).mkdir(parents=True)
+    (place / "refs").mkdir()
+    (place / "refs" / "main").write_text("0a1b2c")
+    return snapshot
+
+
+def test_weights_in_the_hubs_cache_are_found(cache: Path, tmp_path: Path) -> None:
+    whole = fetched(cache, "BadToBest/EchoMimicV2")
+    vae = fetched(cache, "stabilityai/sd-vae-ft-mse")
+    base = fetched(cache, "lambdalabs/sd-image-variations-diffusers", "unet")
+    found = describe({"weights": "pretrained_weights", "vae": "sd-vae-ft-mse"}, tmp_path)
+    assert (found.weights, found.vae, found.base_unet) == (whole, vae, base / "unet")
+    assert found.reference_unet == whole / "reference_unet.pth"
+
+
+def test_files_beside_the_weights_win_over_the_cache(cache: Path, weights: Path) -> None:
+    fetched(cache, "BadToBest/EchoMimicV2")
+    fetched(cache, "stabilityai/sd-vae-ft-mse")
+    (weights / "sd-vae-ft-mse").mkdir()
+    found = describe({"weights": str(weights)}, Path())
+    assert (found.weights, found.vae) == (weights, weights / "sd-vae-ft-mse")
+
+
+def test_whispers_folder_stands_for_its_file(weights: Path) -> None:
+    (weights / "audio_processor").mkdir()
+    (weights / "audio_processor" / "tiny.pt").touch()
+    found = describe({"weights": str(weights), "audio_encoder": "audio_processor"}, Path())
+    assert found.audio_encoder == weights / "audio_processor" / "tiny.pt"

@@ -19,8 +19,9 @@ from echo_rtc.errors import InputError
 from echo_rtc.model.description import ModelDescription
 from echo_rtc.model.generator import ClipGenerator
 from echo_rtc.model.image import load_reference_image
-from echo_rtc.model.loading import check, load_networks, read_state
+from echo_rtc.model.loading import load_networks
 from echo_rtc.model.pose import draw_pose, load_pose_sequence
+from echo_rtc.model.weights import check, read_state
 from echo_rtc.settings import load_settings
 from echo_rtc.train.audio_encoder import correlation
 from echo_rtc.train.evaluate import EMBEDDED, LOOP_FRAMES, Stage, Talk, load_generator, render, speak

@@ -21,8 +21,9 @@ from echo_rtc.model.audio import WhisperAudioEncoder, WhisperDims
 from echo_rtc.model.autoencoder import AutoencoderConfig, PixelShuffleAutoencoder
 from echo_rtc.model.description import ModelDescription
 from echo_rtc.model.kl_autoencoder import LATENT_SCALE, KLAutoencoder, new_names
-from echo_rtc.model.loading import Networks, fill, load_networks, read_state, save_safetensors_layout
+from echo_rtc.model.loading import Networks, load_networks, save_safetensors_layout
 from echo_rtc.model.pose_encoder import PoseEncoder
+from echo_rtc.model.weights import fill, read_state
 from tests.model.small import AUDIO_WIDTH, MINI, denoising_unet, motion_config, reference_unet, unet_config
 
 CPU = torch.device("cpu")
@@ -371,6 +372,60 @@ def test_saving_in_half_precision_leaves_the_networks_alone(tmp_path: Path) -> N
     assert networks.denoiser.conv_in.weight.dtype == torch.float32
     assert next(audio.parameters()).dtype == torch.float32
     assert load(tmp_path).denoiser.conv_in.weight.dtype == torch.float32
+
+
+@pytest.mark.parametrize("suffix", [".fp16.safetensors", ".fp16.bin"])
+def test_half_precision_variants_are_loaded(published: Path, suffix: str) -> None:
+    whole = load(published)
+    plain = published / "sd-vae-ft-mse" / "diffusion_pytorch_model.bin"
+    state = {name: value.half() for name, value in read_state(plain).items()}
+    plain.unlink()
+    variant = plain.with_name(f"diffusion_pytorch_model{suffix}")
+    save_file(state, variant) if suffix.endswith("safetensors") else torch.save(state, variant)
+    assert isinstance(whole.autoencoder, KLAutoencoder)
+    loaded = load(published).autoencoder
+    assert isinstance(loaded, KLAutoencoder)
+    for name, value in loaded.vae.state_dict().items():
+        assert torch.equal(value, whole.autoencoder.vae.state_dict()[name].half().float()), name
+
+
+def test_the_autoencoder_may_be_named_by_its_file(published: Path) -> None:
+    file = "sd-vae-ft-mse/diffusion_pytorch_model.bin"
+    assert isinstance(load(published, vae=file).autoencoder, KLAutoencoder)
+
+
+def test_a_folder_where_a_file_is_expected_is_told(published: Path) -> None:
+    assert "unet is a folder; name the file in it" in refusal(
+        published, reference_unet="sd-image-variations-diffusers/unet"
+    )
+
+
+def test_only_the_unaccelerated_weights_are_there(published: Path) -> None:
+    for name in ("denoising_unet", "motion_module"):
+        (published / f"{name}_acc.pth").rename(published / f"{name}.pth")
+    sentence = refusal(published)
+    assert "denoising_unet_acc.pth does not exist; the unaccelerated denoising_unet.pth is there" in sentence
+    assert "--steps 30" in sentence
+    assert f"hf download BadToBest/EchoMimicV2 --local-dir {published}" in sentence
+    load(published, denoising_unet="denoising_unet.pth", motion_module="motion_module.pth")
+
+
+def test_a_name_that_is_not_published_is_not_fetched(published: Path) -> None:
+    sentence = refusal(published, reference_unet="mine.pth")
+    assert sentence.endswith("mine.pth does not exist; check model.reference_unet in the configuration")
+
+
+def test_the_base_unet_is_fetched_into_the_folder_it_is_read_from(published: Path) -> None:
+    sentence = refusal(published, base_unet="elsewhere/unet")
+    assert f"--include 'unet/*' --local-dir {published / 'elsewhere'}" in sentence
+    assert f"--include 'unet/*' --local-dir {published / 'variations'}" in refusal(published, base_unet="variations")
+
+
+@pytest.mark.parametrize("name", ["reference_unet.pth", "sd-vae-ft-mse/diffusion_pytorch_model.bin"])
+def test_a_pointer_of_git_lfs_is_told_as_one(published: Path, name: str) -> None:
+    path = published / name
+    path.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1234\n")
+    assert f"{path} is a pointer of Git LFS and not the file itself" in refusal(published)
 
 
 def test_a_missing_file_of_our_own_layout_is_not_fetched(tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from av.container import OutputContainer
 from echo_rtc.clips import S16Array
 from echo_rtc.errors import InputError
 from echo_rtc.model.image import load_reference_image
-from echo_rtc.model.loading import read_state
+from echo_rtc.model.weights import read_state
 from echo_rtc.offline.files import SoundFile
 
 CONTAINERS = {
