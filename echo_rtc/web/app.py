@@ -23,8 +23,8 @@ from echo_rtc.web.clients import Clients
 from echo_rtc.web.connections import Connection
 from echo_rtc.web.cors import CrossOrigin
 from echo_rtc.web.health import Health
-from echo_rtc.web.hosts import refusing_strange_hosts
-from echo_rtc.web.limits import CLAIM, LimitOptions, Limits
+from echo_rtc.web.hosts import HEALTH, refusing_strange_hosts
+from echo_rtc.web.limits import CLAIM, LimitOptions, Limits, Pace
 from echo_rtc.web.metrics import Metrics, Watch, Watched
 from echo_rtc.web.pages import CONTENT_POLICY, OPERATORS_PAGE, SELF, Pages, content_policy, guiding_visitors
 from echo_rtc.web.problems import answering_problems
@@ -243,7 +243,8 @@ def create_app(
     scopes: dict[web.AbstractRoute, Scope] = {}
     answering = answering_problems(watch.refusals)
     limiting = _limiting(Limits(access.limits, access.clients), scopes)
-    middlewares = [guiding_visitors(), answering, refusing_packed_bodies()]
+    pacing = Pace(access.clients).middleware(HEALTH)
+    middlewares = [guiding_visitors(), answering, pacing, refusing_packed_bodies()]
     if access.loopback and not access.authorisation.required:
         middlewares.append(refusing_strange_hosts(access.clients, access.cross_origin))
     middlewares += [access.cross_origin.middleware(), limiting, _authorising(access, scopes)]

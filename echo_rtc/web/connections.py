@@ -16,6 +16,7 @@ import os
 import socket
 import ssl
 import time
+from asyncio import sslproto
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from contextlib import asynccontextmanager
@@ -52,11 +53,21 @@ ACCEPT_RETRY_S = 0.25
 BACKLOG = 1024
 MOST_DESCRIPTORS = 65_536
 MOST_CONNECTIONS = 4_096
+MOST_NEW = 512
+"""Connections that have not had an answer yet; beyond it the oldest of them give way."""
+MADE_AT_ONCE = 4
+"""Connections made between two turns of the event loop, so that a flood of them does not hold up calls."""
+ACCEPTED_AT_ONCE = 64
+READ_BYTES = 64 * 1024
+TLS_READ_BYTES = 16 * 1024
+"""Buffer of each TLS connection, one record. asyncio's own are 256 KiB, which thousands of handshakes would fill."""
 LOG_EVERY_S = 60.0
 _PASSED_OVER = 16
 """How many connections that keep their place are looked at for one that gives way."""
 
 logger = logging.getLogger(__name__)
+
+sslproto.SSLProtocol.max_size = TLS_READ_BYTES
 
 
 def raise_descriptor_limit() -> int:
@@ -129,6 +140,7 @@ class Places:
         self._clients = clients or Clients()
         self._all: OrderedDict[Place, None] = OrderedDict()
         """The one without an authorised request for longest first."""
+        self._new: OrderedDict[Place, None] = OrderedDict()
         self._of: dict[str, OrderedDict[Place, None]] = {}
         self._sparing = Sparing()
 
@@ -145,15 +157,20 @@ class Places:
         crowded = same is not None and not place.proxy and len(same) >= self.limits.per_address
         if crowded and same is not None and not self._make_room(same, "address"):
             return None
+        if len(self._new) >= min(MOST_NEW, self.limits.total):
+            self._make_room(self._new, "total")
         if self.open >= self.limits.total and not self._make_room(self._all, "total"):
             return None
         self._all[place] = None
+        if not place.proxy:
+            self._new[place] = None
         self._of.setdefault(place.client, OrderedDict())[place] = None
         return place
 
     def rested(self, place: Place) -> None:
         """The connection's request was answered; it is the last again that has to give way."""
         place.protected = False
+        self._new.pop(place, None)
         if place in self._all:
             self._all.move_to_end(place)
             self._of[place.client].move_to_end(place)
@@ -162,6 +179,7 @@ class Places:
         """The connection is closed. Does nothing the second time."""
         if place in self._all:
             del self._all[place]
+            self._new.pop(place, None)
             same = self._of[place.client]
             del same[place]
             if not same:
@@ -191,6 +209,7 @@ class Connection(web.RequestHandler):
             loop=loop,
             keepalive_timeout=PROXY_IDLE_S if place.proxy else HEAD_S,
             lingering_time=0.0,  # own, in finish_response
+            read_bufsize=READ_BYTES,
             auto_decompress=False,  # what is packed is refused, and never unpacked
             logger=protocol_logger(),
             access_log_class=RouteLogger,
@@ -244,6 +263,9 @@ class Listener:
         self._sockets: list[socket.socket] = []
         self._tasks: set[asyncio.Task[None]] = set()
         self._sparing = Sparing()
+        self._waiting: OrderedDict[Place, socket.socket] = OrderedDict()
+        """Accepted, and to be handed on: the newest first, because who waits longest under a flood is part of it."""
+        self._maker: asyncio.Task[None] | None = None
 
     def start(self, sockets: Sequence[socket.socket]) -> None:
         """Accepts from sockets that :func:`bind` has made; they are this object's from now on."""
@@ -258,7 +280,7 @@ class Listener:
             task.cancel()
         if tasks:
             await asyncio.wait(tasks)
-        for each in self._sockets:
+        for each in (*self._sockets, *self._waiting.values()):
             each.close()
 
     def _begin(self, work: Coroutine[None, None, None], name: str) -> asyncio.Task[None]:
@@ -279,12 +301,37 @@ class Listener:
                 self._sparing.warn(f"connections cannot be accepted: {error.strerror or error}")
                 await asyncio.sleep(ACCEPT_RETRY_S)
                 continue
-            place = self._places.enter(str(address[0]))
-            if place is None:
-                accepted.close()
-            else:
+            self._take(accepted, str(address[0]))
+            for _ in range(ACCEPTED_AT_ONCE):  # those that wait already: refusing is cheap, and must not take long
+                try:
+                    accepted, address = listener.accept()
+                except OSError:
+                    break
+                accepted.setblocking(False)
+                self._take(accepted, str(address[0]))
+            await asyncio.sleep(0)
+
+    def _take(self, accepted: socket.socket, remote: str) -> None:
+        """Gives an accepted connection its place, or closes it."""
+        place = self._places.enter(remote)
+        if place is None:
+            accepted.close()
+            return
+
+        def give_way() -> None:
+            self._waiting.pop(place, accepted).close()
+
+        place.close = give_way
+        self._waiting[place] = accepted
+        if self._maker is None or self._maker.done():
+            self._maker = self._begin(self._make(), "make connections")
+
+    async def _make(self) -> None:
+        """Hands accepted connections on, the newest first, and a few at a time."""
+        while self._waiting:
+            for _ in range(min(MADE_AT_ONCE, len(self._waiting))):
+                place, accepted = self._waiting.popitem()
                 place.close = self._begin(self._serve(accepted, place), "connection").cancel
-            # Where connections wait already, accepting one does not yield.
             await asyncio.sleep(0)
 
     async def _serve(self, accepted: socket.socket, place: Place) -> None:

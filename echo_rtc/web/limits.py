@@ -10,17 +10,22 @@ import asyncio
 import math
 import time
 from collections import Counter, OrderedDict
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable, Collection
 from dataclasses import dataclass
 
 from aiohttp import web
+from aiohttp.typedefs import Middleware
 
 from echo_rtc.rtc.session import Caller
+from echo_rtc.web.access_log import route_of
 from echo_rtc.web.clients import Clients, rate_limit_key
 from echo_rtc.web.problems import Problem, ProblemType
 
 PEERS_RETRY_S = 10
 """Retry-After for the limit of peers of an address; a guess."""
+REQUESTS_PER_S = 200.0
+BURST_REQUESTS = 400
+MAX_PACE_S = 5.0
 MAX_REMEMBERED = 10_000
 """Clients whose offers are remembered; of more, those that have been quiet for longest are forgotten."""
 
@@ -102,6 +107,43 @@ class Limits:
         self._peers[client] -= 1
         if not self._peers[client]:
             del self._peers[client]
+
+
+class Pace:
+    """Spaces out the requests of one address: BURST_REQUESTS at once, REQUESTS_PER_S in the long run. Those beyond wait,
+    which costs a flood its own time and nobody else's."""
+
+    def __init__(self, clients: Clients, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clients = clients
+        self._clock = clock
+        self._due: OrderedDict[str, float] = OrderedDict()
+        """When the next request of a client would be due at the even rate; the client of the latest request last."""
+
+    def delay_s(self, request: web.Request) -> float:
+        """How long the request has to wait; 0 within the burst. Raises Problem 429 where that is too long."""
+        client, now = rate_limit_key(self._clients.address(request)), self._clock()
+        due = max(now, self._due.pop(client, 0.0)) + 1 / REQUESTS_PER_S
+        delay_s = max(0.0, due - now - BURST_REQUESTS / REQUESTS_PER_S)
+        if delay_s > MAX_PACE_S:
+            self._due[client] = due - 1 / REQUESTS_PER_S
+            raise _too_many("Too many requests come from this address; wait a little.", math.ceil(delay_s))
+        self._due[client] = due
+        if len(self._due) > MAX_REMEMBERED:
+            self._due.popitem(last=False)
+        return delay_s
+
+    def middleware(self, exempt: Collection[str]) -> Middleware:
+        """Lets requests wait their turn, but for those of the routes ``exempt``."""
+
+        @web.middleware
+        async def wait(
+            request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
+        ) -> web.StreamResponse:
+            if route_of(request) not in exempt and (delay_s := self.delay_s(request)):
+                await asyncio.sleep(delay_s)
+            return await handler(request)
+
+        return wait
 
 
 def _too_many(detail: str, retry_s: int) -> Problem:

@@ -10,7 +10,7 @@ from echo_rtc.errors import CapacityError
 from echo_rtc.web import limits as module
 from echo_rtc.web.app import Access
 from echo_rtc.web.clients import Clients
-from echo_rtc.web.limits import LimitOptions, Limits
+from echo_rtc.web.limits import BURST_REQUESTS, MAX_PACE_S, REQUESTS_PER_S, LimitOptions, Limits, Pace
 from echo_rtc.web.problems import Problem, ProblemType
 from tests.web.conftest import Edge, MakeEdge
 from tests.web.test_clients import request
@@ -139,3 +139,20 @@ async def test_a_refused_offer_holds_no_place(make_edge: MakeEdge) -> None:
     for _ in range(3):
         async with edge.client.post("/offer", json=OFFER, headers={"X-Forwarded-For": ANN}) as response:
             assert response.status == 503
+
+
+def test_requests_of_one_address_are_spaced_out() -> None:
+    now = 100.0
+    pace = Pace(Clients(), lambda: now)
+    delays = [pace.delay_s(request("192.0.2.1")) for _ in range(BURST_REQUESTS + 200)]
+    assert delays[:BURST_REQUESTS] == [0.0] * BURST_REQUESTS
+    assert delays[-1] == pytest.approx(200 / REQUESTS_PER_S)
+    assert pace.delay_s(request("192.0.2.2")) == 0.0
+    for _ in range(int(MAX_PACE_S * REQUESTS_PER_S) - 200):
+        pace.delay_s(request("192.0.2.1"))
+    for _ in range(3):
+        with pytest.raises(Problem) as refused:
+            pace.delay_s(request("192.0.2.1"))
+        assert refused.value.status == 429
+    now += MAX_PACE_S + BURST_REQUESTS / REQUESTS_PER_S
+    assert pace.delay_s(request("192.0.2.1")) == 0.0

@@ -137,7 +137,8 @@ async def requests_in_a_pipe(target: Target, seconds: float) -> None:
                     _, writer = await _open(target, f"127.0.0.{10 + number}")
                     for _ in range(20):
                         writer.write(b"GET /config HTTP/1.1\r\nHost: localhost\r\n\r\n" * 200)
-                        await asyncio.wait_for(writer.drain(), ANSWER_S)
+                        async with asyncio.timeout(ANSWER_S):
+                            await writer.drain()
                     writer.transport.abort()
                 await asyncio.sleep(0.05)
 
@@ -321,7 +322,8 @@ async def _exchange(target: Target, raw: bytes) -> Answer:
     try:
         writer.write(raw)
         with contextlib.suppress(ConnectionError, TimeoutError):
-            await asyncio.wait_for(writer.drain(), ANSWER_S)
+            async with asyncio.timeout(ANSWER_S):
+                await writer.drain()
         return await _answer(reader)
     finally:
         writer.transport.abort()
@@ -331,7 +333,8 @@ async def _answer(reader: asyncio.StreamReader) -> Answer:
     """What the server says first."""
     raw = b""
     with contextlib.suppress(ConnectionError, TimeoutError):
-        raw = await asyncio.wait_for(reader.read(2**16), ANSWER_S)
+        async with asyncio.timeout(ANSWER_S):
+            raw = await reader.read(2**16)
     line = raw.partition(b"\r\n")[0].split(b" ")
     return Answer(int(line[1]) if len(line) > 1 and line[1].isdigit() else None, raw)
 
