@@ -400,7 +400,7 @@ async def test_an_uploaded_avatar_can_be_called_also_after_a_restart(tmp_path: P
         running.child.send_signal(signal.SIGTERM)
         assert await running.end() == 0
     assert not any("token of this start" in line for line in running.lines)
-    assert os.listdir(tmp_path / "avatars") == []
+    assert os.listdir(tmp_path / "avatars") == [".lock"]
 
 
 async def listed(url: str) -> list[dict[str, Any]]:

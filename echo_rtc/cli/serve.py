@@ -27,6 +27,7 @@ from aiohttp import web
 from echo_rtc import __version__
 from echo_rtc.avatar import stream_options
 from echo_rtc.avatars.library import MAX_PICTURE_BYTES, MAX_POSES_BYTES, AvatarLibrary, Shelf
+from echo_rtc.avatars.lock import locked
 from echo_rtc.cli.progress import LoadingBar
 from echo_rtc.cli.signals import signals_handled
 from echo_rtc.engine.factory import create_engine
@@ -37,7 +38,7 @@ from echo_rtc.operations.performance import PerformanceLog
 from echo_rtc.rendering import Engine
 from echo_rtc.resources import STATIC
 from echo_rtc.rtc.manager import ManagerOptions, StreamManager
-from echo_rtc.rtc.memory import frozen_heap
+from echo_rtc.rtc.memory import Sweeper, frozen_heap
 from echo_rtc.rtc.network import Network
 from echo_rtc.rtc.peer import PeerOptions
 from echo_rtc.rtc.seams.selfcheck import check_seams
@@ -126,6 +127,8 @@ async def serve(settings: Settings, log_file: LogFile, make_engine: Callable[[Se
         life.push_async_callback(_within, CLOSE_STREAMS_S, lambda: streams.close(stop.back_after_s), "the streams")
         health = Health(engine, lifecycle, settings.engine, network.ice_servers, lambda: streams.free)
         library = AvatarLibrary(engine, Shelf.of(settings), lambda: {each.avatar for each in streams.streams.values()})
+        if settings.allow_avatar_upload:
+            life.enter_context(locked(settings.avatar_dir))
         gallery = Gallery(library, MAX_PICTURE_BYTES, MAX_POSES_BYTES, settings.allow_avatar_upload)
         watch = Watch(__version__, lambda: engine.workers, log_file, avatars=library, connections=places)
         app = create_app(streams, health, STATIC, gallery, access, watch)
@@ -338,8 +341,12 @@ async def _listening(
     except OSError as error:
         raise ListenError(_why_not(error, host, port)) from error
     chosen = sockets[0].getsockname()[1]
-    async with listening(app, places, sockets, tls.context if tls else None):
-        yield _url("https" if tls else "http", host, chosen)
+    sweeper = Sweeper()
+    try:
+        async with listening(app, places, sockets, tls.context if tls else None, sweeper.sweep_soon):
+            yield _url("https" if tls else "http", host, chosen)
+    finally:
+        sweeper.close()
 
 
 def _why_not(error: OSError, host: str, port: int) -> str:

@@ -9,6 +9,8 @@ from echo_rtc.clips import ClipFormat
 from echo_rtc.engine.fleet import FleetEngine, FleetOptions
 from echo_rtc.engine.process import WorkerProcess
 from echo_rtc.engine.worker import WorkerSpec
+from echo_rtc.errors import StorageError
+from echo_rtc.rendering import Progress
 
 
 class LocalEngine(FleetEngine):
@@ -21,6 +23,17 @@ class LocalEngine(FleetEngine):
         super().__init__(
             format,
             lambda: asyncio.to_thread(specs),
-            lambda spec, progress, on_gone: WorkerProcess(spec, format, progress, on_gone),
+            lambda spec, progress, on_gone: _opened(spec, format, progress, on_gone),
             options,
         )
+
+
+def _opened(spec: WorkerSpec, format: ClipFormat, progress: Progress, on_gone: Callable[[], None]) -> WorkerProcess:
+    """A worker process that has not started yet. Raises StorageError where the memory to share with it is lacking."""
+    try:
+        return WorkerProcess(spec, format, progress, on_gone)
+    except OSError as error:
+        raise StorageError(
+            f"the memory that processes share (/dev/shm) cannot be had: {error.strerror or error}; make it larger, for "
+            "containers with --shm-size 1g"
+        ) from error

@@ -20,7 +20,7 @@ from echo_rtc.web.auth import GRANT, Authorisation, Scope, authorise
 from echo_rtc.web.avatars import Avatars, Gallery
 from echo_rtc.web.bodies import await_body, refusing_packed_bodies
 from echo_rtc.web.clients import Clients
-from echo_rtc.web.connections import Connection
+from echo_rtc.web.connections import protect
 from echo_rtc.web.cors import CrossOrigin
 from echo_rtc.web.health import Health
 from echo_rtc.web.hosts import HEALTH, refusing_strange_hosts
@@ -282,8 +282,8 @@ def _authorising(access: Access, scopes: Mapping[web.AbstractRoute, Scope]) -> M
         scope = scopes.get(request.match_info.route)
         if scope is not None:
             request[GRANT] = authorise(request, scope, access.authorisation)
-            if scope.asks and isinstance(request.protocol, Connection):
-                request.protocol.protect()
+            if scope.asks:
+                protect(request)
         return await handler(request)
 
     return middleware

@@ -13,6 +13,7 @@ from aiohttp import web
 
 from echo_rtc.errors import EchoRtcError, InputError, RenderError
 from echo_rtc.web.bodies import read_body
+from echo_rtc.web.connections import HungUpError, while_connected
 from echo_rtc.web.form import bad_form, read_form
 from echo_rtc.web.health import STARTING_RETRY_S, Health
 from echo_rtc.web.problems import Problem, ProblemType
@@ -89,7 +90,7 @@ class Avatars:
         return web.Response(body=preview.jpeg, content_type="image/jpeg", headers=headers)
 
     async def add(self, request: web.Request) -> web.StreamResponse:
-        """201 once the avatar can be chosen; 400, 403, 404, 408, 409, 413, 415, 422 or 503 as a problem."""
+        """201 once the avatar can be chosen; 400, 403, 404, 408, 409, 413, 415, 422, 503 or 507 as a problem."""
         self._require_allowed()
         if request.content_type != "multipart/form-data":
             sent = request.headers.get("Content-Type", "missing")[:80]
@@ -102,9 +103,10 @@ class Avatars:
         found = await self._read(request)
         words = {name: _text(name, found[name]) for name in ("name", "poses_of") if name in found}
         try:
-            entry = await self.gallery.library.add(
-                words["name"], found["image"], found.get("poses"), words.get("poses_of")
-            )
+            adding = self.gallery.library.add(words["name"], found["image"], found.get("poses"), words.get("poses_of"))
+            entry = await while_connected(request, adding, lambda: self.gallery.library.delete(words["name"]))
+        except HungUpError:
+            raise bad_form("the client hung up before the avatar was ready, so it was not kept") from None
         except InputError as error:
             raise Problem(422, _sentence(error), ProblemType.BAD_AVATAR) from error
         except RenderError as error:

@@ -18,9 +18,10 @@ import ssl
 import time
 from asyncio import sslproto
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from typing import TypeVar
 
 from aiohttp import hdrs, web
 
@@ -55,8 +56,13 @@ MOST_DESCRIPTORS = 65_536
 MOST_CONNECTIONS = 4_096
 MOST_NEW = 512
 """Connections that have not had an answer yet; beyond it the oldest of them give way."""
+MOST_HANDSHAKES = 128
+"""The same for TLS, whose handshakes hold more memory."""
 MADE_AT_ONCE = 4
 """Connections made between two turns of the event loop, so that a flood of them does not hold up calls."""
+MOST_REMEMBERED = 10_000
+TLS_PAUSE_S = 0.004
+"""Between two TLS handshakes, for the same reason: each takes a millisecond or two of computing."""
 ACCEPTED_AT_ONCE = 64
 READ_BYTES = 64 * 1024
 TLS_READ_BYTES = 16 * 1024
@@ -64,6 +70,8 @@ TLS_READ_BYTES = 16 * 1024
 LOG_EVERY_S = 60.0
 _PASSED_OVER = 16
 """How many connections that keep their place are looked at for one that gives way."""
+
+T = TypeVar("T")
 
 logger = logging.getLogger(__name__)
 
@@ -141,6 +149,8 @@ class Places:
         self._all: OrderedDict[Place, None] = OrderedDict()
         """The one without an authorised request for longest first."""
         self._new: OrderedDict[Place, None] = OrderedDict()
+        self._answered: OrderedDict[str, None] = OrderedDict()
+        """Clients that have had an answer, the latest last."""
         self._of: dict[str, OrderedDict[Place, None]] = {}
         self._sparing = Sparing()
 
@@ -157,20 +167,33 @@ class Places:
         crowded = same is not None and not place.proxy and len(same) >= self.limits.per_address
         if crowded and same is not None and not self._make_room(same, "address"):
             return None
-        if len(self._new) >= min(MOST_NEW, self.limits.total):
-            self._make_room(self._new, "total")
         if self.open >= self.limits.total and not self._make_room(self._all, "total"):
             return None
         self._all[place] = None
-        if not place.proxy:
-            self._new[place] = None
         self._of.setdefault(place.client, OrderedDict())[place] = None
         return place
+
+    def begun(self, place: Place, most: int = MOST_NEW) -> None:
+        """Buffers are about to be made for the connection, which has asked for nothing yet. Of those there are no more
+        than ``most``: the oldest gives way."""
+        if place.proxy or self.knows(place):
+            return
+        if len(self._new) >= most:
+            self._make_room(self._new, "total")
+        self._new[place] = None
+
+    def knows(self, place: Place) -> bool:
+        """Whether the client has had an answer lately, over any connection."""
+        return place.client in self._answered
 
     def rested(self, place: Place) -> None:
         """The connection's request was answered; it is the last again that has to give way."""
         place.protected = False
         self._new.pop(place, None)
+        self._answered[place.client] = None
+        self._answered.move_to_end(place.client)
+        if len(self._answered) > MOST_REMEMBERED:
+            self._answered.popitem(last=False)
         if place in self._all:
             self._all.move_to_end(place)
             self._of[place.client].move_to_end(place)
@@ -216,14 +239,19 @@ class Connection(web.RequestHandler):
         )
         self._places = places
         self._place = place
+        self.gone = asyncio.Event()
+        """Set once the connection is closed."""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         assert isinstance(transport, asyncio.Transport)
         self._place.close = transport.abort
+        if hasattr(transport, "max_size"):  # of one read; asyncio's own is 256 KiB
+            transport.max_size = READ_BYTES
         super().connection_made(transport)
 
     def connection_lost(self, exc: BaseException | None) -> None:
         self._places.leave(self._place)
+        self.gone.set()
         super().connection_lost(exc)
 
     def protect(self) -> None:
@@ -251,19 +279,59 @@ class Connection(web.RequestHandler):
             async with asyncio.timeout(LINGER_S):
                 while left > 0 and not request.content.is_eof():
                     left -= len(await request.content.readany())
+        # What was received meanwhile would stay until the garbage collector finds the request.
+        with contextlib.suppress(Exception):  # whatever ended the body is of no interest any more
+            request.content.read_nowait()
+
+
+def protect(request: web.Request) -> None:
+    """The request is authorised: its connection does not give way to others until it is answered."""
+    if isinstance(request.protocol, Connection):
+        request.protocol.protect()
+
+
+class HungUpError(Exception):
+    """The client has closed the connection before it had its answer."""
+
+
+async def while_connected(
+    request: web.Request, work: Coroutine[None, None, T], undo: Callable[[], Awaitable[None]]
+) -> T:
+    """Does ``work`` for as long as the client is there. Raises HungUpError once it has hung up: the work is cancelled
+    then, or undone if it was just done."""
+    task = asyncio.ensure_future(work)
+    gone = request.protocol.gone if isinstance(request.protocol, Connection) else asyncio.Event()
+    waiting = asyncio.create_task(gone.wait(), name="client hangs up")
+    try:
+        await asyncio.wait({task, waiting}, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        waiting.cancel()
+        if not task.done():
+            task.cancel()
+        await asyncio.wait({task, waiting})
+    if not gone.is_set():
+        return task.result()
+    if not task.cancelled() and task.exception() is None:
+        await undo()
+    raise HungUpError
 
 
 class Listener:
     """Accepts connections for an aiohttp server: :meth:`start`, then :meth:`stop`."""
 
-    def __init__(self, server: web.Server, places: Places, tls: ssl.SSLContext | None = None) -> None:
+    def __init__(
+        self, server: web.Server, places: Places, tls: ssl.SSLContext | None, on_failure: Callable[[], None]
+    ) -> None:
+        """``on_failure`` is called for each connection that was not made, whose memory is free but for reference
+        cycles."""
+        self._on_failure = on_failure
         self._server = server
         self._places = places
         self._tls = tls
         self._sockets: list[socket.socket] = []
         self._tasks: set[asyncio.Task[None]] = set()
         self._sparing = Sparing()
-        self._waiting: OrderedDict[Place, socket.socket] = OrderedDict()
+        self._waiting: OrderedDict[Place, tuple[socket.socket, float]] = OrderedDict()
         """Accepted, and to be handed on: the newest first, because who waits longest under a flood is part of it."""
         self._maker: asyncio.Task[None] | None = None
 
@@ -280,7 +348,7 @@ class Listener:
             task.cancel()
         if tasks:
             await asyncio.wait(tasks)
-        for each in (*self._sockets, *self._waiting.values()):
+        for each in (*self._sockets, *(accepted for accepted, _ in self._waiting.values())):
             each.close()
 
     def _begin(self, work: Coroutine[None, None, None], name: str) -> asyncio.Task[None]:
@@ -317,24 +385,36 @@ class Listener:
         if place is None:
             accepted.close()
             return
+        if self._places.knows(place):  # a flood of others does not keep it waiting
+            place.close = self._begin(self._serve(accepted, place, HEAD_S), "connection").cancel
+            return
 
         def give_way() -> None:
-            self._waiting.pop(place, accepted).close()
+            self._waiting.pop(place, None)
+            accepted.close()
 
         place.close = give_way
-        self._waiting[place] = accepted
+        self._waiting[place] = accepted, asyncio.get_running_loop().time()
         if self._maker is None or self._maker.done():
             self._maker = self._begin(self._make(), "make connections")
 
     async def _make(self) -> None:
-        """Hands accepted connections on, the newest first, and a few at a time."""
+        """Hands accepted connections on, the newest first, and a few at a time; those that had to wait too long are
+        closed."""
+        now = asyncio.get_running_loop().time
         while self._waiting:
-            for _ in range(min(MADE_AT_ONCE, len(self._waiting))):
-                place, accepted = self._waiting.popitem()
-                place.close = self._begin(self._serve(accepted, place), "connection").cancel
-            await asyncio.sleep(0)
+            for _ in range(min(1 if self._tls else MADE_AT_ONCE, len(self._waiting))):
+                place, (accepted, since_s) = self._waiting.popitem()
+                self._places.begun(place, MOST_HANDSHAKES if self._tls else MOST_NEW)
+                left_s = max(0.1, since_s + HEAD_S - now())
+                place.close = self._begin(self._serve(accepted, place, left_s), "connection").cancel
+            await asyncio.sleep(TLS_PAUSE_S if self._tls else 0)
+            while self._waiting and next(iter(self._waiting.values()))[1] + HEAD_S < now():
+                place = next(iter(self._waiting))
+                self._places.leave(place)
+                place.close()
 
-    async def _serve(self, accepted: socket.socket, place: Place) -> None:
+    async def _serve(self, accepted: socket.socket, place: Place, handshake_s: float) -> None:
         """Hands a connection to aiohttp, once its TLS handshake is done if there is to be one."""
         loop = asyncio.get_running_loop()
         try:
@@ -344,12 +424,13 @@ class Listener:
                 lambda: Connection(self._server, self._places, place, loop),
                 accepted,
                 ssl=self._tls,
-                ssl_handshake_timeout=HEAD_S if self._tls else None,
+                ssl_handshake_timeout=handshake_s if self._tls else None,
                 ssl_shutdown_timeout=TLS_CLOSE_S if self._tls else None,
             )
         except (OSError, asyncio.CancelledError) as error:  # OSError: of the handshake, ssl.SSLError too
             self._places.leave(place)
             accepted.close()
+            self._on_failure()  # asyncio's objects of a failed handshake refer to each other
             logger.debug("a connection was not made: %s", error)
             if isinstance(error, asyncio.CancelledError):
                 raise
@@ -357,13 +438,18 @@ class Listener:
 
 @asynccontextmanager
 async def listening(
-    app: web.Application, places: Places, sockets: Sequence[socket.socket], tls: ssl.SSLContext | None = None
+    app: web.Application,
+    places: Places,
+    sockets: Sequence[socket.socket],
+    tls: ssl.SSLContext | None = None,
+    on_failure: Callable[[], None] = lambda: None,
 ) -> AsyncIterator[None]:
-    """The application served on ``sockets`` while inside. Leaving it takes at most about FINISH_S."""
+    """The application served on ``sockets`` while inside; leaving it takes at most about FINISH_S. ``on_failure``: see
+    :class:`Listener`."""
     runner = web.AppRunner(app, handle_signals=False, shutdown_timeout=FINISH_S)
     await runner.setup()
     assert runner.server is not None
-    listener = Listener(runner.server, places, tls)
+    listener = Listener(runner.server, places, tls, on_failure)
     listener.start(sockets)
     try:
         yield

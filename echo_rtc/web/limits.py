@@ -110,8 +110,8 @@ class Limits:
 
 
 class Pace:
-    """Spaces out the requests of one address: BURST_REQUESTS at once, REQUESTS_PER_S in the long run. Those beyond wait,
-    which costs a flood its own time and nobody else's."""
+    """Spaces out the requests of one address: BURST_REQUESTS at once, REQUESTS_PER_S in the long run. Those beyond
+    wait."""
 
     def __init__(self, clients: Clients, clock: Callable[[], float] = time.monotonic) -> None:
         self._clients = clients

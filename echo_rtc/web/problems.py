@@ -25,6 +25,7 @@ from echo_rtc.errors import (
     OfferError,
     RenegotiationError,
     StoppingError,
+    StorageError,
     TooManyError,
     UnknownAvatarError,
     UnknownStreamError,
@@ -59,6 +60,7 @@ class ProblemType(StrEnum):
     NO_RENEGOTIATION = "urn:echo-rtc:problem:no-renegotiation"
     TOO_MANY = "urn:echo-rtc:problem:too-many"
     FULL = "urn:echo-rtc:problem:full"
+    STORAGE = "urn:echo-rtc:problem:storage"
     STARTING = "urn:echo-rtc:problem:starting"
     STOPPING = "urn:echo-rtc:problem:stopping"
 
@@ -85,6 +87,7 @@ _TITLES = {
     ProblemType.NO_RENEGOTIATION: "Connections are not renegotiated",
     ProblemType.TOO_MANY: "Too much is asked from this address",
     ProblemType.FULL: "The server is full",
+    ProblemType.STORAGE: "The server cannot store it",
     ProblemType.STARTING: "The server is starting",
     ProblemType.STOPPING: "The server is stopping",
 }
@@ -174,6 +177,9 @@ def _from_error(error: EchoRtcError) -> Problem:
         return Problem(404, detail, ProblemType.UNKNOWN_AVATAR)
     if isinstance(error, AvatarConflictError):
         return Problem(409, detail, ProblemType.AVATAR_CONFLICT)
+    if isinstance(error, StorageError):
+        logger.warning("%s", text)
+        return Problem(507, detail, ProblemType.STORAGE)
     if isinstance(error, IceRestartError):
         return Problem(422, detail, ProblemType.NO_RESTART)
     if isinstance(error, RenegotiationError):

@@ -17,6 +17,7 @@ from aiohttp import WSCloseCode, WSMsgType, hdrs, web
 from echo_rtc.rtc.session import OpenedSpeech
 from echo_rtc.stream.speech import Speaker
 from echo_rtc.web.auth import Authorisation, Grant, Right, grant_of, require_name
+from echo_rtc.web.connections import protect
 from echo_rtc.web.cors import CrossOrigin
 from echo_rtc.web.health import Health
 from echo_rtc.web.limits import CLAIM
@@ -114,6 +115,7 @@ class SpeechChannels:
             await socket.close(code=WSCloseCode.POLICY_VIOLATION, message=b"busy")
             return socket
         speaker.claimed = True
+        protect(request)
         try:
             await _Channel(socket, speaker, rate, self._streams.ending(key)).run()
         finally:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import logging
 import os
 import signal
@@ -18,11 +19,11 @@ import psutil
 import pytest
 
 from echo_rtc.clips import ClipFormat
-from echo_rtc.engine import fleet
+from echo_rtc.engine import fleet, local
 from echo_rtc.engine.fleet import FAILURES_TO_REPLACE, FleetEngine, FleetOptions
 from echo_rtc.engine.local import LocalEngine
 from echo_rtc.engine.worker import WorkerSpec
-from echo_rtc.errors import EchoRtcError, InputError, RenderError, SettingsError
+from echo_rtc.errors import EchoRtcError, InputError, RenderError, SettingsError, StorageError
 from echo_rtc.rendering import AvatarFiles, RenderRequest
 from tests.engine.fakes import IDLE_FRAMES, LATENT_SHAPE, Deed, FakeLoader
 
@@ -391,3 +392,14 @@ def test_no_worker_outlives_a_parent_that_is_killed() -> None:
 def test_the_parent_never_loads_torch() -> None:
     probe = "import sys, echo_rtc.engine.factory; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", probe], check=False).returncode == 0
+
+
+async def test_a_lack_of_shared_memory_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(local, "WorkerProcess", refuse)
+    engine = LocalEngine(FORMAT, workers("cpu"))
+    with pytest.raises(StorageError, match=r"\(/dev/shm\) cannot be had: No space left on device; make it larger"):
+        await engine.start(lambda _: None)
+    await engine.close()

@@ -11,13 +11,24 @@ import socket
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 from aiohttp import web
 
 from echo_rtc.web import connections
 from echo_rtc.web.clients import Clients
-from echo_rtc.web.connections import Connection, ConnectionLimits, Place, Places, Sparing, bind, listening
+from echo_rtc.web.connections import (
+    Connection,
+    ConnectionLimits,
+    HungUpError,
+    Place,
+    Places,
+    Sparing,
+    bind,
+    listening,
+    while_connected,
+)
 from echo_rtc.web.tls import self_signed
 
 ANSWER_S = 5.0
@@ -295,3 +306,78 @@ async def test_a_port_that_is_taken_is_an_error() -> None:
     assert len({each.getsockname()[1] for each in both}) == 1
     for each in both:
         each.close()
+
+
+class Work:
+    """Something that takes time, and can be cancelled or undone."""
+
+    def __init__(self) -> None:
+        self.begun, self.go = asyncio.Event(), asyncio.Event()
+        self.outcome: list[str] = []
+
+    async def do(self) -> str:
+        self.begun.set()
+        try:
+            await self.go.wait()
+        except asyncio.CancelledError:
+            self.outcome.append("cancelled")
+            raise
+        self.outcome.append("done")
+        return "made"
+
+    async def undo(self) -> None:
+        self.outcome.append("undone")
+
+    async def handle(self, request: web.Request) -> web.Response:
+        try:
+            return web.Response(text=await while_connected(request, self.do(), self.undo))
+        except HungUpError:
+            self.outcome.append("hung up")
+            raise web.HTTPBadRequest from None
+
+
+async def test_work_for_a_client_that_hangs_up_is_cancelled() -> None:
+    work = Work()
+    app = web.Application()
+    app.router.add_get("/", work.handle)
+    sockets = await bind("127.0.0.1", 0)
+    async with listening(app, Places(ConnectionLimits()), sockets):
+        port = sockets[0].getsockname()[1]
+        _, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(REQUEST)
+        await work.begun.wait()
+        writer.close()
+        async with asyncio.timeout(ANSWER_S):
+            while "hung up" not in work.outcome:  # noqa: ASYNC110  the handler has no event
+                await asyncio.sleep(0.01)
+        assert work.outcome == ["cancelled", "hung up"]
+        work.go.set()
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(REQUEST.replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n"))
+        assert (await said(reader)).endswith(b"made")
+        assert work.outcome[2:] == ["done"]
+        writer.close()
+
+
+async def test_work_that_is_done_as_the_client_hangs_up_is_undone() -> None:
+    work = Work()
+    work.go.set()
+    protocol = Mock(spec=Connection)
+    protocol.gone = asyncio.Event()
+    protocol.gone.set()
+    with pytest.raises(HungUpError):
+        await while_connected(Mock(protocol=protocol), work.do(), work.undo)
+    assert work.outcome == ["done", "undone"]
+
+
+async def test_clients_that_had_an_answer_go_first() -> None:
+    """A flood of handshakes from addresses that never ask does not keep out who asks."""
+    places, closed = Places(ConnectionLimits(total=100, per_address=50)), list[str]()
+    known = entered(places, "192.0.2.1", closed)
+    assert not places.knows(known)
+    places.rested(known)
+    assert places.knows(known)
+    new = [entered(places, f"198.51.100.{number}", closed) for number in range(4)]
+    for place in (known, *new):
+        places.begun(place, most=2)
+    assert closed == ["198.51.100.0", "198.51.100.1"]
