@@ -146,6 +146,17 @@ class Settings:
     port: int = field(
         default=8080, metadata=_about("server", "HTTP server port; 0 takes any free one.", low=0, high=65_535)
     )
+    base_path: str | None = field(
+        default=None,
+        metadata=_about(
+            "server",
+            "Path below which a reverse proxy that strips it shows the server, such as /avatar, for the addresses in "
+            "answers. A --trusted-proxy may say it in X-Forwarded-Prefix instead.",
+            kind=str,
+            form=r"(/[A-Za-z0-9_~-][A-Za-z0-9._~-]{0,63}){1,8}/?",
+            words="a path such as /avatar",
+        ),
+    )
     config: Path = field(
         default=CONFIGS / "embedded.yaml",
         metadata=_about("server", "YAML file with settings of these same names and the description of the model."),

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from echo_rtc.settings import flag_table
 from echo_rtc.web.app import routes
+from echo_rtc.web.auth import Scope
 
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
@@ -51,9 +52,18 @@ def route_rows() -> list[list[str]]:
     return [[row.method, f"`{row.path}`", str(row.scope), row.meaning] for row in routes()]
 
 
+def scope_rows() -> list[list[str]]:
+    """Each scope, and the routes that ask for it."""
+    asked = {scope: [row for row in routes() if row.scope is scope] for scope in Scope}
+    return [
+        [f"`{scope}`", ", ".join(f"`{row.method} {row.path}`" for row in rows)] for scope, rows in asked.items() if rows
+    ]
+
+
 GENERATED: dict[tuple[str, str], Callable[[], list[list[str]]]] = {
     ("configuration", "Flags"): flag_rows,
     ("http-api", "Routes"): route_rows,
+    ("security", "What a token opens"): scope_rows,
 }
 """Tables that follow from the code, by page and section."""
 

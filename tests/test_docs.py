@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 from playwright.async_api import Route, async_playwright
 
+from echo_rtc.avatars.library import MAX_PICTURE_BYTES, MAX_POSES_BYTES
 from echo_rtc.bench.__main__ import BENCHMARKS
 from echo_rtc.cli import main as command_line
 from echo_rtc.cli.render import LIVE_ONLY
@@ -26,7 +27,9 @@ from echo_rtc.stream.snapshot import Snapshot
 from echo_rtc.stream.stream import StreamState
 from echo_rtc.stream.sync import CallRecord
 from echo_rtc.train.__main__ import COMMANDS
+from echo_rtc.web import connections, limits
 from echo_rtc.web.app import SECURITY_HEADERS
+from echo_rtc.web.avatars import UPLOAD_TIMEOUT_S
 from echo_rtc.web.problems import ProblemType
 from tests.browser.conftest import TEST_CARD, BrowserKind, Servers
 from tests.docs import GENERATED, PAGES, ROOT, page, section, table
@@ -458,3 +461,22 @@ async def test_the_script_for_other_pages_makes_a_call(tmp_path: Path) -> None:
         assert await server.stop() == 0
     finally:
         await servers.close()
+
+
+def test_the_limits_of_connections_are_those_of_the_code() -> None:
+    rows = {name: f"{flag} {beyond}" for name, flag, beyond in table("security", "Limits")}
+    for beginning, figures in {
+        "HTTP connections": (connections.MOST_CONNECTIONS,),
+        "HTTP connections without an answer yet": (connections.MOST_NEW, connections.MOST_HANDSHAKES),
+        "time for a TLS handshake, for a complete request head, between two requests": (
+            connections.HEAD_S,
+            connections.PROXY_IDLE_S,
+        ),
+        "time in which a client takes nothing of an answer": (connections.STALLED_S,),
+        "requests of one address": (limits.BURST_REQUESTS, limits.REQUESTS_PER_S, limits.MAX_PACE_S),
+        "what is read of a body after a refusal": (connections.LINGER_BYTES // 1024, connections.LINGER_S),
+        "an upload": (MAX_PICTURE_BYTES // 2**20, MAX_POSES_BYTES // 2**20, UPLOAD_TIMEOUT_S),
+    }.items():
+        assert [int(word) for word in re.findall(r"\b\d+\b", rows[beginning])][: len(figures)] == [
+            int(figure) for figure in figures
+        ], beginning

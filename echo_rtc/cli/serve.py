@@ -227,6 +227,7 @@ def _access(settings: Settings) -> Access:
         cross_origin=CrossOrigin.of(settings.allow_origin),
         frame_ancestors=frame_sources(settings.frame_ancestors),
         loopback=settings.host in LOOPBACK,
+        base_path=(settings.base_path or "").rstrip("/"),
     )
 
 

@@ -27,6 +27,7 @@ from echo_rtc.web.hosts import HEALTH, refusing_strange_hosts
 from echo_rtc.web.limits import CLAIM, LimitOptions, Limits, Pace
 from echo_rtc.web.metrics import Metrics, Watch, Watched
 from echo_rtc.web.pages import CONTENT_POLICY, OPERATORS_PAGE, SELF, Pages, content_policy, guiding_visitors
+from echo_rtc.web.prefix import finding_prefixes
 from echo_rtc.web.problems import answering_problems
 from echo_rtc.web.signalling import MAX_OFFER_BYTES, Signalling, Streams
 from echo_rtc.web.speech import SpeechAccess, SpeechChannels, SpeechStreams
@@ -212,7 +213,7 @@ def routes() -> list[RouteRow]:
 @dataclass(frozen=True, slots=True)
 class Access:
     """Who is let in: with which tokens, from where, how often, the pages of which origins, and around /embed.
-    ``loopback``: the server listens on a loopback address only."""
+    ``loopback``: the server listens on a loopback address only. ``base_path``: see ``prefix``."""
 
     authorisation: Authorisation = field(default_factory=Authorisation)
     clients: Clients = field(default_factory=Clients)
@@ -220,6 +221,7 @@ class Access:
     cross_origin: CrossOrigin = field(default_factory=CrossOrigin)
     frame_ancestors: str = SELF
     loopback: bool = False
+    base_path: str = ""
 
 
 def create_app(
@@ -247,6 +249,7 @@ def create_app(
     middlewares = [guiding_visitors(), answering, pacing, refusing_packed_bodies()]
     if access.loopback and not access.authorisation.required:
         middlewares.append(refusing_strange_hosts(access.clients, access.cross_origin))
+    middlewares += [finding_prefixes(access.base_path, access.clients)]
     middlewares += [access.cross_origin.middleware(), limiting, _authorising(access, scopes)]
     app = web.Application(middlewares=middlewares, client_max_size=MAX_OFFER_BYTES)
     for row, choose in _ROUTES:

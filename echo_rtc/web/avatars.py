@@ -16,6 +16,7 @@ from echo_rtc.web.bodies import read_body
 from echo_rtc.web.connections import HungUpError, while_connected
 from echo_rtc.web.form import bad_form, read_form
 from echo_rtc.web.health import STARTING_RETRY_S, Health
+from echo_rtc.web.prefix import prefix_of
 from echo_rtc.web.problems import Problem, ProblemType
 
 UPLOAD_TIMEOUT_S = 60.0
@@ -76,9 +77,9 @@ class Avatars:
     gallery: Gallery
     health: Health
 
-    async def list(self, _: web.Request) -> web.StreamResponse:
+    async def list(self, request: web.Request) -> web.StreamResponse:
         """200 with the avatars, the default one first; none until the engine has started."""
-        entries = [_entry(entry) for entry in self.gallery.library.entries()]
+        entries = [_entry(entry, prefix_of(request)) for entry in self.gallery.library.entries()]
         return web.json_response(entries, headers={"Cache-Control": "no-store"})
 
     async def preview(self, request: web.Request) -> web.StreamResponse:
@@ -113,7 +114,9 @@ class Avatars:
             retry = {"Retry-After": str(STARTING_RETRY_S)}
             raise Problem(503, _sentence(error), ProblemType.STARTING, retry) from error
         return web.json_response(
-            _entry(entry), status=201, headers={"Location": f"/avatars/{entry.name}", "Cache-Control": "no-store"}
+            _entry(entry, prefix_of(request)),
+            status=201,
+            headers={"Location": f"{prefix_of(request)}/avatars/{entry.name}", "Cache-Control": "no-store"},
         )
 
     async def delete(self, request: web.Request) -> web.StreamResponse:
@@ -144,8 +147,8 @@ class Avatars:
         return found
 
 
-def _entry(entry: EntryView) -> dict[str, object]:
-    return {"name": entry.name, "preview": f"/avatars/{entry.name}/preview", "uploaded": entry.uploaded}
+def _entry(entry: EntryView, prefix: str) -> dict[str, object]:
+    return {"name": entry.name, "preview": f"{prefix}/avatars/{entry.name}/preview", "uploaded": entry.uploaded}
 
 
 def _text(name: str, content: bytes) -> str:

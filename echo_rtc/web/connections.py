@@ -46,7 +46,7 @@ LINGER_S = 2.0
 """After an answer, how long the rest of its request's body is read and thrown away, so that the answer gets through."""
 LINGER_BYTES = 64 * 1024
 """How much of it, where the request was not authorised."""
-LINGER_AUTHORISED_BYTES = 32 * 1024 * 1024
+LINGER_AUTHORISED_BYTES = 48 * 1024 * 1024
 TLS_CLOSE_S = 2.0
 FINISH_S = 1.0
 """At the end, how long requests that are being answered may still take."""

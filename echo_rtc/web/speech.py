@@ -22,6 +22,7 @@ from echo_rtc.web.cors import CrossOrigin
 from echo_rtc.web.health import Health
 from echo_rtc.web.limits import CLAIM
 from echo_rtc.web.messages import MAX_PCM_BYTES, SPEECH_RATE, Message, SpeechMessages
+from echo_rtc.web.prefix import prefix_of
 from echo_rtc.web.problems import Problem, ProblemType
 from echo_rtc.web.signalling import choose_avatar, read_offer_body
 
@@ -89,8 +90,8 @@ class SpeechChannels:
         self._health.require_ready()
         opened = await self._streams.open_speech(choose_avatar(self._health, avatar), name)
         request[CLAIM].keep(self._streams.ending(opened.key))
-        here = f"/streams/{opened.key}"
-        body = {"stream": here, "whep": f"/whep/{opened.name}", "speech": f"{here}/speech"}
+        here = f"{prefix_of(request)}/streams/{opened.key}"
+        body = {"stream": here, "whep": f"{prefix_of(request)}/whep/{opened.name}", "speech": f"{here}/speech"}
         return web.json_response(body, status=201, headers={"Location": here, "Cache-Control": "no-store"})
 
     async def speak(self, request: web.Request) -> web.StreamResponse:

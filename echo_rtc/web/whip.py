@@ -15,6 +15,7 @@ from aiohttp import web
 from echo_rtc.rtc.session import Caller, Opened, Role
 from echo_rtc.web.health import Health, IceServer
 from echo_rtc.web.limits import CLAIM
+from echo_rtc.web.prefix import prefix_of
 from echo_rtc.web.problems import Problem, ProblemType
 from echo_rtc.web.signalling import choose_avatar, read_offer_body
 
@@ -63,7 +64,7 @@ class WhipWhep:
             opened = await self.sessions.view(name, offer, request[CLAIM].caller)
         request[CLAIM].keep(opened.over)
         response = web.Response(status=201, text=opened.answer_sdp, content_type=SDP, headers=_NO_STORE)
-        response.headers["Location"] = f"{request.rel_url.raw_path}/{opened.session}"
+        response.headers["Location"] = f"{prefix_of(request)}{request.rel_url.raw_path}/{opened.session}"
         response.etag = opened.tag
         for link in ice_links(self.health.ice_servers()):
             response.headers.add("Link", link)
