@@ -1,4 +1,5 @@
-"""Every setting once: its name, type, default, unit, limits and meaning, and how a value is found for it.
+"""Every setting once: its name, type, default, unit, limits and meaning, and how a value is found for it. Those of the
+model are declared in its room (``model/options.py``).
 
 A value comes from the first of: a flag (``--clip-frames``), the environment (``ECHO_RTC_CLIP_FRAMES``), the YAML file
 named by ``--config`` (``clip_frames``), the default below. Whatever is unknown or impossible is told in one sentence,
@@ -10,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import difflib
-import math
 import os
 import re
 import stat
@@ -25,6 +25,8 @@ import yaml
 
 from echo_rtc.clips import ClipFormat
 from echo_rtc.errors import SettingsError
+from echo_rtc.model.options import ModelOptions
+from echo_rtc.options import Option, Scalar, about
 from echo_rtc.resources import CONFIGS, EMBEDDED, INSTALLED, PACKAGE, PREFIX, VERSION
 
 ENVIRONMENT_PREFIX = "ECHO_RTC_"
@@ -60,41 +62,6 @@ _TITLES = {
     "logs": "logs",
 }
 
-Scalar = bool | int | float | str | Path | tuple[str, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Option:
-    """What is known of one setting apart from its name and default.
-
-    ``low`` and ``high`` are inclusive. A text is one of ``choices``, or matches ``form``, which ``words`` describe; so
-    does each text of a setting that is a list, whose flag may be repeated. ``kind`` is the type of a setting whose
-    default is None. What is ``secret`` is never shown, neither in a message nor in the settings as text.
-    """
-
-    group: str
-    help: str
-    unit: str = ""
-    low: float = -math.inf
-    high: float = math.inf
-    even: bool = False
-    choices: tuple[str, ...] = ()
-    form: str = ".*"
-    words: str = ""
-    kind: type | None = None
-    secret: bool = False
-
-    def admits(self, value: Scalar) -> bool:
-        """Whether a value of the right type lies within the limits."""
-        if isinstance(value, bool | Path):
-            return True
-        if isinstance(value, tuple):
-            return all(self.admits(item) for item in value)
-        if isinstance(value, str):
-            return value in self.choices if self.choices else re.fullmatch(self.form, value) is not None
-        return self.low <= value <= self.high and not (self.even and value % 2)
-
-
 AVATAR_NAME = r"[a-z0-9][a-z0-9_-]{0,39}"
 AVATAR_NAME_WORDS = "1 to 40 small letters, digits, - and _, the first of them a letter or digit"
 DEFAULT_AVATAR = "default"
@@ -121,13 +88,8 @@ class FlagRow:
     meaning: str
 
 
-def _about(group: str, meaning: str, **limits: Any) -> dict[str, Option]:
-    """The metadata of a setting's dataclass field."""
-    return {"option": Option(group, meaning, **limits)}
-
-
 @dataclass(frozen=True, slots=True)
-class Settings:
+class Settings(ModelOptions):
     """All settings of a server or an offline rendering, checked at birth (SettingsError).
 
     ``model`` is the YAML file's mapping of that name, unread; its paths are relative to :attr:`model_base`.
@@ -135,7 +97,7 @@ class Settings:
 
     host: str = field(
         default="127.0.0.1",
-        metadata=_about(
+        metadata=about(
             "server",
             "Address to listen on. The default admits this machine only; 0.0.0.0 admits everyone who can reach it, "
             "and browsers then want HTTPS in front before they give out a microphone.",
@@ -144,11 +106,11 @@ class Settings:
         ),
     )
     port: int = field(
-        default=8080, metadata=_about("server", "HTTP server port; 0 takes any free one.", low=0, high=65_535)
+        default=8080, metadata=about("server", "HTTP server port; 0 takes any free one.", low=0, high=65_535)
     )
     base_path: str | None = field(
         default=None,
-        metadata=_about(
+        metadata=about(
             "server",
             "Path below which a reverse proxy that strips it shows the server, such as /avatar, for the addresses in "
             "answers. A --trusted-proxy may say it in X-Forwarded-Prefix instead.",
@@ -159,11 +121,11 @@ class Settings:
     )
     config: Path = field(
         default=CONFIGS / "embedded.yaml",
-        metadata=_about("server", "YAML file with settings of these same names and the description of the model."),
+        metadata=about("server", "YAML file with settings of these same names and the description of the model."),
     )
     engine: Literal["local", "ray", "testcard"] = field(
         default="local",
-        metadata=_about(
+        metadata=about(
             "server",
             "Who renders: local = the model, in one process per device of this machine; ray = the model, on the "
             "machines of a Ray cluster; testcard = a test picture without any model.",
@@ -172,7 +134,7 @@ class Settings:
     )
     devices: str = field(
         default="auto",
-        metadata=_about(
+        metadata=about(
             "server",
             "Devices of the local engine, one worker process each: auto (every CUDA device, else the CPU), cpu, "
             "cuda, or a list such as cuda:0,cuda:1.",
@@ -182,7 +144,7 @@ class Settings:
     )
     ray_address: str | None = field(
         default=None,
-        metadata=_about(
+        metadata=about(
             "server",
             "Ray cluster to render on, such as 10.0.0.5:6379; auto = the one that this machine belongs to; none starts "
             "a cluster on this machine that ends with the server.",
@@ -193,7 +155,7 @@ class Settings:
     )
     ray_workers: int = field(
         default=0,
-        metadata=_about(
+        metadata=about(
             "server",
             "Workers of the Ray engine; 0 takes one per GPU of the cluster, or one per node where there are none.",
             unit="workers",
@@ -203,28 +165,24 @@ class Settings:
     )
     reference_image: Path = field(
         default=EMBEDDED / "reference.png",
-        metadata=_about("avatar", "Reference face image: the person who will speak."),
+        metadata=about("avatar", "Reference face image: the person who will speak."),
     )
     pose_dir: Path = field(
-        default=EMBEDDED / "poses", metadata=_about("avatar", "Directory of .npy pose files, 0.npy onwards.")
-    )
-    low_ram: bool = field(
-        default=False,
-        metadata=_about("avatar", "Draw each pose when it is needed instead of keeping the pose sequence in memory."),
+        default=EMBEDDED / "poses", metadata=about("avatar", "Directory of .npy pose files, 0.npy onwards.")
     )
     avatar_dir: Path = field(
         default=Path("avatars"),
-        metadata=_about(
+        metadata=about(
             "library", "Directory of the avatars that were uploaded, one folder each; they are prepared at every start."
         ),
     )
     allow_avatar_upload: bool = field(
         default=False,
-        metadata=_about("library", "Let administrators upload and delete avatars (POST and DELETE /avatars)."),
+        metadata=about("library", "Let administrators upload and delete avatars (POST and DELETE /avatars)."),
     )
     max_avatars: int = field(
         default=8,
-        metadata=_about(
+        metadata=about(
             "library",
             "Most avatars at once, of the settings and uploaded; each keeps its idle loop in memory.",
             unit="avatars",
@@ -232,33 +190,9 @@ class Settings:
             high=1_000,
         ),
     )
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = field(
-        default="auto",
-        metadata=_about(
-            "model",
-            "Number format of the networks: auto takes float16 on a GPU, bfloat16 on a CPU that multiplies it natively "
-            "(half the time, the same picture to the eye), else float32.",
-            choices=("auto", "float32", "bfloat16", "float16"),
-        ),
-    )
-    audio_model_type: Literal["whisper", "wav2vec2"] = field(
-        default="whisper",
-        metadata=_about("model", "Audio model that turns sound into mouth shapes.", choices=("whisper", "wav2vec2")),
-    )
-    audio_margin: int = field(
-        default=2,
-        metadata=_about(
-            "model",
-            "Frames of audio context on each side of a frame. More follows the lips better and costs time; "
-            "6 is recommended for the published weights.",
-            unit="frames",
-            low=0,
-            high=24,
-        ),
-    )
     use_init_latent: bool = field(
         default=True,
-        metadata=_about(
+        metadata=about(
             "model",
             "Start each clip from the last latent of the one before, so that clips join smoothly, where one worker is "
             "enough for a stream.",
@@ -266,7 +200,7 @@ class Settings:
     )
     overlap_frames: int = field(
         default=6,
-        metadata=_about(
+        metadata=about(
             "model",
             "Frames that clips have in common with the clip before, to be cross-faded, where several workers share a "
             "stream; 0 for no blending, at most clip_frames.",
@@ -275,10 +209,9 @@ class Settings:
             high=48,
         ),
     )
-    steps: int = field(default=6, metadata=_about("model", "Denoising steps of a clip.", unit="steps", low=1, high=100))
     min_steps: int = field(
         default=4,
-        metadata=_about(
+        metadata=about(
             "model",
             "Fewest denoising steps: a stream whose clips come late falls to them, step by step, and climbs back when "
             "there is room. From steps up, they never fall.",
@@ -287,109 +220,20 @@ class Settings:
             high=100,
         ),
     )
-    cfg: float = field(
-        default=2.5,
-        metadata=_about(
-            "model",
-            "Classifier-free guidance scale; 1 or less turns guidance off and halves the work, which is what the "
-            "accelerated weights are published for.",
-            low=0,
-            high=20,
-        ),
-    )
-    guided_steps: int | None = field(
-        default=None,
-        metadata=_about(
-            "model",
-            "Denoising steps, the first ones of each clip, that use guidance; none guides all, 0 is as --cfg 1. Lossy: "
-            "fewer are faster, and the picture changes.",
-            kind=int,
-            unit="steps",
-            low=0,
-            high=100,
-        ),
-    )
-    kernels: Literal["auto", "triton", "torch"] = field(
-        default="auto",
-        metadata=_about(
-            "model",
-            "Whose kernels compute the networks: triton = our own, which fuse what PyTorch does one by one, on an "
-            "NVIDIA GPU; torch = PyTorch's only; auto = triton where it can, torch elsewhere.",
-            choices=("auto", "triton", "torch"),
-        ),
-    )
-    attention: Literal["auto", "sdpa", "xformers"] = field(
-        default="auto",
-        metadata=_about(
-            "model",
-            "Attention kernels on a GPU: auto measures all there are, for each shape, at the start; sdpa leaves the "
-            "choice to PyTorch; xformers takes that library's (extra gpu).",
-            choices=("auto", "sdpa", "xformers"),
-        ),
-    )
-    cuda_graphs: bool = field(
-        default=True,
-        metadata=_about(
-            "model", "Record a clip's work on a GPU once and replay it, so that its thousands of launches cost nothing."
-        ),
-    )
-    compile_unet: bool = field(
-        default=False,
-        metadata=_about(
-            "model",
-            "Compile PyTorch's networks with torch.compile instead of using our kernels: for GPUs on which it is the "
-            "quicker of the two. Takes minutes at the first start.",
-        ),
-    )
-    compile_unet_mode: Literal["default", "reduce-overhead", "max-autotune"] = field(
-        default="reduce-overhead",
-        metadata=_about(
-            "model",
-            "How torch.compile compiles: reduce-overhead and default are one while --cuda-graphs records the whole "
-            "clip; max-autotune measures kernels and takes several times as long.",
-            choices=("default", "reduce-overhead", "max-autotune"),
-        ),
-    )
-    quantize_fp8: bool = field(
-        default=False,
-        metadata=_about(
-            "model",
-            "Multiply in 8-bit floating point, on GPUs that have it (Ada, Hopper and later). Lossy: faster, and the "
-            "picture changes.",
-        ),
-    )
-    quantize_fp8_mode: Literal["auto", "dynamic", "weight-only"] = field(
-        default="auto",
-        metadata=_about(
-            "model",
-            "Which 8-bit form: auto = our kernels' own on Hopper and later, else dynamic; dynamic = torchao's of "
-            "weights and activations; weight-only = torchao's of weights, which saves memory rather than time.",
-            choices=("auto", "dynamic", "weight-only"),
-        ),
-    )
-    vae: Literal["full", "tiny"] = field(
-        default="full",
-        metadata=_about(
-            "model",
-            "Decoder of the picture: full = the model's own; tiny = a distilled one, at model.tiny_vae. Lossy: tiny is "
-            "faster and softer.",
-            choices=("full", "tiny"),
-        ),
-    )
     compile_cache: Path = field(
         default=Path("~/.cache/echo_rtc"),
-        metadata=_about("model", "Directory that keeps compiled kernels from one start to the next."),
+        metadata=about("model", "Directory that keeps compiled kernels from one start to the next."),
     )
     width: int = field(
-        default=512, metadata=_about("clips", "Output width.", unit="pixels", low=32, high=2048, even=True)
+        default=512, metadata=about("clips", "Output width.", unit="pixels", low=32, high=2048, even=True)
     )
     height: int = field(
-        default=512, metadata=_about("clips", "Output height.", unit="pixels", low=32, high=2048, even=True)
+        default=512, metadata=about("clips", "Output height.", unit="pixels", low=32, high=2048, even=True)
     )
-    fps: int = field(default=24, metadata=_about("clips", "Output video frame rate.", unit="frames/s", low=1, high=60))
+    fps: int = field(default=24, metadata=about("clips", "Output video frame rate.", unit="frames/s", low=1, high=60))
     clip_frames: int = field(
         default=12,
-        metadata=_about(
+        metadata=about(
             "clips",
             "Frames rendered at a time. Fewer shorten the delay, more join better.",
             unit="frames",
@@ -399,7 +243,7 @@ class Settings:
     )
     sample_rate: int = field(
         default=16_000,
-        metadata=_about(
+        metadata=about(
             "clips",
             "Sample rate of the audio that goes to the workers, which resample it to what the audio model needs.",
             unit="Hz",
@@ -409,7 +253,7 @@ class Settings:
     )
     vad_threshold: float = field(
         default=0.015,
-        metadata=_about(
+        metadata=about(
             "clips",
             "Loudness (RMS, full scale = 1) below which a clip counts as silence and is not rendered; 0.0 renders "
             "everything.",
@@ -420,7 +264,7 @@ class Settings:
     )
     max_latency: float = field(
         default=3.0,
-        metadata=_about(
+        metadata=about(
             "streams",
             "Most that sound and picture may lag behind the microphone; a slower renderer shows held frames.",
             unit="s",
@@ -430,7 +274,7 @@ class Settings:
     )
     max_streams: int = field(
         default=0,
-        metadata=_about(
+        metadata=about(
             "streams",
             "Most streams at once; 0 admits as many as the measured speed holds in real time.",
             unit="streams",
@@ -440,7 +284,7 @@ class Settings:
     )
     render_timeout: float = field(
         default=0.0,
-        metadata=_about(
+        metadata=about(
             "streams",
             "Time after which a clip is given up and its worker replaced; 0 takes ten times a clip's length, or "
             "twelve times what a clip took when workers were measured at the start, whichever is longer.",
@@ -452,7 +296,7 @@ class Settings:
     auth_token: str | None = field(
         default=None,
         repr=False,
-        metadata=_about(
+        metadata=about(
             "access",
             "Token that allows everything, in the header Authorization: Bearer. Give it as an environment variable: "
             "flags can be read by every user of the machine.",
@@ -465,7 +309,7 @@ class Settings:
     token_secret: str | None = field(
         default=None,
         repr=False,
-        metadata=_about(
+        metadata=about(
             "access",
             "Key that signs the tokens which allow one thing for some time (echo-rtc token makes them). "
             "Better given as an environment variable too.",
@@ -478,7 +322,7 @@ class Settings:
     admin_token: str | None = field(
         default=None,
         repr=False,
-        metadata=_about(
+        metadata=about(
             "access",
             "Token for administration alone (/admin, /metrics, uploads), also where calls need none. Without it and "
             "any other token one is made at each start and printed on the console.",
@@ -490,11 +334,11 @@ class Settings:
     )
     require_token: bool = field(
         default=False,
-        metadata=_about("access", "Do not start unless calls need a token: --auth-token or --token-secret."),
+        metadata=about("access", "Do not start unless calls need a token: --auth-token or --token-secret."),
     )
     allow_origin: tuple[str, ...] = field(
         default=(),
-        metadata=_about(
+        metadata=about(
             "access",
             "Origin (https://app.example) whose pages may use this server besides its own; * for all; may be repeated.",
             form=r"\*|[A-Za-z][A-Za-z0-9+.-]*://[^/\s]+/?",
@@ -503,7 +347,7 @@ class Settings:
     )
     frame_ancestors: tuple[str, ...] = field(
         default=("self",),
-        metadata=_about(
+        metadata=about(
             "access",
             "Who may put /embed into an iframe: self, none, * for all, or an origin (https://app.example); may be "
             "repeated.",
@@ -513,7 +357,7 @@ class Settings:
     )
     trusted_proxy: tuple[str, ...] = field(
         default=(),
-        metadata=_about(
+        metadata=about(
             "access",
             "Address or network (10.0.0.0/8) of a proxy whose X-Forwarded-For is believed; may be repeated.",
             form=r"[0-9A-Fa-f:.]+(/[0-9]{1,3})?",
@@ -522,25 +366,25 @@ class Settings:
     )
     tls_cert: Path | None = field(
         default=None,
-        metadata=_about(
+        metadata=about(
             "access",
             "Certificate for HTTPS, a PEM file with those of its issuers; with it goes --tls-key.",
             kind=Path,
         ),
     )
     tls_key: Path | None = field(
-        default=None, metadata=_about("access", "Private key of --tls-cert, a PEM file without a password.", kind=Path)
+        default=None, metadata=about("access", "Private key of --tls-cert, a PEM file without a password.", kind=Path)
     )
     tls_self_signed: bool = field(
         default=False,
-        metadata=_about(
+        metadata=about(
             "access",
             "HTTPS with a certificate that is made here, for a local network: browsers ask once whether to trust it.",
         ),
     )
     max_peers_per_stream: int = field(
         default=100,
-        metadata=_about(
+        metadata=about(
             "limits",
             "Most peers of one stream, its publisher and its viewers; 0 for any number.",
             unit="peers",
@@ -550,7 +394,7 @@ class Settings:
     )
     max_peers_per_address: int = field(
         default=64,
-        metadata=_about(
+        metadata=about(
             "limits",
             "Most peers of one client's address (IPv6: network of 64 bits) at once; 0 for any number. Programs of the "
             "server's own machine are not limited.",
@@ -561,7 +405,7 @@ class Settings:
     )
     max_connections_per_address: int = field(
         default=256,
-        metadata=_about(
+        metadata=about(
             "limits",
             "Most HTTP connections of one client's address at once; 0 for any number. Beyond it the ones that have "
             "been idle for longest are closed. A --trusted-proxy is not limited.",
@@ -572,7 +416,7 @@ class Settings:
     )
     max_offers_per_minute: int = field(
         default=300,
-        metadata=_about(
+        metadata=about(
             "limits",
             "Most offers a minute from one client's address; 0 for any number. A proxy in front must be a "
             "--trusted-proxy, or all its clients count as one.",
@@ -583,7 +427,7 @@ class Settings:
     )
     connect_timeout: float = field(
         default=15.0,
-        metadata=_about(
+        metadata=about(
             "limits",
             "Time after which a peer that was answered and never got through is given up.",
             unit="s",
@@ -593,7 +437,7 @@ class Settings:
     )
     voice_timeout: float = field(
         default=60.0,
-        metadata=_about(
+        metadata=about(
             "limits",
             "Time after which a stream ends whose microphone sends nothing at all (silence is something); 0: never.",
             unit="s",
@@ -603,7 +447,7 @@ class Settings:
     )
     speech_timeout: float = field(
         default=300.0,
-        metadata=_about(
+        metadata=about(
             "limits",
             "Time after which a stream of pushed speech ends that nobody speaks to or watches; 0: never.",
             unit="s",
@@ -614,7 +458,7 @@ class Settings:
     ice_server: tuple[str, ...] = field(
         default=(),
         repr=False,
-        metadata=_about(
+        metadata=about(
             "network",
             "STUN or TURN server (stun:HOST:PORT, turn:USER:PASSWORD@HOST:PORT?transport=udp) that clients are told of "
             "and the server itself uses; may be repeated.",
@@ -626,7 +470,7 @@ class Settings:
     turn_secret: str | None = field(
         default=None,
         repr=False,
-        metadata=_about(
+        metadata=about(
             "network",
             "Secret shared with the TURN server (coturn: static-auth-secret), with which time-limited credentials are "
             "made for every turn server that is given without USER:PASSWORD.",
@@ -638,7 +482,7 @@ class Settings:
     )
     udp_ports: str | None = field(
         default=None,
-        metadata=_about(
+        metadata=about(
             "network",
             "UDP ports for sound and picture, such as 40000-40100; each peer takes one (one for each section if its "
             "offer has no BUNDLE group), and as many again if there is a TURN server. Up to a quarter is kept for "
@@ -650,7 +494,7 @@ class Settings:
     )
     public_ip: tuple[str, ...] = field(
         default=(),
-        metadata=_about(
+        metadata=about(
             "network",
             "Address at which clients reach this machine through a NAT that keeps the ports (1:1), or the host's "
             "address where the server is in a container; may be given once for IPv4 and once for IPv6.",
@@ -660,7 +504,7 @@ class Settings:
     )
     public_peers_only: bool = field(
         default=False,
-        metadata=_about(
+        metadata=about(
             "network",
             "Send nothing to peers at addresses that the Internet does not route (10.0.0.0/8, fd00::/8 and the like), "
             "which a stranger may name to make the server probe its own network. Peers of the same network cannot "
@@ -668,15 +512,15 @@ class Settings:
         ),
     )
     log_dir: Path = field(
-        default=Path("logs"), metadata=_about("logs", "Directory of the log files run_<timestamp>.log.")
+        default=Path("logs"), metadata=about("logs", "Directory of the log files run_<timestamp>.log.")
     )
     log_level: Literal["debug", "info", "warning", "error"] = field(
         default="info",
-        metadata=_about("logs", "Least severity that is logged.", choices=("debug", "info", "warning", "error")),
+        metadata=about("logs", "Least severity that is logged.", choices=("debug", "info", "warning", "error")),
     )
     log_format: Literal["text", "json"] = field(
         default="text",
-        metadata=_about(
+        metadata=about(
             "logs",
             "Form of the log lines, on the console and in the files: text, or json = one JSON object a line.",
             choices=("text", "json"),
@@ -684,7 +528,7 @@ class Settings:
     )
     log_file_size: float = field(
         default=10.0,
-        metadata=_about(
+        metadata=about(
             "logs",
             "Size at which a log file is full and the next one is begun.",
             unit="MiB",
@@ -694,7 +538,7 @@ class Settings:
     )
     log_files: int = field(
         default=3,
-        metadata=_about(
+        metadata=about(
             "logs",
             "Filled log files of a run that are kept beside the one being written; the oldest goes first.",
             unit="files",

@@ -34,9 +34,10 @@ ALLOWED: dict[str, set[str]] = {
     "errors": set(),
     "logs": set(),
     "resources": set(),
-    "settings": SHARED | {"echo_rtc.resources"},
+    "options": set(),
+    "settings": SHARED | {"echo_rtc.resources", "echo_rtc.options", "echo_rtc.model.options"},
     "media": SHARED | {"echo_rtc.media"},
-    "engine": SHARED | {"echo_rtc.engine", "echo_rtc.rendering", "echo_rtc.settings"},
+    "engine": SHARED | {"echo_rtc.engine", "echo_rtc.model.options", "echo_rtc.rendering", "echo_rtc.settings"},
     "rendering": SHARED,
     "codec": SHARED | {"echo_rtc.codec"},
     "stream": SHARED | {"echo_rtc.stream", "echo_rtc.codec", "echo_rtc.media", "echo_rtc.rendering"},
@@ -48,7 +49,7 @@ ALLOWED: dict[str, set[str]] = {
     | {"echo_rtc.avatars", "echo_rtc.codec.picture", "echo_rtc.model", "echo_rtc.rendering", "echo_rtc.settings"},
     "web": SHARED
     | {"echo_rtc.web", "echo_rtc.operations", "echo_rtc.stream", "echo_rtc.rtc.session", "echo_rtc.rendering"},
-    "model": SHARED | {"echo_rtc.model", "echo_rtc.rendering"},
+    "model": SHARED | {"echo_rtc.model", "echo_rtc.options", "echo_rtc.rendering"},
 }
 """What the modules of each room may import of this package; rooms that are not named may import all but ``train``."""
 

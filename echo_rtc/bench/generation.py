@@ -28,22 +28,18 @@ from torch.utils.flop_counter import FlopCounterMode
 from echo_rtc.bench.support.report import report, table
 from echo_rtc.clips import ClipFormat
 from echo_rtc.errors import SettingsError
-from echo_rtc.model.attention import CHOICES
 from echo_rtc.model.audio import WhisperAudioEncoder, WhisperDims
 from echo_rtc.model.config import PUBLISHED
 from echo_rtc.model.generator import (
-    COMPILE_MODES,
     DTYPES,
-    KERNELS,
-    VAES,
     AudioEncoder,
     ClipGenerator,
     GeneratorSettings,
 )
 from echo_rtc.model.kl_autoencoder import KLAutoencoder
 from echo_rtc.model.loading import Networks
+from echo_rtc.model.options import add_flags, flags_of
 from echo_rtc.model.pose_encoder import PoseEncoder
-from echo_rtc.model.quantised import MODES
 from echo_rtc.model.tiny_decoder import TinyDecoder
 from echo_rtc.model.unet2d import ReferenceUNet
 from echo_rtc.model.unet3d import DenoisingUNet
@@ -203,24 +199,11 @@ def _parser() -> argparse.ArgumentParser:
         prog="echo-rtc bench generation", description="Measures full-size generation with random weights."
     )
     parser.add_argument("--size", type=int, default=512, help="width and height [512 pixels]")
-    parser.add_argument("--steps", type=int, default=6, help="denoising steps [6]")
-    parser.add_argument("--cfg", type=float, default=2.5, help="guidance scale; 1 and below turn it off [2.5]")
-    parser.add_argument("--guided-steps", type=int, help="as the server's flag [all]")
     parser.add_argument("--clip-frames", type=int, default=12, help="frames of a clip [12]")
-    parser.add_argument("--audio-margin", type=int, default=2, help="frames of audio context on each side [2]")
     parser.add_argument("--clips", type=int, default=10, help="clips that are measured [10]")
     parser.add_argument("--device", default="cuda", help="device, as PyTorch names it [cuda]")
     parser.add_argument("--dtype", choices=tuple(DTYPES), default="float16", help="number format [float16]")
-    parser.add_argument("--kernels", choices=KERNELS, default="auto", help="as the server's flag [auto]")
-    parser.add_argument("--attention", choices=CHOICES, default="auto", help="as the server's flag [auto]")
-    parser.add_argument(
-        "--cuda-graphs", action=argparse.BooleanOptionalAction, default=True, help="as the server's flag [yes]"
-    )
-    parser.add_argument("--compile-unet", action="store_true", help="as the server's flag [no]")
-    parser.add_argument(
-        "--compile-unet-mode", choices=COMPILE_MODES, default="reduce-overhead", help="as the server's flag"
-    )
-    parser.add_argument("--vae", choices=VAES, default="full", help="as the server's flag [full]")
+    add_flags(parser, "dtype", "audio_model_type", "low_ram")
     parser.add_argument(
         "--sweep",
         nargs="?",
@@ -228,8 +211,6 @@ def _parser() -> argparse.ArgumentParser:
         choices=("all", "guided"),
         help="also measure other sizes, steps, lengths and flags, or numbers of guided steps [no]",
     )
-    parser.add_argument("--quantize-fp8", action="store_true", help="as the server's flag [no]")
-    parser.add_argument("--quantize-fp8-mode", choices=MODES, default="auto", help="as the server's flag [auto]")
     return parser
 
 
@@ -243,20 +224,8 @@ def main(argv: list[str]) -> int:
         raise SettingsError("--device is cuda, but PyTorch sees no CUDA device; --device cpu takes minutes a clip")
     settings = GeneratorSettings(
         format=ClipFormat(width=arguments.size, height=arguments.size, clip_frames=arguments.clip_frames),
-        steps=arguments.steps,
-        cfg=arguments.cfg,
-        guided_steps=arguments.guided_steps,
-        audio_margin=arguments.audio_margin,
         device=arguments.device,
-        dtype=arguments.dtype,
-        kernels=arguments.kernels,
-        attention=arguments.attention,
-        cuda_graphs=arguments.cuda_graphs,
-        compile_unet=arguments.compile_unet,
-        compile_unet_mode=arguments.compile_unet_mode,
-        quantize_fp8=arguments.quantize_fp8,
-        quantize_fp8_mode=arguments.quantize_fp8_mode,
-        vae=arguments.vae,
+        **flags_of(arguments),
     )
     networks, audio = random_networks(device, DTYPES[settings.dtype])
     figures = measure(networks, audio, settings, arguments.clips)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import fields
 from functools import partial
 
 from echo_rtc.engine.devices import resolve_devices
@@ -10,8 +9,9 @@ from echo_rtc.engine.fleet import FleetOptions
 from echo_rtc.engine.local import LocalEngine
 from echo_rtc.engine.ray_environment import RayOptions, prepare_environment
 from echo_rtc.engine.testcard import TestCardEngine
-from echo_rtc.engine.worker import CPU_NICENESS, ModelLoader, Speedups, WorkerSpec
+from echo_rtc.engine.worker import CPU_NICENESS, ModelLoader, WorkerSpec
 from echo_rtc.errors import SettingsError
+from echo_rtc.model.options import ModelOptions
 from echo_rtc.rendering import Engine
 from echo_rtc.settings import Settings
 
@@ -74,15 +74,8 @@ def _loader(settings: Settings, device: str, cores: float | None) -> ModelLoader
         pose_dir=settings.pose_dir,
         format=settings.clip_format,
         device=device,
-        steps=settings.steps,
-        cfg=settings.cfg,
-        guided_steps=settings.guided_steps,
-        audio_margin=settings.audio_margin,
-        audio_model_type=settings.audio_model_type,
-        dtype=settings.dtype,
-        low_ram=settings.low_ram,
+        options=ModelOptions.of(settings),
         use_init_latent=settings.use_init_latent,
-        speedups=Speedups(**{item.name: getattr(settings, item.name) for item in fields(Speedups)}),
         compile_cache=settings.compile_cache,
         cores=cores,
     )

@@ -14,7 +14,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -24,10 +24,11 @@ from echo_rtc.clips import ClipFormat, F16Array
 from echo_rtc.engine.devices import usable_cores
 from echo_rtc.engine.speed import Speed
 from echo_rtc.errors import EchoRtcError, RenderError, first_line
+from echo_rtc.model.options import GeneratorSettings, ModelOptions
 from echo_rtc.rendering import Avatar, AvatarFiles, Progress, RenderRequest, RenderResult
 
 if TYPE_CHECKING:
-    from echo_rtc.model.generator import ClipGenerator, GeneratorSettings, PreparedClip
+    from echo_rtc.model.generator import ClipGenerator, PreparedClip
 
 logger = logging.getLogger(__name__)
 
@@ -248,20 +249,6 @@ def _sentence(error: Exception) -> str:
 
 
 @dataclass(frozen=True, slots=True)
-class Speedups:
-    """What makes a GPU quicker; the generator's settings of the same names say how."""
-
-    kernels: str = "auto"
-    attention: str = "auto"
-    cuda_graphs: bool = True
-    compile_unet: bool = False
-    compile_unet_mode: str = "reduce-overhead"
-    quantize_fp8: bool = False
-    quantize_fp8_mode: str = "auto"
-    vae: str = "full"
-
-
-@dataclass(frozen=True, slots=True)
 class ModelLoader:
     """Loads the EchoMimic-V2 clip generator on one device: the Loader of a server's workers.
 
@@ -275,15 +262,8 @@ class ModelLoader:
     pose_dir: Path
     format: ClipFormat
     device: str
-    steps: int
-    cfg: float
-    guided_steps: int | None
-    audio_margin: int
-    audio_model_type: str
-    dtype: str
-    low_ram: bool
+    options: ModelOptions
     use_init_latent: bool
-    speedups: Speedups = Speedups()
     compile_cache: Path | None = None
     cores: float | None = None
 
@@ -305,25 +285,15 @@ class ModelLoader:
         progress("importing torch")
         import torch
 
-        from echo_rtc.model.generator import GeneratorSettings, fitting_dtype
+        from echo_rtc.model.generator import fitting_dtype
 
         on_cpu = self.device == "cpu"
         if on_cpu:
             torch.set_num_threads(math.ceil(self.cores or usable_cores()))
         else:
             torch.cuda.set_device(self.device)
-        settings = GeneratorSettings(
-            format=self.format,
-            steps=self.steps,
-            cfg=self.cfg,
-            guided_steps=self.guided_steps,
-            audio_margin=self.audio_margin,
-            audio_model_type=self.audio_model_type,
-            low_ram=self.low_ram,
-            device=self.device,
-            dtype=fitting_dtype(self.device) if self.dtype == "auto" else self.dtype,
-            **asdict(self.speedups),
-        )
+        dtype = fitting_dtype(self.device) if self.options.dtype == "auto" else self.options.dtype
+        settings = GeneratorSettings.for_device(self.options, self.format, self.device, dtype)
         generator = load_generator(settings, progress)
         progress(f"preparing avatar {AVATAR}")
         generator.prepare_avatar(AVATAR, self.reference_image, self.pose_dir)

@@ -20,10 +20,11 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from echo_rtc.errors import SettingsError
+from echo_rtc.model.options import choices_of
 
 log = logging.getLogger(__name__)
 
-CHOICES = ("auto", "sdpa", "xformers")
+CHOICES = choices_of("attention")
 
 _BACKENDS = {
     "cudnn": SDPBackend.CUDNN_ATTENTION,

@@ -22,9 +22,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from echo_rtc.clips import ClipFormat, F16Array, F32Array, U8Array, YuvFrames
+from echo_rtc.clips import F16Array, F32Array, U8Array, YuvFrames
 from echo_rtc.errors import InputError, RenderError, SettingsError
-from echo_rtc.model.attention import CHOICES, AttentionChoice
+from echo_rtc.model.attention import AttentionChoice
 from echo_rtc.model.audio import SAMPLE_RATE, Wav2Vec2AudioEncoder, WhisperAudioEncoder, frame_tokens
 from echo_rtc.model.captured import BankShelf, Captures
 from echo_rtc.model.colour import rgb_bytes, yuv_planes
@@ -36,8 +36,9 @@ from echo_rtc.model.image import load_reference_image
 from echo_rtc.model.kernels import launch
 from echo_rtc.model.kl_autoencoder import KLAutoencoder
 from echo_rtc.model.loading import Networks, load_networks
+from echo_rtc.model.options import GeneratorSettings as GeneratorSettings
 from echo_rtc.model.pose import Pose, draw_pose, load_pose_sequence
-from echo_rtc.model.quantised import HOPPER, MODES, check_fp8, quantise_linear
+from echo_rtc.model.quantised import HOPPER, check_fp8, quantise_linear
 from echo_rtc.model.sampler import ClipConditions, Denoiser, Sampler, draw_noise, initial_latents
 from echo_rtc.model.unet2d import Bank
 from echo_rtc.model.unet3d import KeysValues
@@ -47,77 +48,11 @@ log = logging.getLogger(__name__)
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
-KERNELS = ("auto", "triton", "torch")
-COMPILE_MODES = ("default", "reduce-overhead", "max-autotune")
-VAES = ("full", "tiny")
-
 _CHUNK = 16
 """Frames that the pose encoder and the autoencoder take at a time: bounds their memory."""
 
 _IDLE_CHUNK = 4
 """Frames of an idle loop that are decoded at a time where a clip is not one piece."""
-
-
-@dataclass(frozen=True, slots=True)
-class GeneratorSettings:
-    """What a generator is told beyond the model's files.
-
-    ``steps`` denoising steps, ``cfg`` guidance scale (at 1 and below there is none), ``audio_margin`` frames of audio
-    context on each side, ``audio_model_type`` "whisper" or "wav2vec2", ``low_ram`` whether poses are drawn for each
-    clip instead of kept, ``device`` as PyTorch names it, ``dtype`` "float32", "float16" or "bfloat16".
-
-    What makes it quicker without changing the picture: ``kernels`` "auto" (the fused networks on a GPU with Triton),
-    "triton" or "torch", ``attention`` "auto" (the fastest measured), "sdpa" or "xformers", ``cuda_graphs`` whether
-    clips are recorded and replayed, ``compile_unet`` whether the plain networks are compiled, in ``compile_unet_mode``.
-
-    What changes the picture: ``guided_steps``, how many of the steps are guided (None: all); ``quantize_fp8``,
-    eight-bit products, in ``quantize_fp8_mode`` "auto" (the fused networks' own where they are used, else as
-    "dynamic"), "dynamic" or "weight-only"; ``vae`` "full" or "tiny", the distilled decoder.
-    """
-
-    format: ClipFormat
-    steps: int = 6
-    cfg: float = 2.5
-    guided_steps: int | None = None
-    audio_margin: int = 2
-    audio_model_type: str = "whisper"
-    low_ram: bool = False
-    device: str = "cpu"
-    dtype: str = "float32"
-    kernels: str = "auto"
-    attention: str = "auto"
-    cuda_graphs: bool = True
-    compile_unet: bool = False
-    compile_unet_mode: str = "reduce-overhead"
-    quantize_fp8: bool = False
-    quantize_fp8_mode: str = "auto"
-    vae: str = "full"
-
-    def __post_init__(self) -> None:
-        if self.steps < 1:
-            raise SettingsError(f"steps is {self.steps}; it must be at least 1")
-        if self.guided_steps is not None and self.guided_steps < 0:
-            raise SettingsError(f"guided_steps is {self.guided_steps}; it must not be negative")
-        if self.audio_margin < 0:
-            raise SettingsError(f"audio_margin is {self.audio_margin}; it must not be negative")
-        if self.audio_model_type not in ("whisper", "wav2vec2"):
-            raise SettingsError(f"audio_model_type is {self.audio_model_type!r}; it must be whisper or wav2vec2")
-        if self.dtype not in DTYPES:
-            raise SettingsError(f"dtype is {self.dtype!r}; it must be one of {', '.join(DTYPES)}")
-        for name, choices in (
-            ("kernels", KERNELS),
-            ("attention", CHOICES),
-            ("compile_unet_mode", COMPILE_MODES),
-            ("quantize_fp8_mode", MODES),
-            ("vae", VAES),
-        ):
-            value = getattr(self, name)
-            if value not in choices:
-                raise SettingsError(f"{name} is {value!r}; it must be one of {', '.join(choices)}")
-        if self.compile_unet and self.kernels == "triton":
-            raise SettingsError(
-                "compile_unet is set, but kernels is triton: what is compiled are the plain networks; choose one"
-            )
 
 
 class AudioEncoder(Protocol):

@@ -11,9 +11,10 @@ import torch
 from torch import nn
 
 from echo_rtc.errors import SettingsError
+from echo_rtc.model.options import choices_of
 from echo_rtc.model.unet3d import DenoisingUNet
 
-MODES = ("auto", "dynamic", "weight-only")
+MODES = choices_of("quantize_fp8_mode")
 
 ADA = (8, 9)
 HOPPER = (9, 0)

@@ -214,14 +214,7 @@ def load_generator(folder: Path, settings: Settings, device: str) -> ClipGenerat
         {"weights": str(folder.absolute()), "motion_module": None, "base_unet": None}, Path()
     )
     dtype = fitting_dtype(device) if settings.dtype == "auto" else settings.dtype
-    chosen = GeneratorSettings(
-        format=settings.clip_format,
-        steps=settings.steps,
-        cfg=settings.cfg,
-        audio_margin=settings.audio_margin,
-        device=device,
-        dtype=dtype,
-    )
+    chosen = GeneratorSettings.for_device(settings, settings.clip_format, device, dtype)
     return ClipGenerator.load(description, chosen, log.info)
 
 

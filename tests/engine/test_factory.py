@@ -10,7 +10,8 @@ from pathlib import Path
 from echo_rtc.engine.factory import create_engine, worker_spec, worker_specs
 from echo_rtc.engine.local import LocalEngine
 from echo_rtc.engine.testcard import TestCardEngine
-from echo_rtc.engine.worker import CPU_NICENESS, ModelLoader, Speedups
+from echo_rtc.engine.worker import CPU_NICENESS, ModelLoader
+from echo_rtc.model.options import ModelOptions
 from echo_rtc.settings import Settings
 
 
@@ -68,15 +69,24 @@ def test_the_local_engine_and_everything_its_worker_is_told(tmp_path: Path) -> N
         pose_dir=tmp_path / "poses",
         format=chosen.clip_format,
         device="cpu",
-        steps=3,
-        cfg=1.5,
-        guided_steps=2,
-        audio_margin=4,
-        audio_model_type="wav2vec2",
-        dtype="bfloat16",
-        low_ram=True,
+        options=ModelOptions(
+            steps=3,
+            cfg=1.5,
+            guided_steps=2,
+            audio_margin=4,
+            audio_model_type="wav2vec2",
+            dtype="bfloat16",
+            low_ram=True,
+            kernels="torch",
+            attention="sdpa",
+            cuda_graphs=False,
+            compile_unet=True,
+            compile_unet_mode="max-autotune",
+            quantize_fp8=True,
+            quantize_fp8_mode="weight-only",
+            vae="tiny",
+        ),
         use_init_latent=False,
-        speedups=Speedups("torch", "sdpa", False, True, "max-autotune", True, "weight-only", "tiny"),
         compile_cache=tmp_path / "cache",
     )
 

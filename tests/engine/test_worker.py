@@ -13,6 +13,7 @@ from PIL import Image
 from echo_rtc.clips import ClipFormat, YuvFrames
 from echo_rtc.engine.worker import MEASURED_CLIPS, ClipWorker, ModelLoader, Renderer, WorkerSpec, measure
 from echo_rtc.errors import InputError, RenderError, SettingsError
+from echo_rtc.model.options import ModelOptions
 from echo_rtc.rendering import Avatar, AvatarFiles, Progress, RenderRequest, RenderResult
 
 FORMAT = ClipFormat(width=64, height=64, fps=25, clip_frames=10)
@@ -31,13 +32,7 @@ def loader(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ModelLoader:
         pose_dir=tmp_path / "poses",
         format=FORMAT,
         device="cpu",
-        steps=1,
-        cfg=1.0,
-        guided_steps=None,
-        audio_margin=2,
-        audio_model_type="whisper",
-        dtype="float32",
-        low_ram=False,
+        options=ModelOptions(steps=1, cfg=1.0, dtype="float32"),
         use_init_latent=True,
     )
 
