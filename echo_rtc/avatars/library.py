@@ -34,7 +34,7 @@ from echo_rtc.errors import (
     UnknownAvatarError,
 )
 from echo_rtc.model.image import STRANGERS_FORMATS, crop_to_shape, read_picture, resize_lanczos
-from echo_rtc.model.pose import POSE_FILE_NAME, load_pose_sequence, save_pose
+from echo_rtc.model.pose_files import POSE_FILE_NAME, load_pose_sequence, save_pose
 from echo_rtc.rendering import Avatar, AvatarFiles, Progress
 from echo_rtc.settings import AVATAR_NAME, AVATAR_NAME_WORDS, DEFAULT_AVATAR, Settings
 

@@ -276,7 +276,7 @@ class ModelLoader:
 
         # What a user can have got wrong comes first: a missing file need not wait for torch and the weights.
         from echo_rtc.model.image import load_reference_image
-        from echo_rtc.model.pose import load_pose_sequence
+        from echo_rtc.model.pose_files import load_pose_sequence
 
         load_generator = self._described()
         load_reference_image(self.reference_image, self.format.width, self.format.height)

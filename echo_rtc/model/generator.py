@@ -37,7 +37,9 @@ from echo_rtc.model.kernels import launch
 from echo_rtc.model.kl_autoencoder import KLAutoencoder
 from echo_rtc.model.loading import Networks, load_networks
 from echo_rtc.model.options import GeneratorSettings as GeneratorSettings
-from echo_rtc.model.pose import Pose, draw_pose, load_pose_sequence
+from echo_rtc.model.pose import Pose
+from echo_rtc.model.pose_drawing import draw_pose
+from echo_rtc.model.pose_files import load_pose_sequence
 from echo_rtc.model.quantised import HOPPER, check_fp8, quantise_linear
 from echo_rtc.model.sampler import ClipConditions, Denoiser, Sampler, draw_noise, initial_latents
 from echo_rtc.model.unet2d import Bank

@@ -248,7 +248,8 @@ def write_pose_sequence(folder: Path, hands: Tensor, scores: Tensor) -> None:
     The drawing area is the whole of a square canvas, so keypoints in 0..1 are those of the image. Raises InputError
     where the folder cannot be made or written.
     """
-    from echo_rtc.model.pose import Pose, Region, save_pose
+    from echo_rtc.model.pose import Pose, Region
+    from echo_rtc.model.pose_files import save_pose
 
     try:
         folder.mkdir(parents=True, exist_ok=True)

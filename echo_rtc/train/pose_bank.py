@@ -17,7 +17,8 @@ import torch
 from numpy.typing import NDArray
 
 from echo_rtc.errors import InputError
-from echo_rtc.model.pose import Pose, draw_pose
+from echo_rtc.model.pose import Pose
+from echo_rtc.model.pose_drawing import draw_pose
 from echo_rtc.train.gestures import sample_gestures
 from echo_rtc.train.loop import make_folder
 from echo_rtc.train.recipe import FPS

@@ -37,7 +37,7 @@ from echo_rtc.errors import (
     StorageError,
     UnknownAvatarError,
 )
-from echo_rtc.model.pose import load_pose, load_pose_sequence
+from echo_rtc.model.pose_files import load_pose, load_pose_sequence
 from echo_rtc.rendering import Avatar, AvatarFiles
 from echo_rtc.settings import load_settings
 
@@ -139,7 +139,7 @@ async def test_an_upload_stays_over_a_restart_until_it_is_deleted(tmp_path: Path
         assert len(load_pose_sequence(folder / "anna" / "poses")) == 3
 
 
-async def test_only_the_pixels_of_a_picture_are_kept_upright_and_fitted(tmp_path: Path) -> None:
+async def test_only_the_upright_fitted_pixels_are_kept(tmp_path: Path) -> None:
     notes = PngImagePlugin.PngInfo()
     notes.add_text("where", "at home")
     turned = Image.Exif()
@@ -238,9 +238,7 @@ def endless_tiff(pages: int) -> bytes:
     ],
     ids=["scans", "tile", "pages"],
 )
-async def test_a_small_file_of_a_huge_picture_is_refused_before_decoding(
-    tmp_path: Path, picture: bytes, words: str
-) -> None:
+async def test_a_huge_picture_in_a_small_file_is_refused_undecoded(tmp_path: Path, picture: bytes, words: str) -> None:
     async with library(tmp_path) as shelf:
         await shelf.add("progressive", many_scans(1))
         with pytest.raises(InputError, match=f"^image is {words}"):

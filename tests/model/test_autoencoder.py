@@ -38,7 +38,7 @@ def test_the_configuration_makes_the_same_network_again() -> None:
         assert torch.equal(model.decode(model.encode(images)), again.decode(again.encode(images)))
 
 
-def test_latents_are_normalised_by_channel_and_decoding_undoes_it() -> None:
+def test_latents_are_normalised_by_channel_and_back() -> None:
     torch.manual_seed(0)
     model = PixelShuffleAutoencoder(AutoencoderConfig(3, (8, 8), (8, 8), (1, 1)))
     images = torch.rand(1, 3, 16, 16)

@@ -64,7 +64,7 @@ def test_a_default_file_may_have_another_format(weights: Path) -> None:
     assert describe({"weights": str(weights)}, Path()).reference_unet == weights / "reference_unet.safetensors"
 
 
-def test_config_beside_the_weights_counts_if_it_describes_networks(weights: Path) -> None:
+def test_config_beside_the_weights_counts_if_it_is_ours(weights: Path) -> None:
     beside = weights.parent / "config.json"
     beside.write_text('{"model_type": "something else"}')
     assert describe({"weights": str(weights)}, Path()).config == PUBLISHED

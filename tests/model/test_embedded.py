@@ -20,7 +20,8 @@ from echo_rtc.model.description import ModelDescription
 from echo_rtc.model.generator import ClipGenerator
 from echo_rtc.model.image import load_reference_image
 from echo_rtc.model.loading import load_networks
-from echo_rtc.model.pose import draw_pose, load_pose_sequence
+from echo_rtc.model.pose_drawing import draw_pose
+from echo_rtc.model.pose_files import load_pose_sequence
 from echo_rtc.model.weights import check, read_state
 from echo_rtc.settings import load_settings
 from echo_rtc.train.audio_encoder import correlation

@@ -72,7 +72,7 @@ def test_every_format_is_read(tmp_path: Path, name: str) -> None:
     assert all(torch.equal(found[key], value) for key, value in state.items())
 
 
-def test_files_older_than_the_archive_format_and_compressed_ones_are_read(tmp_path: Path) -> None:
+def test_old_and_compressed_pytorch_files_are_read(tmp_path: Path) -> None:
     state = {"a.weight": torch.randn(3, 4)}
     path = tmp_path / "old.pth"
     torch.save(state, path, _use_new_zipfile_serialization=False)
@@ -415,7 +415,7 @@ def test_a_name_that_is_not_published_is_not_fetched(published: Path) -> None:
     assert sentence.endswith("mine.pth does not exist; check model.reference_unet in the configuration")
 
 
-def test_the_base_unet_is_fetched_into_the_folder_it_is_read_from(published: Path) -> None:
+def test_the_base_unet_is_fetched_to_where_it_is_read(published: Path) -> None:
     sentence = refusal(published, base_unet="elsewhere/unet")
     assert f"--include 'unet/*' --local-dir {published / 'elsewhere'}" in sentence
     assert f"--include 'unet/*' --local-dir {published / 'variations'}" in refusal(published, base_unet="variations")

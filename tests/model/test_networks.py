@@ -49,7 +49,7 @@ def published() -> dict[str, nn.Module]:
         }
 
 
-def test_full_size_networks_have_exactly_the_published_parameters() -> None:
+def test_full_size_networks_have_the_published_parameters() -> None:
     shapes = json.loads(gzip.decompress((DATA / "state_dict_shapes.json.gz").read_bytes()))
     for name, network in published().items():
         assert {key: list(value.shape) for key, value in network.state_dict().items()} == shapes[name], name
@@ -107,9 +107,7 @@ def test_bank_is_what_diffusers_blocks_see(kind: dict[str, Any], size: tuple[int
 @pytest.mark.parametrize("kind", KINDS, ids=["three levels", "two levels", "mixed blocks"])
 @pytest.mark.parametrize("size", [(8, 8), (6, 16), (9, 7)], ids=["square", "wide", "odd"])
 @torch.inference_mode()
-def test_without_motion_each_frame_is_diffusers_unet_with_triple_audio(
-    kind: dict[str, Any], size: tuple[int, int]
-) -> None:
+def test_without_motion_a_frame_is_that_of_diffusers_unet(kind: dict[str, Any], size: tuple[int, int]) -> None:
     ours = denoising_unet(motion_config(use_motion_module=False), **kind)
     theirs = oracle(ours, kind, audio_scale=3.0)
     sample, audio, _pose = inputs(batch=1, size=size)
@@ -145,7 +143,7 @@ def test_reference_joins_the_keys_of_self_attention() -> None:
 
 
 @torch.inference_mode()
-def test_unconditional_half_is_zero_audio_and_zero_pose_without_bank() -> None:
+def test_the_unconditional_half_has_no_audio_pose_or_bank() -> None:
     network, (sample, audio, pose) = denoising_unet(), inputs(batch=2)
     zeros = network(sample, 100, torch.zeros_like(audio), torch.zeros_like(pose), None)
     assert close(network(sample, 100, None, None, None), zeros, 1e-5)

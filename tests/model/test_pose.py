@@ -24,8 +24,10 @@ from PIL import Image
 
 from echo_rtc.clips import U8Array
 from echo_rtc.errors import InputError
-from echo_rtc.model import pose as pose_module
-from echo_rtc.model.pose import HAND_EDGES, Pose, Region, draw_pose, load_pose, load_pose_sequence, save_pose
+from echo_rtc.model import pose_drawing as pose_module
+from echo_rtc.model.pose import Pose, Region
+from echo_rtc.model.pose_drawing import HAND_EDGES, draw_pose
+from echo_rtc.model.pose_files import load_pose, load_pose_sequence, save_pose
 
 POSES = Path(__file__).parents[1] / "data" / "poses"
 NAMES = ("0", "1", "2")
@@ -338,7 +340,7 @@ ENCODE, SET, ORDERED = b"c_codecs\nencode\n", b"cbuiltins\nset\n", b"ccollection
     ],
     ids=["item", "items", "dict", "memo", "added", "frozen", "set", "ordered", "encoding", "type", "state"],
 )
-def test_nothing_is_hashed_written_out_or_changed_that_a_file_has_built(tmp_path: Path, steps: bytes) -> None:
+def test_objects_of_a_file_are_never_hashed_printed_or_changed(tmp_path: Path, steps: bytes) -> None:
     (tmp_path / "a.npy").write_bytes(HEADER + b"\x80\x04" + steps + b".")
     with pytest.raises(InputError, match=r"a\.npy (is damaged: a (tuple|function) is|asks for the .* a tuple, which)"):
         load_pose(tmp_path / "a.npy")
@@ -546,3 +548,9 @@ def test_a_line_across_the_edge_stays_near_the_line(x0: int, y0: int, x1: int, y
     middle = (np.array([x0, y0]) + np.linspace(0, 1, 200)[:, None] * np.array([x1 - x0, y1 - y0])).round().astype(int)
     for column, row in middle[((middle >= 0) & (middle < 100)).all(axis=1)]:
         assert canvas.pixels[max(row - 1, 0) : row + 2, max(column - 1, 0) : column + 2].any()
+
+
+def test_a_pipe_is_refused_and_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "0.npy")
+    with pytest.raises(InputError, match=r"0\.npy is not a file"):
+        load_pose(tmp_path / "0.npy")

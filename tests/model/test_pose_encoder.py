@@ -6,8 +6,9 @@ import numpy as np
 import torch
 from torch import nn
 
-from echo_rtc.model.pose import draw_pose, load_pose
+from echo_rtc.model.pose_drawing import draw_pose
 from echo_rtc.model.pose_encoder import PoseEncoder
+from echo_rtc.model.pose_files import load_pose
 from tests.model.small import POSES
 
 CONFIG = {
@@ -17,7 +18,7 @@ CONFIG = {
 }
 
 
-def test_it_starts_without_influence_and_tells_poses_apart_once_that_grows() -> None:
+def test_it_starts_without_influence_and_learns_to_tell_poses() -> None:
     torch.manual_seed(0)
     encoder = PoseEncoder(CONFIG)
     drawn = np.stack([draw_pose(load_pose(POSES / f"{number}.npy"), 128, 128) for number in (0, 1)])

@@ -12,7 +12,7 @@ from tests.model.small import denoising_unet, motion_config, reference_unet
 from tests.model.test_networks import inputs
 
 
-def test_the_schedule_ends_in_pure_noise_and_is_spaced_from_its_end() -> None:
+def test_the_schedule_is_spaced_from_its_end_in_pure_noise() -> None:
     scheduler = make_scheduler()
     assert scheduler.alphas_cumprod[-1] == 0
     assert scheduler.alphas_cumprod[0] > 0.999

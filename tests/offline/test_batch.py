@@ -69,7 +69,7 @@ def test_what_is_finished_is_not_rendered_again(
     assert "finished before" not in capsys.readouterr().out
 
 
-def test_a_deleted_voice_is_reported_though_its_movie_was_finished(
+def test_a_deleted_voice_is_reported_after_its_movie(
     voices: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     movies = tmp_path / "movies"

@@ -309,9 +309,7 @@ def test_bad_files_exit_with_1_and_leave_nothing(
     assert {file: file.read_bytes() for file in tmp_path.iterdir()} == before
 
 
-def test_a_worker_that_fails_to_start_exits_with_1_and_a_sentence(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_worker_that_fails_to_start_is_one_sentence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     voice = write_wav(tmp_path / "voice.wav", tone(0.2, 16_000), 16_000)
     config = tmp_path / "set-up.yaml"
     config.write_text("engine: local\ndevices: cpu\nmodel:\n  weights: nowhere\n")

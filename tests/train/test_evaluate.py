@@ -15,7 +15,7 @@ from PIL import Image
 from torch import Tensor
 
 from echo_rtc.errors import InputError, SettingsError
-from echo_rtc.model.pose import load_pose_sequence
+from echo_rtc.model.pose_files import load_pose_sequence
 from echo_rtc.settings import load_settings
 from echo_rtc.train import evaluate
 from echo_rtc.train.evaluate import (

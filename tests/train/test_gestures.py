@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from echo_rtc.model.pose import load_pose_sequence
+from echo_rtc.model.pose_files import load_pose_sequence
 from echo_rtc.train.gestures import (
     Gestures,
     blink_of_hands,

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from echo_rtc.errors import InputError
-from echo_rtc.model.pose import load_pose_sequence
+from echo_rtc.model.pose_files import load_pose_sequence
 from echo_rtc.train import package
 from echo_rtc.train.package import PARTS, main
 from echo_rtc.train.recipe import NETWORKS

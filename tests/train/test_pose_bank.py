@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from echo_rtc.errors import InputError
-from echo_rtc.model.pose import Pose, draw_pose
+from echo_rtc.model.pose import Pose
+from echo_rtc.model.pose_drawing import draw_pose
 from echo_rtc.train.gestures import sample_gestures
 from echo_rtc.train.pose_bank import main
 from echo_rtc.train.recipe import FPS

@@ -16,7 +16,8 @@ import numpy as np
 import torch
 
 from echo_rtc.errors import InputError
-from echo_rtc.model.pose import Pose, Region, save_pose
+from echo_rtc.model.pose import Pose, Region
+from echo_rtc.model.pose_files import save_pose
 from echo_rtc.train.people.asset import F32, Asset, Bool
 from echo_rtc.train.people.figure import Figure
 from echo_rtc.train.people.light import U8, Camera, Look, backdrop
