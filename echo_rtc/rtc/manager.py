@@ -34,7 +34,7 @@ from echo_rtc.rtc.peer import PORTS_RETRY_S, Peer, PeerOptions, Terms
 from echo_rtc.rtc.ports import Lease, PortsExhaustedError
 from echo_rtc.rtc.publisher_seat import PublisherSeat
 from echo_rtc.rtc.seams.ice import apply_ice_patches
-from echo_rtc.rtc.session import Caller, Opened, OpenedSpeech, Role, checked_name
+from echo_rtc.rtc.session import Caller, NoReservations, Opened, OpenedSpeech, Reservations, Role, checked_name
 from echo_rtc.rtc.tracks import packetizer
 from echo_rtc.stream.speech import Speaker
 from echo_rtc.stream.stream import Stream, StreamOptions
@@ -167,6 +167,7 @@ class StreamManager:
         self._sweeper = Sweeper()
         self.counters = ManagerCounters()
         self.ledger = Ledger()
+        self.reservations: Reservations = NoReservations()
 
     @property
     def capacity(self) -> int:
@@ -212,7 +213,7 @@ class StreamManager:
             checked_name(name)
             if name in self._names or name in self._keys:
                 raise self._taken(name)
-        self._require_room()
+        self._require_room("")
         options = replace(self._options.stream, pushed=True, voice_timeout_s=self._options.speech_timeout_s)
         stream = Stream(self._engine, self._engine.avatars[avatar], options, packetizer)
         live = self._keep(stream, name or secrets.token_urlsafe(12))
@@ -336,7 +337,7 @@ class StreamManager:
         if orphan is not None:
             with self._build():
                 return await self._resume(orphan, request)
-        self._require_room()
+        self._require_room(request.caller.client)
         with self._build():
             return await self._open(request, avatar, name)
 
@@ -373,16 +374,18 @@ class StreamManager:
     def _no_avatar(self, avatar: str) -> OfferError:
         return OfferError(f"there is no avatar {avatar!r}; choose one of {', '.join(self._engine.avatars)}")
 
-    def _require_room(self) -> None:
+    def _require_room(self, client: str) -> None:
+        """Raises CapacityError unless there is a place that is not held for another client."""
         if self._closed:
             raise _stopping()
-        if not self.free:
+        if self.free <= self.reservations.held_for_others(client):
             self.counters.full += 1
             raise CapacityError(
                 f"all {self.capacity} streams that this server holds in real time, with "
                 f"{self._engine.capacity_steps} denoising steps at least, are taken; try again later",
                 RETRY_AFTER_S,
             )
+        self.reservations.take(client)
 
     async def _open(self, request: _Request, avatar: str, name: str | None) -> Opened:
         """A new stream with its publisher. Leaves nothing behind if it fails or is cancelled."""

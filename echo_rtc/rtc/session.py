@@ -9,6 +9,7 @@ import asyncio
 import re
 from dataclasses import dataclass, field
 from enum import StrEnum
+from typing import Protocol
 
 from echo_rtc.errors import OfferError
 
@@ -31,6 +32,28 @@ class Caller:
 
     client: str = ""
     on_loopback: bool = False
+
+
+class Reservations(Protocol):
+    """Places that are held for clients who wait for one."""
+
+    def held_for_others(self, client: str) -> int:
+        """How many are held for other clients than this one."""
+        ...
+
+    def take(self, client: str) -> None:
+        """The client opens a stream, in the place held for it if there is one."""
+        ...
+
+
+class NoReservations:
+    """Where nobody waits."""
+
+    def held_for_others(self, client: str) -> int:
+        return 0
+
+    def take(self, client: str) -> None:
+        """Nothing is held."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,11 +10,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
-from aiohttp import web
+from aiohttp import hdrs, web
 from aiohttp.typedefs import Middleware
 
 from echo_rtc.operations.view import StreamsView
-from echo_rtc.rtc.session import Role
+from echo_rtc.rtc.session import Reservations, Role
 from echo_rtc.web.admin import Admin
 from echo_rtc.web.auth import GRANT, Authorisation, Scope, authorise
 from echo_rtc.web.avatars import Avatars, Gallery
@@ -29,6 +29,7 @@ from echo_rtc.web.metrics import Metrics, Watch, Watched
 from echo_rtc.web.pages import CONTENT_POLICY, OPERATORS_PAGE, SELF, Pages, content_policy, guiding_visitors
 from echo_rtc.web.prefix import finding_prefixes
 from echo_rtc.web.problems import answering_problems
+from echo_rtc.web.queue import Places, Queue
 from echo_rtc.web.signalling import MAX_OFFER_BYTES, Signalling, Streams
 from echo_rtc.web.speech import SpeechAccess, SpeechChannels, SpeechStreams
 from echo_rtc.web.whip import Sessions, WhipWhep
@@ -63,6 +64,7 @@ class Handlers:
     pages: Pages
     signalling: Signalling
     speech: SpeechChannels
+    places: Places
     avatars: Avatars
     whip: WhipWhep
     whep: WhipWhep
@@ -107,6 +109,15 @@ _ROUTES: tuple[tuple[RouteRow, Callable[[Handlers], Handler]], ...] = (
     (
         RouteRow("GET", "/streams/{id}/speech", "A WebSocket that speaks to the stream; `?rate=` in Hz.", Scope.OWN),
         lambda h: h.speech.speak,
+    ),
+    (
+        RouteRow(
+            "GET",
+            "/places",
+            "The queue of a full server: server-sent events with position (from 1) and free (true: a place is held).",
+            Scope.CALL,
+        ),
+        lambda h: h.places.wait,
     ),
     (RouteRow("GET", "/streams/{id}", "A stream's counters, as JSON.", Scope.OWN), lambda h: h.signalling.statistics),
     (RouteRow("DELETE", "/streams/{id}", "Ends a stream.", Scope.OWN), lambda h: h.signalling.close),
@@ -204,6 +215,12 @@ _ROUTES: tuple[tuple[RouteRow, Callable[[Handlers], Handler]], ...] = (
 class PeersAndStreams(Streams, SpeechStreams, Sessions, StreamsView, Protocol):
     """All that the HTTP edge asks of the streams and their peers, and what operators see of them."""
 
+    reservations: Reservations
+    """Places that are not given to everybody; set by the edge."""
+
+    @property
+    def free(self) -> int: ...
+
 
 def routes() -> list[RouteRow]:
     """Every route, in the order of the README's table."""
@@ -241,7 +258,10 @@ def create_app(
     pages = Pages.in_folder(static, access.frame_ancestors)
     avatars = Avatars(gallery, health)
     speech = SpeechChannels(streams, health, SpeechAccess(access.authorisation, access.cross_origin))
-    handlers = Handlers(pages, Signalling(streams, health), speech, avatars, whip, whep, health, metrics, admin)
+    queue = Queue()
+    streams.reservations = queue
+    places = Places(queue, health, access.clients, lambda: streams.free)
+    handlers = Handlers(pages, Signalling(streams, health), speech, places, avatars, whip, whep, health, metrics, admin)
     scopes: dict[web.AbstractRoute, Scope] = {}
     answering = answering_problems(watch.refusals)
     limiting = _limiting(Limits(access.limits, access.clients), scopes)
@@ -265,7 +285,8 @@ def _limiting(limits: Limits, scopes: Mapping[web.AbstractRoute, Scope]) -> Midd
 
     @web.middleware
     async def middleware(request: web.Request, handler: Handler) -> web.StreamResponse:
-        if scopes.get(request.match_info.route) not in (Scope.CALL, Scope.PUBLISH, Scope.VIEW):
+        opens = scopes.get(request.match_info.route) in (Scope.CALL, Scope.PUBLISH, Scope.VIEW)
+        if not opens or request.method != hdrs.METH_POST:
             return await handler(request)
         claim = request[CLAIM] = limits.claim(request)
         try:

@@ -290,6 +290,11 @@ def protect(request: web.Request) -> None:
         request.protocol.protect()
 
 
+def gone_of(request: web.Request) -> asyncio.Event:
+    """Set once the client has closed the connection; never on a server that is not of this module."""
+    return request.protocol.gone if isinstance(request.protocol, Connection) else asyncio.Event()
+
+
 class HungUpError(Exception):
     """The client has closed the connection before it had its answer."""
 
@@ -300,7 +305,7 @@ async def while_connected(
     """Does ``work`` for as long as the client is there. Raises HungUpError once it has hung up: the work is cancelled
     then, or undone if it was just done."""
     task = asyncio.ensure_future(work)
-    gone = request.protocol.gone if isinstance(request.protocol, Connection) else asyncio.Event()
+    gone = gone_of(request)
     waiting = asyncio.create_task(gone.wait(), name="client hangs up")
     try:
         await asyncio.wait({task, waiting}, return_when=asyncio.FIRST_COMPLETED)

@@ -16,7 +16,7 @@ from echo_rtc.clips import ClipFormat
 from echo_rtc.errors import UnknownAvatarError
 from echo_rtc.operations.view import StreamView
 from echo_rtc.rtc.manager import ManagerCounters
-from echo_rtc.rtc.session import Caller, Opened, OpenedSpeech, Role
+from echo_rtc.rtc.session import Caller, NoReservations, Opened, OpenedSpeech, Reservations, Role
 from echo_rtc.stream.speech import Speaker
 from echo_rtc.stream.tally import Ledger, Tally
 from echo_rtc.web.app import Access, create_app
@@ -49,6 +49,7 @@ class FakeStreams:
     streams: dict[str, StreamView] = field(default_factory=dict)
     capacity: int = 2
     free: int = 1
+    reservations: Reservations = field(default_factory=NoReservations)
     counters: ManagerCounters = field(default_factory=ManagerCounters)
     peers: dict[Role, int] = field(default_factory=dict)
     ledger: Ledger = field(default_factory=Ledger)
