@@ -200,6 +200,11 @@ class SpeechQueue:
         return (self._queued + placed) / MEDIA_RATE
 
     @property
+    def pending(self) -> bool:
+        """Whether an event is there of which something may still leave or come."""
+        return bool(self._events or self._leaving)
+
+    @property
     def running(self) -> str | None:
         """The event that further sound without an id appends to: the newest that is not complete."""
         return self._events[-1].id if self._events and not self._events[-1].complete else None

@@ -84,8 +84,8 @@ class Speaker:
 
     @property
     def speaking(self) -> bool:
-        """Whether an event is being said or waits."""
-        return self.timeline.next_mark is not None or self.timeline.queued_samples > 0
+        """Whether an event is being said or waits; not while one that is not complete has run dry."""
+        return self.timeline.next_mark is not None or self.queued_s > 0
 
     def begin(self) -> None:
         """Starts media time."""
@@ -138,7 +138,7 @@ class Speaker:
             return []
         now = self._loop.time()
         self._pass_marks()
-        if not self.speaking:
+        if not self.timeline.pending:
             return []
         guard = self._format.sample_of_frame(GUARD_FRAMES, MEDIA_RATE)
         cuts, silence, target = self.timeline.interrupt(self._playout.next_sample(now), guard)

@@ -11,6 +11,7 @@ import pytest
 
 from echo_rtc.clips import MEDIA_RATE, ClipFormat, S16Array
 from echo_rtc.engine.testcard import AVATAR, ScriptedFaults, TestCardEngine
+from echo_rtc.media.speech import EventOverError
 from echo_rtc.stream.queues import QueueClosedError
 from echo_rtc.stream.speech import Speaker, SpeechReport, SpeechStep
 from echo_rtc.stream.stream import Stream, StreamOptions, StreamState
@@ -128,6 +129,27 @@ def test_an_interruption_reports_what_was_heard(after_s: float) -> None:
             assert 0.02 * len(watched.loud_s) == pytest.approx(0.5, abs=0.03)
             assert watched.steps[-2:] == [("c", SpeechStep.STARTED), ("c", SpeechStep.ENDED)]
             assert watched.stream.tally().counts["frames", "held"] == 0
+
+    run(live())
+
+
+@pytest.mark.parametrize("after_s", [0.6, 1.2, 3.0])
+def test_an_open_event_is_interrupted_too(after_s: float) -> None:
+    """Its sound has its place already, and its end is not known."""
+
+    async def live() -> None:
+        async with talking() as watched:
+            watched.speaker.say("a", loud(2.0))
+            await asyncio.sleep(after_s)
+            assert watched.speaker.speaking == (after_s < 2.0)
+            cut = watched.loop.time()
+            [report] = watched.speaker.interrupt()
+            await asyncio.sleep(3.0)
+            assert report.played_s == pytest.approx(0.02 * len(watched.loud_s), abs=0.05)
+            assert all(when <= cut + 0.08 for when in watched.loud_s)
+            assert not watched.speaker.speaking
+            with pytest.raises(EventOverError):
+                watched.speaker.say("a", loud(0.1))
 
     run(live())
 
