@@ -1,4 +1,4 @@
-"""A talking face for any aiortc application: an audio track goes in, sound and picture come out as two tracks.
+"""A talking face for any aiortc application: a voice goes in, sound and picture come out as two tracks.
 
 This is the package's interface for Python programs. It knows no HTTP and no signalling; connections are the
 application's own.
@@ -7,22 +7,25 @@ application's own.
         face = avatars.animate(microphone_track)
         connection.addTrack(face.audio)
         connection.addTrack(face.video)
+
+:meth:`AvatarService.speak` makes a face without a microphone, which says what the program pushes.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 import av
 from aiortc.mediastreams import MediaStreamTrack
 
 from echo_rtc.avatars.library import AvatarLibrary, Shelf
-from echo_rtc.clips import ClipFormat
+from echo_rtc.clips import ClipFormat, S16Array
 from echo_rtc.engine.factory import create_engine
 from echo_rtc.errors import CapacityError, InputError
 from echo_rtc.model.description import ModelDescription
@@ -30,10 +33,12 @@ from echo_rtc.rendering import Engine
 from echo_rtc.rtc.tracks import FrameTrack, packetizer
 from echo_rtc.rtc.voice import any_track
 from echo_rtc.settings import Settings, named_settings
+from echo_rtc.stream.events import EventSink
+from echo_rtc.stream.paced_speech import PacedSpeech
 from echo_rtc.stream.stream import Stream, StreamOptions
 from echo_rtc.stream.voice import Voice
 
-__all__ = ["AvatarService", "TalkingFace", "stream_options"]
+__all__ = ["AvatarService", "Face", "SpokenFace", "TalkingFace", "stream_options"]
 
 logger = logging.getLogger(__name__)
 
@@ -50,7 +55,7 @@ class AvatarService:
         self._engine = engine
         self._options = options
         self._max_streams = max_streams
-        self._faces: set[TalkingFace] = set()
+        self._faces: set[Face] = set()
 
     @classmethod
     @asynccontextmanager
@@ -100,6 +105,23 @@ class AvatarService:
         """
         if voice.kind != "audio":
             raise InputError(f"the voice is a track of kind {voice.kind!r}; give an audio track")
+        stream = self._stream(avatar, self._options)
+        return self._kept(TalkingFace(stream, any_track(voice)))
+
+    def speak(self, avatar: str | None = None) -> SpokenFace:
+        """A face that says what is pushed to it, faster than real time, and idles in between. To be called in the event
+        loop of the service.
+
+        Raises InputError for an unknown avatar, CapacityError where no place is free.
+        """
+        return self._kept(SpokenFace(self._stream(avatar, replace(self._options, pushed=True))))
+
+    async def close(self) -> None:
+        """Closes all faces."""
+        await asyncio.gather(*(face.close() for face in tuple(self._faces)))
+
+    def _stream(self, avatar: str | None, options: StreamOptions) -> Stream:
+        """Raises InputError for an unknown avatar, CapacityError where no place is free."""
         name = self.avatars[0] if avatar is None else avatar
         if name not in self._engine.avatars:
             raise InputError(f"there is no avatar {name!r}; choose one of {', '.join(self.avatars)}")
@@ -108,31 +130,25 @@ class AvatarService:
                 f"all {self.capacity} faces that the engine animates in real time are taken; close one first",
                 RETRY_AFTER_S,
             )
-        stream = Stream(self._engine, self._engine.avatars[name], self._options, packetizer)
-        face = TalkingFace(stream, any_track(voice))
+        return Stream(self._engine, self._engine.avatars[name], options, packetizer)
+
+    def _kept(self, face: AnyFace) -> AnyFace:
+        """Takes a face into account until it ends."""
         self._faces.add(face)
-        stream.ended.add_done_callback(lambda _: self._faces.discard(face))
+        face.on_end(lambda: self._faces.discard(face))
         return face
 
-    async def close(self) -> None:
-        """Closes all faces."""
-        await asyncio.gather(*(face.close() for face in tuple(self._faces)))
 
+class Face:
+    """A face as two tracks that are in sync. It ends by :meth:`close`, when the service closes, or when both tracks
+    have been stopped."""
 
-class TalkingFace:
-    """One voice and its face, as two tracks that are in sync. Made by :meth:`AvatarService.animate`.
-
-    It ends by :meth:`close`, when the service closes, when both tracks have been stopped, or once the voice has ended
-    and its last sound has left. A voice that is only muted, or sends nothing, is silence: the idle loop is shown.
-    """
-
-    def __init__(self, stream: Stream, voice: Voice) -> None:
+    def __init__(self, stream: Stream) -> None:
         self._stream = stream
         self._tap = stream.add_tap()
         self._audio = FrameTrack("audio", self._tap.sound)
         self._video = FrameTrack("video", self._tap.picture)
         stream.begin()
-        self._listening = stream.listen(voice)
         self._life = asyncio.create_task(self._live(), name="life of a face")
 
     async def __aenter__(self) -> Self:
@@ -164,10 +180,14 @@ class TalkingFace:
     def ended(self) -> bool:
         return self._stream.ended.done()
 
-    def media_sample(self, pts: int) -> int | None:
-        """Where the voice's sample stamped ``pts`` (48 kHz) lies in the media time that ``audio.media_sample`` counts;
-        None before the first frame of the voice."""
-        return self._stream.media_sample(pts)
+    def on_end(self, call: Callable[[], None]) -> None:
+        """Calls ``call`` once the face has ended."""
+        self._stream.ended.add_done_callback(lambda _: call())
+
+    def subscribe(self, sink: EventSink) -> Callable[[], None]:
+        """Calls ``sink`` with the events that the data channel of a server's call carries: states, figures once a
+        second, captions. It returns False for an event that it dropped. Returns what ends that."""
+        return self._stream.subscribe(sink)
 
     def statistics(self) -> dict[str, object]:
         """All counters, as ``GET /streams/{id}`` gives them."""
@@ -181,25 +201,100 @@ class TalkingFace:
 
     async def _live(self) -> None:
         """Closes the stream when it is over, for any reason."""
-        over = asyncio.create_task(self._over(), name="end of a voice")
+        over = asyncio.create_task(self._over(), name="end of a face")
         try:
             either: set[asyncio.Future[Any]] = {over, self._stream.ended}
             await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
         finally:
             over.cancel()
             await asyncio.wait({over})
-        await self._stream.close("the voice has ended" if self._listening.done() else "its tracks were stopped")
+        await self._stream.close("its tracks were stopped" if over.cancelled() else over.result())
 
-    async def _over(self) -> None:
-        """Returns when the tracks were stopped, or the voice has ended and its last sound has left."""
-        tracks = asyncio.create_task(self._tap.ended.wait())
+    async def _over(self) -> str:
+        """Returns why, when the face is over without having been closed."""
+        await self._tap.ended.wait()
+        return "its tracks were stopped"
+
+
+AnyFace = TypeVar("AnyFace", bound=Face)
+
+
+class TalkingFace(Face):
+    """One voice and its face. Made by :meth:`AvatarService.animate`.
+
+    It also ends once the voice has ended and its last sound has left. A voice that is only muted, or sends nothing, is
+    silence: the idle loop is shown.
+    """
+
+    def __init__(self, stream: Stream, voice: Voice) -> None:
+        stream.begin()
+        self._listening = stream.listen(voice)
+        super().__init__(stream)
+
+    def media_sample(self, pts: int) -> int | None:
+        """Where the voice's sample stamped ``pts`` (48 kHz) lies in the media time that ``audio.media_sample`` counts;
+        None before the first frame of the voice."""
+        return self._stream.media_sample(pts)
+
+    async def _over(self) -> str:
+        tracks = asyncio.create_task(super()._over())
         try:
             await asyncio.wait({self._listening, tracks}, return_when=asyncio.FIRST_COMPLETED)
             if self._listening.done():
                 await asyncio.wait({tracks}, timeout=self._stream.delay_s)
+                return "the voice has ended"
+            return "its tracks were stopped"
         finally:
             tracks.cancel()
             await asyncio.wait({tracks})
+
+
+class SpokenFace(Face):
+    """A face that says what is pushed to it. Made by :meth:`AvatarService.speak`.
+
+    Speech comes in events: sound that belongs together. Each begins when the one before has been said.
+    """
+
+    def __init__(self, stream: Stream) -> None:
+        super().__init__(stream)
+        assert stream.speaker is not None, "the stream hears a microphone"
+        self._speaker = stream.speaker
+        self._speech = PacedSpeech(stream.speaker, stream.ended)
+
+    @property
+    def speaking(self) -> bool:
+        """Whether anything is being said or waits to be."""
+        return self._speaker.speaking
+
+    @property
+    def queued_s(self) -> float:
+        """Seconds of sound that have not left yet."""
+        return self._speaker.queued_s
+
+    async def say(self, pcm: bytes | S16Array, rate: int, event: str | None = None, text: str = "") -> bool:
+        """Appends mono PCM at ``rate`` Hz (8000 to 48000), 16-bit little-endian bytes or (n,) int16, to ``event``;
+        without one to the event that runs, or to a new one. A new event queues behind the one before, and ends it.
+        ``text``: the words, which events of the type "caption" tell as they are said.
+
+        Waits while more than five seconds are queued. False if the event was interrupted, before or while this waited:
+        what was not taken by then is dropped. Raises InputError for sound or a rate that cannot be used, an event that
+        is complete, and once the face has ended.
+        """
+        return await self._speech.say(pcm, rate, event, text)
+
+    async def end_event(self, event: str | None = None) -> None:
+        """Nothing further is said in ``event``, without one in that which runs: its last sound need not wait for more.
+        Harmless for an event that is over."""
+        await self._speech.end_event(event)
+
+    async def interrupt(self) -> float:
+        """Silences the face at once, and drops all that is queued or waits in :meth:`say`; the seconds that have been
+        heard of the event that was being said, 0.0 if none was."""
+        return await self._speech.interrupt()
+
+    async def said(self) -> None:
+        """Waits until all that is queued has been heard, was interrupted, or the face has ended."""
+        await self._speech.said()
 
 
 def _log(line: str) -> None:

@@ -79,17 +79,17 @@ class PcmConverter:
     """Contiguous 16-bit little-endian mono PCM at ``rate`` Hz in, mono int16 at 48 kHz out, a filter's lag late."""
 
     def __init__(self, rate: int) -> None:
-        self._rate = rate
+        self.rate = rate
         self._resampler = av.AudioResampler(format="s16", layout="mono", rate=MEDIA_RATE)
         self._in = 0
 
     def push(self, pcm: bytes) -> S16Array:
         """What ``pcm``, of an even number of bytes, completes: (n,) int16."""
         samples = np.frombuffer(pcm, "<i2").astype(np.int16)
-        if self._rate == MEDIA_RATE or not len(samples):
+        if self.rate == MEDIA_RATE or not len(samples):
             return samples
         frame = av.AudioFrame.from_ndarray(samples.reshape(1, -1), format="s16", layout="mono")
-        frame.sample_rate, frame.pts = self._rate, self._in
+        frame.sample_rate, frame.pts = self.rate, self._in
         self._in += len(samples)
         return self._joined(self._resampler.resample(frame))
 

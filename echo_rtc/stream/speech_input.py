@@ -46,12 +46,15 @@ class SpeechInput:
     def push(self, event: str, pcm: bytes, rate: int, text: str = "") -> None:
         """Appends 16-bit little-endian mono PCM at ``rate`` Hz, an even number of bytes, to ``event``.
 
-        All sound of an event has one rate. Raises SpeechRefusedError; nothing that was queued before is lost.
+        Raises SpeechRefusedError; nothing that was queued before is lost. Raises ValueError for another rate than that
+        of the event's sound before.
         """
         if event not in self._open and len(self._open) >= MAX_EVENTS:
             raise SpeechRefusedError("queue_full", "too many events are open; complete some")
-        self.running = event
         converter = self._open.get(event) or PcmConverter(rate)
+        if converter.rate != rate:
+            raise ValueError(f"rate is {rate}; the event {event!r} has {converter.rate} Hz, and keeps it")
+        self.running = event
         try:
             self._sink.say(event, converter.push(pcm), text)
         except QueueFullError as error:
