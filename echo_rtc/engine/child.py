@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from multiprocessing.connection import Connection
 
 from echo_rtc.clips import ClipFormat, F16Array
-from echo_rtc.engine.handover import Area, Parcel
+from echo_rtc.engine.handover import Area, Payload
 from echo_rtc.engine.speed import Speed
 from echo_rtc.engine.worker import ClipWorker, WorkerReport, WorkerSpec
 from echo_rtc.rendering import AvatarFiles, RenderRequest
@@ -38,21 +38,21 @@ def hold_terminal_signals(held: bool) -> None:
 
 
 @dataclass(frozen=True, slots=True)
-class Line:
+class ProgressLine:
     """One line of progress on its way to the parent."""
 
     text: str
 
 
 @dataclass(frozen=True, slots=True)
-class Born:
+class Spawned:
     """The first message of a worker: its process id."""
 
     pid: int
 
 
 @dataclass(frozen=True, slots=True)
-class Taken:
+class AreaFree:
     """The request area of that index is free again."""
 
     area: int
@@ -64,19 +64,20 @@ class ToPrepare:
 
     number: int
     area: int
-    parcel: Parcel
+    payload: Payload
 
 
 @dataclass(frozen=True, slots=True)
 class ToDiscard:
-    """A prepared clip that nobody wants any more."""
+    """A prepared clip that is not needed any more."""
 
     number: int
 
 
 @dataclass(frozen=True, slots=True)
-class Seat:
-    """What a process is given at its birth. ``messages`` go to the parent, ``errands`` come from it."""
+class WorkerChannels:
+    """Specification, pipes and shared memory handed to the worker at spawn. ``messages`` go to the parent, ``commands``
+    come from it."""
 
     spec: WorkerSpec
     format: ClipFormat
@@ -84,7 +85,7 @@ class Seat:
     requests: tuple[Area, ...]
     results: Area
     messages: Connection
-    errands: Connection
+    commands: Connection
 
 
 class _Messages(logging.handlers.QueueHandler):
@@ -96,7 +97,7 @@ class _Messages(logging.handlers.QueueHandler):
         self._turn = threading.Lock()
 
     def send(self, message: object) -> None:
-        # A parent that is gone ends this process by itself; until then nobody is left to tell.
+        # When the parent is gone this process ends by itself; until then messages are dropped.
         with self._turn, contextlib.suppress(OSError):
             self._pipe.send(message)
 
@@ -108,7 +109,7 @@ class _Messages(logging.handlers.QueueHandler):
 class _Process:
     """The state of this process."""
 
-    seat: Seat
+    channels: WorkerChannels
     messages: _Messages
     worker: ClipWorker
 
@@ -116,20 +117,20 @@ class _Process:
 _process: _Process | None = None
 
 
-def initialise(seat: Seat) -> None:
+def initialise(channels: WorkerChannels) -> None:
     """The pool's initializer: says that the process is there, and arranges how it logs and how it ends."""
     global _process
     for number in TERMINAL_SIGNALS:
         signal.signal(number, signal.SIG_IGN)
     hold_terminal_signals(False)
-    messages = _Messages(seat.messages)
-    messages.send(Born(os.getpid()))
-    logging.basicConfig(handlers=[messages], level=seat.log_level, force=True)
+    messages = _Messages(channels.messages)
+    messages.send(Spawned(os.getpid()))
+    logging.basicConfig(handlers=[messages], level=channels.log_level, force=True)
     threading.Thread(target=_end_with_parent, name="parent-watch", daemon=True).start()
-    if seat.spec.niceness and hasattr(os, "nice"):
-        os.nice(seat.spec.niceness)
-    _process = _Process(seat, messages, ClipWorker(seat.spec, seat.format))
-    threading.Thread(target=_run_errands, args=(_process,), name="prepare", daemon=True).start()
+    if channels.spec.niceness and hasattr(os, "nice"):
+        os.nice(channels.spec.niceness)
+    _process = _Process(channels, messages, ClipWorker(channels.spec, channels.format))
+    threading.Thread(target=_run_commands, args=(_process,), name="prepare", daemon=True).start()
 
 
 def _end_with_parent() -> None:
@@ -140,27 +141,27 @@ def _end_with_parent() -> None:
         os._exit(1)
 
 
-def _run_errands(process: _Process) -> None:
+def _run_commands(process: _Process) -> None:
     """Prepares what the parent names, until its end of the pipe is closed."""
     while True:
         try:
-            errand = process.seat.errands.recv()
+            command = process.channels.commands.recv()
         except (EOFError, OSError):
             return
-        if isinstance(errand, ToDiscard):
-            process.worker.discard(errand.number)
+        if isinstance(command, ToDiscard):
+            process.worker.discard(command.number)
             continue
-        assert isinstance(errand, ToPrepare)
-        request = process.seat.requests[errand.area].take(errand.parcel)
-        process.messages.send(Taken(errand.area))
+        assert isinstance(command, ToPrepare)
+        request = process.channels.requests[command.area].take(command.payload)
+        process.messages.send(AreaFree(command.area))
         assert isinstance(request, RenderRequest)
-        process.worker.prepare(errand.number, request)
+        process.worker.prepare(command.number, request)
 
 
 def load() -> WorkerReport:
     """See :meth:`ClipWorker.load`, as all below."""
     process = _running()
-    return process.worker.load(lambda text: process.messages.send(Line(text)))
+    return process.worker.load(lambda text: process.messages.send(ProgressLine(text)))
 
 
 def measure(frames: int) -> Speed:
@@ -171,11 +172,11 @@ def ping() -> None:
     """Answers: the thread that renders is there and free."""
 
 
-def render(number: int, init_latent: F16Array | None) -> tuple[Parcel, float]:
+def render(number: int, init_latent: F16Array | None) -> tuple[Payload, float]:
     """The result lies in the result area."""
     process = _running()
     result, render_s = process.worker.render(number, init_latent)
-    return process.seat.results.put(result), render_s
+    return process.channels.results.put(result), render_s
 
 
 def prepare_avatar(files: AvatarFiles, first: bool) -> bool:
@@ -186,11 +187,11 @@ def forget_avatar(name: str) -> None:
     _running().worker.forget_avatar(name)
 
 
-def idle_piece(avatar: str, first: bool) -> Parcel | None:
+def idle_piece(avatar: str, first: bool) -> Payload | None:
     """The piece lies in the result area."""
     process = _running()
     piece = process.worker.idle_piece(avatar, first)
-    return None if piece is None else process.seat.results.put(piece)
+    return None if piece is None else process.channels.results.put(piece)
 
 
 def _running() -> _Process:

@@ -17,7 +17,7 @@ ALIGNMENT = 64
 
 
 @dataclass(frozen=True, slots=True)
-class Parcel:
+class Payload:
     """What travels through the pipe: the pickle without its arrays' bytes, and how many bytes each array has."""
 
     body: bytes
@@ -25,7 +25,7 @@ class Parcel:
 
 
 class Area:
-    """Anonymous shared memory of ``size`` bytes. It is passed to a process as an argument at its birth, has no name
+    """Anonymous shared memory of ``size`` bytes. It is passed to a process as an argument at spawn, has no name
     that could be left over, and is freed with the last process that holds it."""
 
     def __init__(self, context: SpawnContext, size: int) -> None:
@@ -35,7 +35,7 @@ class Area:
     def _bytes(self) -> memoryview:
         return memoryview(self._memory).cast("B")
 
-    def put(self, value: object) -> Parcel:
+    def put(self, value: object) -> Payload:
         """Copies the arrays of ``value`` into the area. Raises ValueError if they do not fit."""
         arrays: list[pickle.PickleBuffer] = []
         body = pickle.dumps(value, protocol=5, buffer_callback=arrays.append)
@@ -46,14 +46,14 @@ class Area:
             raise ValueError(f"arrays of {end} bytes do not fit into the {len(area)} bytes shared with a worker")
         for place, view in zip(places, views, strict=True):
             area[place : place + view.nbytes] = view
-        return Parcel(body, tuple(view.nbytes for view in views))
+        return Payload(body, tuple(view.nbytes for view in views))
 
-    def take(self, parcel: Parcel) -> object:
-        """The value of a parcel that the other side has just put here; its arrays are copies."""
-        places, _ = _places(parcel.sizes)
+    def take(self, payload: Payload) -> object:
+        """The value of a payload that the other side has just put here; its arrays are copies."""
+        places, _ = _places(payload.sizes)
         area = self._bytes
-        arrays = [bytearray(area[place : place + size]) for place, size in zip(places, parcel.sizes, strict=True)]
-        return pickle.loads(parcel.body, buffers=arrays)
+        arrays = [bytearray(area[place : place + size]) for place, size in zip(places, payload.sizes, strict=True)]
+        return pickle.loads(payload.body, buffers=arrays)
 
 
 def _places(sizes: list[int] | tuple[int, ...]) -> tuple[list[int], int]:

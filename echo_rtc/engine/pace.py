@@ -1,6 +1,6 @@
 """Which workers render a stream's clips, with how many denoising steps, and how the clips join.
 
-Decided for each stream anew whenever anything changes, so that it holds at the edge of real time.
+Decided for each stream again whenever anything changes, so that it holds at the edge of real time.
 
 The rules, in the order of their weight:
 

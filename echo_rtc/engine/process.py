@@ -22,9 +22,9 @@ from typing import ParamSpec, TypeVar
 
 from echo_rtc.clips import ClipFormat
 from echo_rtc.engine import child
-from echo_rtc.engine.child import Born, Line, Seat, Taken, ToDiscard, ToPrepare
-from echo_rtc.engine.fleet import WorkerGoneError
+from echo_rtc.engine.child import AreaFree, ProgressLine, Spawned, ToDiscard, ToPrepare, WorkerChannels
 from echo_rtc.engine.handover import Area
+from echo_rtc.engine.slots import WorkerGoneError
 from echo_rtc.engine.speed import Speed
 from echo_rtc.engine.worker import WorkerReport, WorkerSpec
 from echo_rtc.errors import RenderError
@@ -36,7 +36,7 @@ END_S = 2.0
 """How long an idle worker may take to end by itself before it is killed."""
 
 REAP_S = 5.0
-"""How long the operating system may take to bury a killed worker."""
+"""How long the operating system may take to reap a killed worker."""
 
 REQUEST_BYTES = 4 * 1024 * 1024
 REQUEST_AREAS = 2
@@ -55,7 +55,7 @@ KILL = getattr(signal, "SIGKILL", signal.SIGTERM)
 
 
 class WorkerProcess:
-    """One process, from birth to burial. Not reusable: a replacement is a new object."""
+    """One worker process, from start to exit. Not reusable: a replacement is a new object."""
 
     def __init__(self, spec: WorkerSpec, format: ClipFormat, progress: Progress, on_gone: Callable[[], None]) -> None:
         """``on_gone`` is called once, when the process is dead."""
@@ -71,18 +71,20 @@ class WorkerProcess:
         self._handed: set[int] = set()
         self._results = Area(context, RESULT_CLIPS * format.clip_frames * frame_bytes + RESULT_EXTRA_BYTES)
         self._messages, self._theirs = context.Pipe(duplex=False)
-        self._their_errands, self._errands = context.Pipe(duplex=False)
+        self._their_commands, self._commands = context.Pipe(duplex=False)
         level = logging.getLogger().getEffectiveLevel()
-        seat = Seat(spec, format, level, self._requests, self._results, self._theirs, self._their_errands)
-        self._pool = ProcessPoolExecutor(1, context, child.initialise, (seat,))
+        channels = WorkerChannels(
+            spec, format, level, self._requests, self._results, self._theirs, self._their_commands
+        )
+        self._pool = ProcessPoolExecutor(1, context, child.initialise, (channels,))
         self._reader = threading.Thread(
             target=self._read, args=(asyncio.get_running_loop(),), name=f"echo-worker-{spec.name}", daemon=True
         )
-        self._birth: asyncio.Task[Future[WorkerReport]] | None = None
-        self._burial: asyncio.Task[None] | None = None
+        self._spawning: asyncio.Task[Future[WorkerReport]] | None = None
+        self._reaping: asyncio.Task[None] | None = None
         self._pid: int | None = None
         self._busy = False
-        self._condemned = False
+        self._kill_requested = False
         self._gone = False
 
     @property
@@ -96,10 +98,10 @@ class WorkerProcess:
 
     async def start(self, timeout_s: float) -> WorkerReport:
         """Starts the process and loads its renderer. Raises what the loader raises, WorkerGoneError if it dies."""
-        self._birth = asyncio.create_task(asyncio.to_thread(self._spawn))
+        self._spawning = asyncio.create_task(asyncio.to_thread(self._spawn))
         try:
             # Shielded: a thread that is starting a process cannot be called back, so close() waits for it instead.
-            future = await asyncio.shield(self._birth)
+            future = await asyncio.shield(self._spawning)
         except OSError as error:
             self._end()
             raise WorkerGoneError(f"worker {self.name} cannot be started: {error}") from error
@@ -112,16 +114,16 @@ class WorkerProcess:
     def prepare(self, number: int, request: RenderRequest) -> None:
         """Has clip ``number`` prepared beside whatever is being rendered, if there is room for its request."""
         if not self._free_areas.empty():
-            # What cannot be handed over, or to whom, is told when the clip is rendered.
+            # A failed hand-over is reported when the clip is rendered.
             with contextlib.suppress(RenderError):
                 self._hand_over(number, request, self._free_areas.get_nowait())
 
     def discard(self, number: int) -> None:
-        """Nobody wants clip ``number`` any more, which was prepared."""
+        """Discards clip ``number``, which was prepared."""
         if number in self._handed:
             self._handed.discard(number)
-            with contextlib.suppress(OSError):  # it is dead, and so is the clip
-                self._errands.send(ToDiscard(number))
+            with contextlib.suppress(OSError):  # the worker is dead, and the clip with it
+                self._commands.send(ToDiscard(number))
 
     async def render(self, number: int, request: RenderRequest, timeout_s: float) -> tuple[RenderResult, float]:
         """Renders clip ``number``, prepared or not; only one at a time. With it go the seconds that rendering itself
@@ -140,18 +142,18 @@ class WorkerProcess:
             self._hand_over(number, request, area)
         self._handed.discard(number)
         doing = "rendering a clip"
-        parcel, render_s = await self._call(timeout_s, doing, child.render, number, request.init_latent)
-        result = self._results.take(parcel)
+        payload, render_s = await self._call(timeout_s, doing, child.render, number, request.init_latent)
+        result = self._results.take(payload)
         assert isinstance(result, RenderResult)
         result.stages_ms["handover"] = (clock() - begun - render_s) * 1000
         return result, render_s
 
     async def idle_piece(self, avatar: str, first: bool, timeout_s: float) -> Avatar | None:
         """Renders the next piece of an idle loop, or the ``first``; None after the last. Raises as :meth:`render`."""
-        parcel = await self._call(timeout_s, "rendering an idle loop", child.idle_piece, avatar, first)
-        if parcel is None:
+        payload = await self._call(timeout_s, "rendering an idle loop", child.idle_piece, avatar, first)
+        if payload is None:
             return None
-        piece = self._results.take(parcel)
+        piece = self._results.take(payload)
         assert isinstance(piece, Avatar)
         return piece
 
@@ -170,7 +172,7 @@ class WorkerProcess:
 
     def kill(self) -> None:
         """Kills the process at once; one that has not said its id yet, as soon as it does."""
-        self._condemned = True
+        self._kill_requested = True
         if self._pid is not None and not self._gone:
             try:
                 os.kill(self._pid, KILL)
@@ -180,16 +182,16 @@ class WorkerProcess:
     async def close(self) -> None:
         """Ends the process in bounded time, and everything that serves it here. May be called again after it was
         cancelled."""
-        if self._birth is not None:
-            await asyncio.wait({self._birth})
+        if self._spawning is not None:
+            await asyncio.wait({self._spawning})
         if self._busy:
             self.kill()
-        if self._burial is None:
-            self._burial = asyncio.create_task(asyncio.to_thread(self._bury))
-        done, _ = await asyncio.wait({self._burial}, timeout=REAP_S if self._condemned else END_S)
+        if self._reaping is None:
+            self._reaping = asyncio.create_task(asyncio.to_thread(self._reap))
+        done, _ = await asyncio.wait({self._reaping}, timeout=REAP_S if self._kill_requested else END_S)
         if not done:
             self.kill()
-            done, _ = await asyncio.wait({self._burial}, timeout=REAP_S)
+            done, _ = await asyncio.wait({self._reaping}, timeout=REAP_S)
         if not done:
             logger.error("worker %s (process %s) does not end", self.name, self._pid)
 
@@ -202,27 +204,27 @@ class WorkerProcess:
             child.hold_terminal_signals(False)
         # So that the child's ends are the only ones, and its death the end of the file.
         self._theirs.close()
-        self._their_errands.close()
+        self._their_commands.close()
         self._reader.start()
         return future
 
-    def _bury(self) -> None:
+    def _reap(self) -> None:
         self._pool.shutdown(wait=True, cancel_futures=True)
         if self._reader.ident is not None:
             self._reader.join(REAP_S)
-        for pipe in (self._theirs, self._messages, self._their_errands, self._errands):
+        for pipe in (self._theirs, self._messages, self._their_commands, self._commands):
             pipe.close()
 
     def _hand_over(self, number: int, request: RenderRequest, area: int) -> None:
-        """Sends a request to be prepared. Raises RenderError if it is too large, WorkerGoneError if nobody reads."""
+        """Sends a request to be prepared. Raises RenderError if it is too large or the worker is gone."""
         try:
             # The latent may still change, and goes with the order to render.
-            parcel = self._requests[area].put(replace(request, init_latent=None))
+            payload = self._requests[area].put(replace(request, init_latent=None))
         except ValueError as error:
             self._free_areas.put_nowait(area)
             raise RenderError(f"the clip cannot be handed to worker {self.name}: {error}") from error
         try:
-            self._errands.send(ToPrepare(number, area, parcel))
+            self._commands.send(ToPrepare(number, area, payload))
         except OSError as error:
             raise WorkerGoneError(f"worker {self.name} is gone") from error
         self._handed.add(number)
@@ -238,7 +240,7 @@ class WorkerProcess:
     async def _outcome(self, future: Future[T], timeout_s: float, doing: str) -> T:
         """What the worker answers. Raises WorkerGoneError if it dies, or is killed for exceeding ``timeout_s``."""
         answer = asyncio.wrap_future(future)
-        answer.add_done_callback(_look)
+        answer.add_done_callback(_retrieve)
         self._busy = True
         done, _ = await asyncio.wait({answer}, timeout=timeout_s)
         if not done:
@@ -254,7 +256,7 @@ class WorkerProcess:
 
     def _read(self, loop: asyncio.AbstractEventLoop) -> None:
         """Runs in a thread until the process is dead: passes on what it says."""
-        with contextlib.suppress(RuntimeError):  # the loop is closed: nobody is left to hear
+        with contextlib.suppress(RuntimeError):  # the loop is closed
             while True:
                 try:
                     message = self._messages.recv()
@@ -268,18 +270,18 @@ class WorkerProcess:
                     if target.isEnabledFor(message.levelno):
                         target.handle(message)
                 else:
-                    loop.call_soon_threadsafe(self._hear, message)
+                    loop.call_soon_threadsafe(self._on_message, message)
             loop.call_soon_threadsafe(self._end)
 
-    def _hear(self, message: Born | Line | Taken) -> None:
+    def _on_message(self, message: Spawned | ProgressLine | AreaFree) -> None:
         match message:
-            case Line(text):
+            case ProgressLine(text):
                 self._progress(f"worker {self.name}: {text}")
-            case Taken(area):
+            case AreaFree(area):
                 self._free_areas.put_nowait(area)
-            case Born(pid):
+            case Spawned(pid):
                 self._pid = pid
-                if self._condemned:
+                if self._kill_requested:
                     self.kill()
 
     def _end(self) -> None:
@@ -288,7 +290,7 @@ class WorkerProcess:
             self._on_gone()
 
 
-def _look(answer: asyncio.Future[T]) -> None:
-    """Takes note of an outcome that nobody waits for any more, so that asyncio does not warn of it."""
+def _retrieve(answer: asyncio.Future[T]) -> None:
+    """Retrieves an outcome that is not awaited any more, so that asyncio does not warn of it."""
     if not answer.cancelled():
         answer.exception()

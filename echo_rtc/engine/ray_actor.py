@@ -43,17 +43,17 @@ class Failure:
 
 
 @dataclass(frozen=True, slots=True)
-class OtherLife:
-    """The answer to a call that was meant for an earlier life of the actor, and found that it had been started anew."""
+class OtherIncarnation:
+    """The answer to a call that was meant for an earlier incarnation of the actor, which was restarted since."""
 
 
 @dataclass(frozen=True, slots=True)
 class Whereabouts:
-    """Where an actor lives. ``life`` is another one each time that Ray has started it anew."""
+    """Where an actor runs. ``incarnation`` changes each time that Ray restarts it."""
 
     node: str
     pid: int
-    life: str
+    incarnation: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,8 +90,12 @@ def _in(group: str, **options: str) -> Callable[[F], F]:
 class RayClipWorker:
     """The actor. Its methods are those of ClipWorker; what they raise comes back as a Failure.
 
-    Ray starts it anew when it dies, and passes on to the new life what was sent to the old one, whose death nobody has
-    heard of yet. So each call says which life it is meant for.
+    Ray restarts it when it dies, and passes on to the new incarnation what was sent to the old one before its death was
+    known. So each call says which incarnation it is meant for, as a fencing token:
+
+    1. A call is sent to incarnation A, which dies before it arrives.
+    2. Ray starts incarnation B and delivers the call there; B has no model loaded, or another clip prepared.
+    3. B sees that the call names A, and answers OtherIncarnation; the server takes that for the death of A.
     """
 
     def __init__(self, spec: WorkerSpec, format: ClipFormat, log_level: int) -> None:
@@ -100,58 +104,60 @@ class RayClipWorker:
         logging.basicConfig(handlers=[logging.handlers.QueueHandler(self._messages)], level=log_level, force=True)
         self._worker = ClipWorker(spec, format)
         self._avatar: tuple[AvatarFiles, tempfile.TemporaryDirectory[str]] | None = None
-        self._life = secrets.token_hex(8)
+        self._incarnation = secrets.token_hex(8)
         if spec.niceness and hasattr(os, "nice"):
             os.nice(spec.niceness)
 
     @_in("render")
     def whereabouts(self) -> Whereabouts:
-        return Whereabouts(ray.util.get_node_ip_address(), os.getpid(), self._life)
+        return Whereabouts(ray.util.get_node_ip_address(), os.getpid(), self._incarnation)
 
     @_in("messages", num_returns="streaming")
-    def messages(self, life: str) -> Iterator[Message]:
-        """Everything that is said, for as long as this life lasts."""
-        while life == self._life:
+    def messages(self, incarnation: str) -> Iterator[Message]:
+        """Everything that is said, for as long as this incarnation lasts."""
+        while incarnation == self._incarnation:
             yield self._messages.get()
 
     @_in("render")
-    def load(self, life: str) -> WorkerReport | Failure | OtherLife:
-        return self._told(life, lambda: self._worker.load(self._messages.put))
+    def load(self, incarnation: str) -> WorkerReport | Failure | OtherIncarnation:
+        return self._told(incarnation, lambda: self._worker.load(self._messages.put))
 
     @_in("render")
-    def measure(self, life: str, frames: int) -> Speed | Failure | OtherLife:
-        return self._told(life, lambda: self._worker.measure(frames))
+    def measure(self, incarnation: str, frames: int) -> Speed | Failure | OtherIncarnation:
+        return self._told(incarnation, lambda: self._worker.measure(frames))
 
     @_in("render")
-    def ping(self, life: str) -> OtherLife | None:
+    def ping(self, incarnation: str) -> OtherIncarnation | None:
         """Answers: the thread that renders is there and free."""
-        return None if life == self._life else OtherLife()
+        return None if incarnation == self._incarnation else OtherIncarnation()
 
     @_in("prepare")
-    def prepare(self, life: str, number: int, request: RenderRequest) -> None:
-        if life == self._life:
+    def prepare(self, incarnation: str, number: int, request: RenderRequest) -> None:
+        if incarnation == self._incarnation:
             self._worker.prepare(number, request)
 
     @_in("prepare")
-    def discard(self, life: str, number: int) -> None:
-        if life == self._life:
+    def discard(self, incarnation: str, number: int) -> None:
+        if incarnation == self._incarnation:
             self._worker.discard(number)
 
     @_in("render")
     def render(
-        self, life: str, number: int, init_latent: F16Array | None
-    ) -> tuple[RenderResult, float] | Failure | OtherLife:
-        return self._told(life, lambda: self._worker.render(number, init_latent))
+        self, incarnation: str, number: int, init_latent: F16Array | None
+    ) -> tuple[RenderResult, float] | Failure | OtherIncarnation:
+        return self._told(incarnation, lambda: self._worker.render(number, init_latent))
 
     @_in("render")
-    def idle_piece(self, life: str, avatar: str, first: bool) -> Avatar | Failure | OtherLife | None:
-        return self._told(life, lambda: self._worker.idle_piece(avatar, first))
+    def idle_piece(self, incarnation: str, avatar: str, first: bool) -> Avatar | Failure | OtherIncarnation | None:
+        return self._told(incarnation, lambda: self._worker.idle_piece(avatar, first))
 
     @_in("render")
-    def prepare_avatar(self, life: str, name: str, bundle: AvatarBundle | None) -> bool | Failure | OtherLife:
+    def prepare_avatar(
+        self, incarnation: str, name: str, bundle: AvatarBundle | None
+    ) -> bool | Failure | OtherIncarnation:
         """The first piece of an avatar if its ``bundle`` comes along, else one more."""
-        if life != self._life:
-            return OtherLife()
+        if incarnation != self._incarnation:
+            return OtherIncarnation()
         if bundle is not None:
             self._drop_files()
             folder = tempfile.TemporaryDirectory(prefix="echo-avatar-")
@@ -159,25 +165,25 @@ class RayClipWorker:
         if self._avatar is None or self._avatar[0].name != name:
             return False  # it was forgotten meanwhile
         files, _ = self._avatar
-        more = self._told(life, lambda: self._worker.prepare_avatar(files, bundle is not None))
+        more = self._told(incarnation, lambda: self._worker.prepare_avatar(files, bundle is not None))
         if more is not True:
             self._drop_files()
         return more
 
     @_in("render")
-    def forget_avatar(self, life: str, name: str) -> Failure | OtherLife | None:
-        if life == self._life and self._avatar is not None and self._avatar[0].name == name:
+    def forget_avatar(self, incarnation: str, name: str) -> Failure | OtherIncarnation | None:
+        if incarnation == self._incarnation and self._avatar is not None and self._avatar[0].name == name:
             self._drop_files()
-        return self._told(life, lambda: self._worker.forget_avatar(name))
+        return self._told(incarnation, lambda: self._worker.forget_avatar(name))
 
     def _drop_files(self) -> None:
         if self._avatar is not None:
             self._avatar[1].cleanup()
             self._avatar = None
 
-    def _told(self, life: str, call: Callable[[], T]) -> T | Failure | OtherLife:
-        if life != self._life:
-            return OtherLife()
+    def _told(self, incarnation: str, call: Callable[[], T]) -> T | Failure | OtherIncarnation:
+        if incarnation != self._incarnation:
+            return OtherIncarnation()
         try:
             return call()
         except EchoRtcError as error:

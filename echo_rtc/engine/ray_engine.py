@@ -1,6 +1,6 @@
 """The Ray engine: the workers are actors of a Ray cluster, on one machine or on many.
 
-Ray decides on which node an actor runs, starts it anew when it or its node dies, and carries clips to it and frames
+Ray decides on which node an actor runs, restarts it when it or its node dies, and carries clips to it and frames
 back. What remains is the fleet's: which clip goes to which worker, and what happens to the clip that is lost. Needs the
 extra ``ray``; loads no torch.
 """
@@ -24,9 +24,17 @@ from ray._private import ray_constants
 from ray.exceptions import RayActorError, RayError
 
 from echo_rtc.clips import ClipFormat, YuvFrames
-from echo_rtc.engine.fleet import FleetEngine, FleetOptions, WorkerGoneError
-from echo_rtc.engine.ray_actor import CONCURRENCY_GROUPS, AvatarBundle, Failure, OtherLife, RayClipWorker, Whereabouts
+from echo_rtc.engine.fleet import FleetEngine, FleetOptions
+from echo_rtc.engine.ray_actor import (
+    CONCURRENCY_GROUPS,
+    AvatarBundle,
+    Failure,
+    OtherIncarnation,
+    RayClipWorker,
+    Whereabouts,
+)
 from echo_rtc.engine.ray_environment import RayOptions, check_token, check_version
+from echo_rtc.engine.slots import WorkerGoneError
 from echo_rtc.engine.speed import Speed
 from echo_rtc.engine.worker import WorkerReport, WorkerSpec
 from echo_rtc.errors import InputError, RenderError, SettingsError, first_line
@@ -38,7 +46,7 @@ PLACE_S = 60.0
 """How long Ray may take to find a node for an actor (s)."""
 
 AGAIN_S = 0.1
-"""How often an actor that is being started anew is asked whether it is there (s)."""
+"""How often an actor that is being restarted is asked whether it is there (s)."""
 
 KNOCK_S = 5.0
 """How long the port of a cluster's head may take to open (s)."""
@@ -269,7 +277,7 @@ def _keep_alive(connection: socket.socket) -> None:
 
 
 class _Actor:
-    """One actor through all its lives: Ray starts it anew whenever it dies, until :meth:`end`."""
+    """One actor through all its incarnations: Ray restarts it whenever it dies, until :meth:`end`."""
 
     def __init__(self, spec: WorkerSpec, format: ClipFormat, gpus: int, cpus: float) -> None:
         remote = ray.remote(concurrency_groups=CONCURRENCY_GROUPS)(RayClipWorker)
@@ -278,10 +286,10 @@ class _Actor:
         self.name = spec.name
         self.needs = "a free GPU" if gpus else f"{cpus:g} free CPUs"
         self.handle: Any = remote.options(**options).remote(spec, format, level)
-        self.past_lives: set[str] = set()
+        self.past_incarnations: set[str] = set()
 
     def restart(self) -> None:
-        """Kills it, for Ray to start it anew."""
+        """Kills it, for Ray to restart it."""
         ray.kill(self.handle, no_restart=False)
 
     def end(self) -> None:
@@ -290,7 +298,7 @@ class _Actor:
 
 
 class RayWorker:
-    """One life of an actor, as a Worker of the fleet."""
+    """One incarnation of an actor, as a Worker of the fleet."""
 
     def __init__(self, actor: _Actor, progress: Progress, on_gone: Callable[[], None]) -> None:
         self._actor = actor
@@ -298,7 +306,7 @@ class RayWorker:
         self._on_gone = on_gone
         self._where: Whereabouts | None = None
         self._handed: set[int] = set()
-        self._over: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._follower: asyncio.Task[None] | None = None
 
     @property
@@ -312,16 +320,16 @@ class RayWorker:
         return self._where.pid if here and self._where is not None else None
 
     @property
-    def _life(self) -> str:
-        """Which of the actor's lives this is; none before it was found."""
-        return self._where.life if self._where is not None else ""
+    def _incarnation(self) -> str:
+        """Which of the actor's incarnations this is; none before it was found."""
+        return self._where.incarnation if self._where is not None else ""
 
     async def start(self, timeout_s: float) -> WorkerReport:
         """Waits until Ray has found a place, and loads. Raises SettingsError if there is none, and what the loader
         raises."""
         try:
             async with asyncio.timeout(PLACE_S):
-                self._where = await self._born()
+                self._where = await self._next_incarnation()
         except TimeoutError:
             raise SettingsError(
                 f"no node of the Ray cluster has {self._actor.needs} for worker {self.name}; the command ray status "
@@ -341,31 +349,31 @@ class RayWorker:
 
     def prepare(self, number: int, request: RenderRequest) -> None:
         with contextlib.suppress(RenderError):  # told when the clip is rendered
-            self._hand_over(number, request)
+            self._hand_ended(number, request)
 
     def discard(self, number: int) -> None:
         if number in self._handed:
             self._handed.discard(number)
             with contextlib.suppress(RayError):  # it is dead, and so is the clip
-                self._actor.handle.discard.remote(self._life, number)
+                self._actor.handle.discard.remote(self._incarnation, number)
 
     async def render(self, number: int, request: RenderRequest, timeout_s: float) -> tuple[RenderResult, float]:
         clock = asyncio.get_running_loop().time
         begun = clock()
         if number not in self._handed:
-            self._hand_over(number, request)
+            self._hand_ended(number, request)
         self._handed.discard(number)
         method = self._actor.handle.render
         result, render_s = await self._call(timeout_s, "rendering a clip", method, number, request.init_latent)
         assert isinstance(result, RenderResult)
-        result = replace(result, frames=_own(result.frames), final_latent=_own(result.final_latent))
+        result = replace(result, frames=_copied(result.frames), final_latent=_copied(result.final_latent))
         result.stages_ms["handover"] = (clock() - begun - render_s) * 1000
         return result, render_s
 
     async def idle_piece(self, avatar: str, first: bool, timeout_s: float) -> Avatar | None:
         piece = await self._call(timeout_s, "rendering an idle loop", self._actor.handle.idle_piece, avatar, first)
         assert piece is None or isinstance(piece, Avatar)
-        return piece and Avatar(piece.name, _own(piece.idle), _own(piece.idle_latents))
+        return piece and Avatar(piece.name, _copied(piece.idle), _copied(piece.idle_latents))
 
     async def prepare_avatar(self, files: AvatarFiles, first: bool, timeout_s: float) -> bool:
         bundle = None
@@ -384,20 +392,20 @@ class RayWorker:
         await self._call(timeout_s, "idle and silent", self._actor.handle.ping)
 
     def kill(self) -> None:
-        if not self._over.done():
+        if not self._ended.done():
             with contextlib.suppress(RayError):
                 self._actor.restart()
             self._end()
 
     async def close(self) -> None:
-        """Stops following this life; whether there is another one is the engine's to say."""
+        """Stops following this incarnation; whether there is another one is the engine's to say."""
         self._end()
         if self._follower is not None:
             self._follower.cancel()
             await asyncio.wait({self._follower})
 
-    async def _born(self) -> Whereabouts:
-        """Waits until the actor lives a life that no worker of the fleet has had yet."""
+    async def _next_incarnation(self) -> Whereabouts:
+        """Waits for an incarnation of the actor that no worker of the fleet has had yet."""
         while True:
             try:
                 where = await asyncio.wrap_future(self._actor.handle.whereabouts.remote().future())
@@ -405,31 +413,31 @@ class RayWorker:
                 await asyncio.sleep(AGAIN_S)
                 continue
             assert isinstance(where, Whereabouts)
-            if where.life not in self._actor.past_lives:
-                self._actor.past_lives.add(where.life)
+            if where.incarnation not in self._actor.past_incarnations:
+                self._actor.past_incarnations.add(where.incarnation)
                 return where
-            # It was out of reach only, and has a model loaded that nobody knows the state of.
+            # It was out of reach only, and the state of the model that it has loaded is unknown.
             self._actor.restart()
             await asyncio.sleep(AGAIN_S)
 
-    def _hand_over(self, number: int, request: RenderRequest) -> None:
+    def _hand_ended(self, number: int, request: RenderRequest) -> None:
         """Sends a request to be prepared. Raises RenderError."""
         try:
             # The latent may still change, and goes with the order to render.
-            self._actor.handle.prepare.remote(self._life, number, replace(request, init_latent=None))
+            self._actor.handle.prepare.remote(self._incarnation, number, replace(request, init_latent=None))
         except (RayError, pickle.PicklingError) as error:
             raise RenderError(f"the clip cannot be handed to worker {self.name}: {error}") from error
         self._handed.add(number)
 
     async def _call(self, timeout_s: float, doing: str, method: Any, *arguments: Any) -> Any:
         """Calls a method of the actor. Raises its failures, WorkerGoneError if it dies or exceeds ``timeout_s``."""
-        if self._over.done():
+        if self._ended.done():
             raise WorkerGoneError(f"worker {self.name} is gone")
-        answer: asyncio.Future[Any] = asyncio.wrap_future(method.remote(self._life, *arguments).future())
+        answer: asyncio.Future[Any] = asyncio.wrap_future(method.remote(self._incarnation, *arguments).future())
         answer.add_done_callback(lambda late: late.cancelled() or late.exception())
-        await asyncio.wait({answer, self._over}, timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait({answer, self._ended}, timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)
         if not answer.done():
-            if self._over.done():
+            if self._ended.done():
                 raise WorkerGoneError(f"worker {self.name} died while {doing}")
             self.kill()
             raise WorkerGoneError(f"worker {self.name} was {doing} for more than {timeout_s:g} s and was ended")
@@ -440,7 +448,7 @@ class RayWorker:
             raise WorkerGoneError(f"worker {self.name} died while {doing}") from error
         except RayError as error:
             raise RenderError(f"worker {self.name} failed while {doing}: {first_line(error)}") from error
-        if isinstance(outcome, OtherLife):
+        if isinstance(outcome, OtherIncarnation):
             self._end()
             raise WorkerGoneError(f"worker {self.name} died while {doing}")
         if isinstance(outcome, Failure):
@@ -450,7 +458,7 @@ class RayWorker:
     async def _follow(self) -> None:
         """Passes on what the actor says, until its death."""
         try:
-            async for reference in self._actor.handle.messages.remote(self._life):
+            async for reference in self._actor.handle.messages.remote(self._incarnation):
                 message = await reference
                 if isinstance(message, str):
                     self._progress(f"worker {self.name}: {message}")
@@ -461,12 +469,12 @@ class RayWorker:
             self._end()
 
     def _end(self) -> None:
-        if not self._over.done():
-            self._over.set_result(None)
+        if not self._ended.done():
+            self._ended.set_result(None)
             self._on_gone()
 
 
-def _own(value: Any) -> Any:
+def _copied(value: Any) -> Any:
     """A copy of what lies in Ray's shared memory, which is lent for as long as the connection lasts."""
     if isinstance(value, YuvFrames):
         return YuvFrames(value.y.copy(), value.u.copy(), value.v.copy())

@@ -76,5 +76,5 @@ def check_token(address: str) -> None:
         raise SettingsError(
             f"ray_address is {address}, but there is no token for that cluster at {path}; make one with "
             "ray get-auth-token --generate, give it to every node and start them with RAY_AUTH_MODE=token, or set "
-            "RAY_AUTH_MODE=disabled if nobody else reaches the cluster's network"
+            "RAY_AUTH_MODE=disabled if only trusted machines reach the cluster's network"
         )

@@ -147,7 +147,7 @@ class _Worker:
         return self.running is not None and now - self.began_s > OVERDUE * (self.free_s - self.began_s)
 
     def stuck(self, now: float) -> bool:
-        """Whether it has been at anything, clip or errand, for so long that its streams should not wait for it."""
+        """Whether it has been at anything, clip or call, for so long that its streams should not wait for it."""
         return self.running is not None and now - self.began_s > OVERDUE * max(self.free_s - self.began_s, self.clip_s)
 
 
@@ -249,7 +249,7 @@ class Scheduler:
         self._wait(ticket)
 
     def withdraw(self, number: int) -> str | None:
-        """Nobody wants the clip any more. Returns the worker that has it prepared, if one has. One that is being
+        """Withdraws a clip. Returns the worker that has it prepared, if one has. One that is being
         rendered stays until it is finished."""
         if number in self._waiting:
             self._take(self._waiting[number])

@@ -1,4 +1,10 @@
-"""How long clips take on a worker, as measured. What that promises is in ``pace.py``. Pure arithmetic."""
+"""How long clips take on a worker, as measured. Pure arithmetic.
+
+Three estimates of a clip's time have different uses. This one, the median of dozens of clips, is what admission and a
+new stream's delay are made of: stable. ``scheduling.py`` keeps a smoothed one, for whether a clip can still be on time,
+and by steps the median of the latest five, from which ``pace.py`` places streams: quick to follow a worker that slows
+down. ``meter.py`` counts quantiles for operators, and decides nothing.
+"""
 
 from __future__ import annotations
 

@@ -28,7 +28,8 @@ from echo_rtc.engine.card import (
     read_level,
 )
 from echo_rtc.engine.devices import usable_cores
-from echo_rtc.engine.fleet import FleetEngine, FleetOptions, WorkerGoneError
+from echo_rtc.engine.fleet import FleetEngine, FleetOptions
+from echo_rtc.engine.slots import WorkerGoneError
 from echo_rtc.engine.speed import Speed
 from echo_rtc.engine.worker import AVATAR, Renderer, WorkerReport, WorkerSpec
 from echo_rtc.errors import RenderError

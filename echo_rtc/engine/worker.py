@@ -214,7 +214,7 @@ class ClipWorker:
         return self._renderer
 
     def _place(self, number: int) -> Future[tuple[RenderRequest, Any]]:
-        """Where clip ``number`` lies when it is prepared, whoever asks first."""
+        """The future of clip ``number``, created by the first caller."""
         with self._turn:
             return self._prepared.setdefault(number, Future())
 
@@ -323,7 +323,7 @@ def keep_compiled(folder: Path) -> None:
             place.mkdir(parents=True, exist_ok=True)
             os.environ.setdefault(variable, str(place))
     except (OSError, RuntimeError) as error:
-        logger.warning("compile_cache is %s, which cannot be used (%s); kernels are compiled anew", folder, error)
+        logger.warning("compile_cache is %s, which cannot be used (%s); kernels are compiled again", folder, error)
 
 
 class _ModelRenderer:

@@ -13,19 +13,13 @@ import numpy as np
 import pytest
 
 from echo_rtc.clips import ClipFormat, F32Array, YuvFrames
-from echo_rtc.engine.fleet import (
-    HEARTBEAT_S,
-    HEARTBEAT_TIMEOUT_S,
-    MEASURE_AGAIN_S,
-    STEADY_CLIPS,
-    FleetEngine,
-    FleetOptions,
-    WorkerGoneError,
-)
+from echo_rtc.engine.fleet import FleetEngine, FleetOptions
+from echo_rtc.engine.slots import STEADY_CLIPS, WorkerGoneError
 from echo_rtc.engine.speed import Speed
+from echo_rtc.engine.supervision import HEARTBEAT_S, HEARTBEAT_TIMEOUT_S, MEASURE_AGAIN_S
 from echo_rtc.engine.testcard import CardLoader
 from echo_rtc.engine.worker import WorkerReport, WorkerSpec
-from echo_rtc.errors import InputError, LateError, RenderError
+from echo_rtc.errors import InputError, LateError, RenderError, StorageError
 from echo_rtc.rendering import Avatar, AvatarFiles, Continuity, Progress, RenderRequest, RenderResult
 from tests.support.virtual import run
 
@@ -510,6 +504,28 @@ def test_a_worker_that_was_slow_is_measured_again_when_it_is_idle() -> None:
     assert run(work()) == pytest.approx([0.9, 0.4])
 
 
+def test_a_replacement_that_cannot_be_opened_is_tried_again(caplog: pytest.LogCaptureFixture) -> None:
+    async def work() -> None:
+        async with House(1, lambda position: 0.1) as house:
+            opened, supervisor = house.opened, house.engine._supervisor
+            original, failures = supervisor._open, iter([StorageError("no memory to share")] * 2)
+
+            def open_worker(spec: WorkerSpec, progress: Progress, gone: Callable[[], None]) -> Scripted:
+                for failure in failures:
+                    raise failure
+                assert original is not None
+                original(spec, progress, gone)
+                return opened[-1]
+
+            supervisor._open = open_worker
+            opened[0].kill()
+            await asyncio.sleep(10.0)
+            await house.engine.render(clip(0))
+
+    run(work())
+    assert caplog.text.count("no memory to share") == 2
+
+
 def test_who_gives_up_takes_the_clip_out_of_the_queue() -> None:
     async def work() -> None:
         async with House(1, lambda position: 1.0) as house:
@@ -520,7 +536,7 @@ def test_who_gives_up_takes_the_clip_out_of_the_queue() -> None:
             await asyncio.gather(*tasks, return_exceptions=True)
             assert len(house.opened[0].begun) == 1
             assert house.opened[0].discarded == [1, 2, 3], "each was prepared when the one before was taken back"
-            assert not house.engine._jobs
+            assert not len(house.engine._jobs)
             assert house.engine._scheduler.waiting == 0
 
     run(work())

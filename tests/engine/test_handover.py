@@ -19,9 +19,9 @@ def test_a_result_comes_back_as_it_was_and_is_the_takers_own() -> None:
     planes = [rng.integers(0, 256, (3, *shape), np.uint8) for shape in ((34, 50), (17, 25), (17, 25))]
     result = RenderResult(YuvFrames(*planes), rng.normal(size=(4, 3, 5)).astype(np.float16), {"decode": 1.5})
     area = Area(CONTEXT, 100_000)
-    parcel = area.put(result)
-    assert len(parcel.body) < 4096  # one write to a pipe, whole or not at all
-    taken = area.take(parcel)
+    payload = area.put(result)
+    assert len(payload.body) < 4096  # one write to a pipe, whole or not at all
+    taken = area.take(payload)
     area.put(RenderResult(YuvFrames(*(plane * 0 for plane in planes))))  # the next one overwrites the area
     assert isinstance(taken, RenderResult)
     for plane in "yuv":

@@ -19,8 +19,9 @@ import psutil
 import pytest
 
 from echo_rtc.clips import ClipFormat
-from echo_rtc.engine import fleet, local
-from echo_rtc.engine.fleet import FAILURES_TO_REPLACE, FleetEngine, FleetOptions
+from echo_rtc.engine import local, supervision
+from echo_rtc.engine.fleet import FleetEngine, FleetOptions
+from echo_rtc.engine.jobs import FAILURES_TO_REPLACE
 from echo_rtc.engine.local import LocalEngine
 from echo_rtc.engine.worker import WorkerSpec
 from echo_rtc.errors import EchoRtcError, InputError, RenderError, SettingsError, StorageError
@@ -170,13 +171,13 @@ async def test_a_clip_that_takes_too_long_is_lost_and_its_worker_replaced() -> N
 
 
 async def test_an_idle_worker_that_is_stopped_is_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fleet, "HEARTBEAT_S", 0.1)
+    monkeypatch.setattr(supervision, "HEARTBEAT_S", 0.1)
     async with running(workers("cpu")) as engine:
         (stopped,) = engine.worker_pids
-        monkeypatch.setattr(fleet, "HEARTBEAT_TIMEOUT_S", 0.5)
+        monkeypatch.setattr(supervision, "HEARTBEAT_TIMEOUT_S", 0.5)
         os.kill(stopped, signal.SIGSTOP)
         await until(lambda: engine.worker_pids not in ([], [stopped]))
-        monkeypatch.setattr(fleet, "HEARTBEAT_TIMEOUT_S", BOUND_S)
+        monkeypatch.setattr(supervision, "HEARTBEAT_TIMEOUT_S", BOUND_S)
         await engine.render(request())
         assert not psutil.pid_exists(stopped)
 

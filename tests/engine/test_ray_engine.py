@@ -145,12 +145,12 @@ async def test_an_actor_killed_while_rendering_costs_one_clip_and_lives_again() 
 
 
 async def test_a_clip_for_an_earlier_life_of_an_actor_is_the_loss_of_that_life() -> None:
-    """Ray passes on to the new life what was sent before anybody heard of the death."""
+    """Ray passes on to the new incarnation what was sent before anybody heard of the death."""
     async with running(workers("one")) as engine:
         worker = engine._slots["one"].worker
         assert isinstance(worker, RayWorker)
         assert worker._where is not None
-        worker._where = replace(worker._where, life="an earlier one")
+        worker._where = replace(worker._where, incarnation="an earlier one")
         assert await lost(engine, Deed.PLAIN) == "worker one died while rendering a clip"
         await test_local.until(lambda: engine.ready)
         await engine.render(request())
