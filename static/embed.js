@@ -7,7 +7,7 @@
 
 import "../echo-rtc.js";
 
-const ATTRIBUTES = ["avatar", "mode", "name", "muted", "autoplay", "poster"];
+const ATTRIBUTES = ["avatar", "mode", "name", "muted", "autoplay", "captions", "poster"];
 
 const given = new URLSearchParams(location.search);
 const element = document.createElement("echo-rtc");

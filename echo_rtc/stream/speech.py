@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 
 from echo_rtc.clips import MEDIA_RATE, AudioClip, ClipFormat, S16Array
@@ -58,6 +58,8 @@ class Speaker:
         self._begun = False
         self._timer: asyncio.TimerHandle | None = None
         self._reporters: list[Callable[[SpeechReport], None]] = []
+        self._caption: Mark | None = None
+        """The words that viewers were shown last."""
         self.heard_at = self._loop.time()
         """When somebody last pushed, interrupted, listened or asked to be kept alive."""
         self.claimed = False
@@ -143,6 +145,7 @@ class Speaker:
         guard = self._format.sample_of_frame(GUARD_FRAMES, MEDIA_RATE)
         cuts, silence, target = self.timeline.interrupt(self._playout.next_sample(now), guard)
         self._feed.take(silence, now, self._wanted)
+        self._take_caption_away(self._playout.next_sample(now))
         self.timeline.jump(self._playout.jump(self._format.frame_of_sample(target, MEDIA_RATE), now))
         self._feed.forget()
         self._clips.forget()
@@ -185,19 +188,29 @@ class Speaker:
 
     def _pass(self, mark: Mark) -> None:
         if mark.kind is MarkKind.TEXT:
-            start = self._playout.position(mark.sample)
-            self._events.emit(
-                {
-                    "type": EventType.CAPTION,
-                    "event_id": mark.event,
-                    "text": mark.text,
-                    "start_ms": round(1000 * start / MEDIA_RATE),
-                    "end_ms": round(1000 * (start + mark.length) / MEDIA_RATE),
-                }
-            )
+            self._caption = mark
+            self._show_caption(mark)
         else:
             step = SpeechStep.STARTED if mark.kind is MarkKind.STARTED else SpeechStep.ENDED
             self._report(SpeechReport(step, mark.event, mark.played / MEDIA_RATE))
+
+    def _show_caption(self, mark: Mark) -> None:
+        start = self._playout.position(mark.sample)
+        self._events.emit(
+            {
+                "type": EventType.CAPTION,
+                "event_id": mark.event,
+                "text": mark.text,
+                "start_ms": round(1000 * start / MEDIA_RATE),
+                "end_ms": round(1000 * (start + mark.length) / MEDIA_RATE),
+            }
+        )
+
+    def _take_caption_away(self, left: int) -> None:
+        """Viewers are shown no further the words whose sound goes on behind the media sample ``left``."""
+        mark, self._caption = self._caption, None
+        if mark is not None and mark.sample + mark.length > left:
+            self._show_caption(replace(mark, text="", length=max(0, left - mark.sample)))
 
     def _report(self, report: SpeechReport) -> None:
         for reporter in tuple(self._reporters):

@@ -57,8 +57,8 @@ const QUEUE_LEAST_MS = 1_000;
 
 /**
  * Events, all CustomEvents: "state" (CallState), "media" (the MediaStream to show, anew for each connection), "stats"
- * (StreamStatistics or null), "wait" (Wait), "steady" (whether packets arrive at the moment), "end" (End), which is the
- * last. One object is one call: make it, `start` it, `close` it.
+ * (StreamStatistics or null), "caption" (Caption), "wait" (Wait), "steady" (whether packets arrive at the moment), "end"
+ * (End), which is the last. One object is one call: make it, `start` it, `close` it.
  */
 export class EchoCall extends EventTarget {
   /** @type {Server} */ #server;
@@ -169,6 +169,7 @@ export class EchoCall extends EventTarget {
     connection.addEventListener("media", (event) => this.#emit("media", detailOf(event)));
     connection.addEventListener("state", (event) => this.#setState(detailOf(event).state));
     connection.addEventListener("stats", (event) => this.#emit("stats", detailOf(event)));
+    connection.addEventListener("caption", (event) => this.#emit("caption", detailOf(event)));
     connection.addEventListener("steady", (event) => this.#emit("steady", detailOf(event)));
     try {
       await connection.open();

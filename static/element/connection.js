@@ -3,6 +3,7 @@
  * another attempt, and does not know where a voice comes from or where the avatar is shown.
  */
 
+import { captionOf } from "./captions.js";
 import { Refusal } from "./server.js";
 
 /** @import { Mode } from "./words.js" */
@@ -48,8 +49,8 @@ const STATS_GAP_MS = 1_200;
 
 /**
  * Events, all CustomEvents: "media" (the avatar's MediaStream, once, when it begins), "state" (one of the server's, or
- * "watching"), "stats" (StreamStatistics once a second; null in a view that is told none), "steady" (whether packets
- * arrive at the moment).
+ * "watching"), "stats" (StreamStatistics once a second; null in a view that is told none), "caption" (Caption),
+ * "steady" (whether packets arrive at the moment).
  */
 export class Connection extends EventTarget {
   /** @type {Server} */ #server;
@@ -212,6 +213,11 @@ export class Connection extends EventTarget {
       this.#emit("stats", message);
     } else if (message?.type === "state" && SERVER_STATES.includes(String(message.state))) {
       this.#emit("state", message);
+    } else if (message?.type === "caption") {
+      const caption = captionOf(message);
+      if (caption !== null) {
+        this.#emit("caption", caption);
+      }
     }
   }
 

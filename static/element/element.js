@@ -4,6 +4,7 @@
  */
 
 import { EchoCall, backOffS } from "./call.js";
+import { Captions } from "./captions.js";
 import { detailOf } from "./dom.js";
 import { LinkMeter } from "./figures.js";
 import { LevelMeter, SpeechDetector } from "./meter.js";
@@ -13,6 +14,7 @@ import { MicrophoneError, borrow, openMicrophone, openSample } from "./voice.js"
 import { ANNOUNCEMENTS, BANNERS, Words } from "./words.js";
 
 /** @import { CallState, End, Wait } from "./call.js" */
+/** @import { Caption } from "./captions.js" */
 /** @import { StreamStatistics } from "./connection.js" */
 /** @import { Avatar } from "./server.js" */
 /** @import { Phase } from "./view.js" */
@@ -38,11 +40,23 @@ const UNHEARD_MS = 15_000;
 
 /** The element. README.md says what is public of it. */
 export class EchoRtc extends HTMLElement {
-  static observedAttributes = ["src", "avatar", "token", "mode", "name", "muted", "controls", "poster", "sample"];
+  static observedAttributes = [
+    "src",
+    "avatar",
+    "token",
+    "mode",
+    "name",
+    "muted",
+    "controls",
+    "captions",
+    "poster",
+    "sample",
+  ];
 
   #view = new View(this.attachShadow({ mode: "closed", delegatesFocus: true }));
   #states = this.attachInternals().states;
   #link = new LinkMeter();
+  #captions = new Captions((caption) => this.#onCaption(caption));
   /** @type {Choice} */ #choice = { source: "microphone", device: "" };
   /** What the present voice was opened for. */
   #sent = this.#choice;
@@ -145,6 +159,9 @@ export class EchoRtc extends HTMLElement {
       case "controls":
         this.#view.showControls(now !== null, this.#mode);
         this.#showSilence();
+        break;
+      case "captions":
+        this.#view.showCaptions(this.getAttribute("captions"));
         break;
       case "poster":
         this.#showPoster();
@@ -524,6 +541,7 @@ export class EchoRtc extends HTMLElement {
     on("state", (/** @type {CallState} */ state) => this.#onState(state));
     on("media", (/** @type {MediaStream} */ media) => this.#onMedia(media));
     on("stats", (/** @type {StreamStatistics | null} */ statistics) => this.#onStatistics(call, statistics));
+    on("caption", (/** @type {Caption} */ caption) => this.#captions.take(caption));
     on("steady", (/** @type {boolean} */ steady) => this.#showBanner(steady ? "" : BANNERS.unsteady, false));
     on("wait", (/** @type {Wait} */ wait) => this.#onWait(wait));
     on("end", (/** @type {End} */ end) => this.#onEnd(end));
@@ -617,8 +635,15 @@ export class EchoRtc extends HTMLElement {
     }
   }
 
+  /** @param {Caption} caption */
+  #onCaption(caption) {
+    this.#view.showCaption(caption.text);
+    this.#emit("caption", caption);
+  }
+
   /** @param {Wait} wait */
   #onWait(wait) {
+    this.#captions.clear();
     const notice = this.#words.waiting(wait, this.getAttribute("name") ?? "");
     this.#enter("waiting", { why: wait.why, message: `${notice.title}. ${notice.text}`, retryMs: wait.delayMs });
     this.#showPhase("calling");
@@ -631,6 +656,7 @@ export class EchoRtc extends HTMLElement {
   #onEnd(end) {
     const length = this.#liveSince === null ? null : durationOf((performance.now() - this.#liveSince) / 1000);
     this.#call = null;
+    this.#captions.clear();
     this.#voiceTurn += 1;
     this.#voice?.close();
     this.#voice = null;

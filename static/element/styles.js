@@ -486,6 +486,44 @@ video,
   bottom: 4.2rem;
 }
 
+/* Words that are said: text like any other, to be read, selected and copied */
+
+.caption-text {
+  position: absolute;
+  right: 0.85rem;
+  bottom: 0.85rem;
+  left: 0.85rem;
+  width: fit-content;
+  max-width: calc(100% - 1.7rem);
+  max-height: 40%;
+  margin-inline: auto;
+  padding: 0.4rem 0.9rem;
+  border-radius: 0.6rem;
+  background: var(--shade);
+  color: var(--on-picture);
+  font-size: 1.05rem;
+  line-height: 1.4;
+  overflow-wrap: anywhere;
+  overflow-y: auto;
+  text-align: center;
+  text-wrap: balance;
+  white-space: pre-line;
+  user-select: text;
+  cursor: text;
+}
+
+.stage:has(> :is(.unmute, .banner):not([hidden])) .caption-text {
+  bottom: 4.2rem;
+}
+
+.unmute:not([hidden]) + .banner:not([hidden]) + .caption-text {
+  bottom: 7.5rem;
+}
+
+.stage:not([data-phase="live"]) .caption-text {
+  display: none;
+}
+
 .caption {
   color: var(--ink-soft);
   font-size: 0.9rem;
@@ -683,7 +721,7 @@ video,
     display: none;
   }
 
-  .stage:has(+ .controls:not([hidden])) :is(.banner, .unmute) {
+  .stage:has(+ .controls:not([hidden])) :is(.banner, .unmute, .caption-text) {
     bottom: 5.2rem;
   }
 

@@ -72,6 +72,7 @@ export class View extends EventTarget {
   );
   #bannerText = element("span", {});
   #banner = element("p", { part: "banner", class: "banner", hidden: "" }, icon("mic-off"), this.#bannerText);
+  #captionText = element("p", { part: "caption-text", class: "caption-text", dir: "auto", hidden: "" });
   #stage = element(
     "section",
     { part: "stage", class: "stage", "aria-label": "Avatar", tabindex: "-1", "data-phase": "off" },
@@ -82,6 +83,7 @@ export class View extends EventTarget {
     this.#clock,
     this.#unmute,
     this.#banner,
+    this.#captionText,
   );
   #muteIcon = icon("mic");
   #muteWord = element("span", {}, "Mute");
@@ -100,6 +102,7 @@ export class View extends EventTarget {
     this.#end,
   );
   #hasControls = false;
+  #hasCaptions = false;
   #caption = element("p", { part: "caption", class: "caption", hidden: "" });
   #status = element("p", { class: "unseen", role: "status" });
   #alert = element("p", { class: "unseen", role: "alert" });
@@ -255,6 +258,21 @@ export class View extends EventTarget {
     this.#bannerText.textContent = text;
     this.#banner.hidden = text === "";
     this.#banner.classList.toggle("muted", isMuted);
+  }
+
+  /**
+   * @param {string | null} live How screen readers say captions, as aria-live has it; null where none are shown.
+   */
+  showCaptions(live) {
+    this.#captionText.setAttribute("aria-live", live === "polite" || live === "assertive" ? live : "off");
+    this.#captionText.hidden = live === null || this.#captionText.textContent === "";
+    this.#hasCaptions = live !== null;
+  }
+
+  /** @param {string} text The words that are being said; "" for none. */
+  showCaption(text) {
+    this.#captionText.textContent = text;
+    this.#captionText.hidden = !this.#hasCaptions || text === "";
   }
 
   /**

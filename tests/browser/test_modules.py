@@ -319,3 +319,27 @@ async def test_the_files_hold_nothing_inline_and_nothing_from_elsewhere() -> Non
                 text = text.replace(example, "")
             assert not re.search(r"(https?:)?//[\w-]+\.\w", text), path
             assert not re.search(r"\binnerHTML\b|\beval\(|\.write\(", text), path
+
+
+async def test_captions_end_by_themselves_or_with_the_next(modules: Visit) -> None:
+    seen = await modules.page.evaluate(
+        """async () => {
+          const { Captions, captionOf } = await import("/element/captions.js");
+          const said = (text, length) => ({ event_id: "a", text, start_ms: 500, end_ms: 500 + length });
+          const seen = [];
+          let tell = () => {};
+          const captions = new Captions(({ text }) => { seen.push(text); if (text === "") tell(); });
+          const next = () => new Promise((resolve) => (tell = resolve));
+          captions.take(captionOf(said("one", 1)));
+          await next();
+          captions.take(captionOf(said("two", 60_000)));
+          captions.take(captionOf(said("three", 60_000)));
+          captions.take(captionOf(said("", 0)));
+          captions.clear();
+          captions.take(captionOf(said("four", 60_000)));
+          captions.clear();
+          captions.clear();
+          return [seen, captionOf({ text: 5, start_ms: 0, end_ms: 1 }), captionOf({ text: "a", start_ms: "0" })];
+        }"""
+    )
+    assert seen == [["one", "", "two", "three", "", "four", ""], None, None]

@@ -194,3 +194,38 @@ def test_a_clip_that_is_lost_costs_no_sound() -> None:
             assert watched.steps == [("a", SpeechStep.STARTED), ("a", SpeechStep.ENDED)]
 
     run(live())
+
+
+@pytest.mark.parametrize(("after_s", "taken_away"), [(1.0, True), (3.2, False)])
+def test_an_interruption_takes_the_words_away(after_s: float, taken_away: bool) -> None:
+    async def live() -> None:
+        async with talking() as watched:
+            watched.speaker.say("a", loud(2.0), "one")
+            watched.speaker.say("a", loud(2.0))
+            await asyncio.sleep(after_s)
+            watched.speaker.interrupt()
+            watched.speaker.interrupt()
+            captions = [event for event in watched.events if event["type"] == "caption"]
+            assert [caption["text"] for caption in captions] == (["one", ""] if taken_away else ["one"])
+            if taken_away:
+                shown, over = captions
+                assert over["start_ms"] == shown["start_ms"]
+                assert int(str(shown["start_ms"])) < int(str(over["end_ms"])) < int(str(shown["end_ms"]))
+
+    run(live())
+
+
+@pytest.mark.parametrize("after_s", [0.0, 0.3, 1.2, 4.0])
+def test_an_event_without_an_end_can_be_interrupted(after_s: float) -> None:
+    async def live() -> None:
+        async with talking() as watched:
+            watched.speaker.say("a", loud(2.0))
+            await asyncio.sleep(after_s)
+            assert watched.speaker.speaking == (after_s < 3.0)
+            assert [report.event for report in watched.speaker.interrupt()] == ["a"]
+            assert not watched.speaker.speaking
+            watched.loud_s.clear()
+            await asyncio.sleep(3.0)
+            assert 0.02 * len(watched.loud_s) <= 0.1
+
+    run(live())

@@ -1,0 +1,57 @@
+/** Captions: the words of pushed speech, shown for as long as their sound plays. */
+
+/**
+ * @typedef {object} Caption What the server says as the first sound of some words leaves; times since the stream began
+ *     to play. Without text, what is shown is taken away.
+ * @property {string} eventId
+ * @property {string} text
+ * @property {number} startMs
+ * @property {number} endMs
+ */
+
+/** Words are shown no longer than the server's queue of sound can be. */
+const MAX_SHOWN_MS = 150_000;
+
+/**
+ * @param {Record<string, unknown>} message Of the type "caption".
+ * @returns {Caption | null} null for what cannot be read.
+ */
+export function captionOf({ event_id: eventId, text, start_ms: startMs, end_ms: endMs }) {
+  if (typeof text !== "string" || typeof startMs !== "number" || typeof endMs !== "number") {
+    return null;
+  }
+  return { eventId: String(eventId), text, startMs, endMs };
+}
+
+/** Holds the present caption until its end, or until another one replaces it. */
+export class Captions {
+  /** @type {(caption: Caption) => void} */ #show;
+  /** @type {Caption | null} */ #shown = null;
+  /** @type {ReturnType<typeof setTimeout> | undefined} */ #timer;
+
+  /** @param {(caption: Caption) => void} show Is given each caption, and one without text when it is over. */
+  constructor(show) {
+    this.#show = show;
+  }
+
+  /** @param {Caption} caption Whose sound begins now. */
+  take(caption) {
+    clearTimeout(this.#timer);
+    this.#shown = caption.text === "" ? null : caption;
+    this.#show(caption);
+    if (this.#shown !== null) {
+      const lengthMs = Math.min(MAX_SHOWN_MS, Math.max(0, caption.endMs - caption.startMs));
+      this.#timer = setTimeout(() => this.clear(), lengthMs);
+    }
+  }
+
+  /** Takes away what is shown. */
+  clear() {
+    clearTimeout(this.#timer);
+    if (this.#shown !== null) {
+      const over = { ...this.#shown, text: "" };
+      this.#shown = null;
+      this.#show(over);
+    }
+  }
+}

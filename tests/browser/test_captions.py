@@ -1,0 +1,39 @@
+"""Captions over the picture: the words of pushed speech while they are said, and no longer."""
+
+from __future__ import annotations
+
+import base64
+
+import aiohttp
+import pytest
+from playwright.async_api import expect
+
+from tests.browser.conftest import PageFactory, RunningServer
+from tests.browser.visit import WORDS_MS
+
+pytestmark = pytest.mark.asyncio(loop_scope="session")
+
+WORDS = "Good morning."
+LONG = base64.b64encode(b"\x00\x20\x00\xe0" * 240_000).decode()
+"""20 s of sound at 24 kHz."""
+
+
+async def test_words_are_shown_until_an_interruption(card: RunningServer, page: PageFactory) -> None:
+    async with aiohttp.ClientSession() as session:
+        response = await session.post(f"{card.url}/streams", json={"name": "captioned"})
+        opened = await response.json()
+        visit = await page("about:blank")
+        visit.origins += (card.url,)
+        await visit.page.goto(f"{card.url}/embed?mode=view&name=captioned&captions&muted&autoplay")
+        await visit.live()
+        text = visit.part("caption-text")
+        await expect(text).to_be_hidden()
+        async with session.ws_connect(f"{card.url}{opened['speech']}") as channel:
+            await channel.send_json({"type": "agent.speak", "audio": LONG, "text": WORDS})
+            await expect(text).to_have_text(WORDS, timeout=WORDS_MS)
+            await expect(text).to_be_visible()
+            await expect(text).to_have_attribute("aria-live", "off")
+            await expect(text).to_have_css("user-select", "text")
+            await channel.send_json({"type": "agent.interrupt"})
+            await expect(text).to_be_hidden(timeout=WORDS_MS)
+        await session.delete(f"{card.url}{opened['stream']}")
