@@ -17,6 +17,7 @@ COMMANDS = {
     "serve": ("echo_rtc.cli.serve", "serve talking avatars to browsers, WHIP and WHEP clients"),
     "render": ("echo_rtc.cli.render", "render the voice of files to movies"),
     "token": ("echo_rtc.cli.token", "print a signed token that allows one thing for some time"),
+    "doctor": ("echo_rtc.cli.doctor", "say what this machine can do with these settings"),
     "bench": ("echo_rtc.bench.__main__", "measure: delay, sync, speed, load, attacks"),
     "convert": ("echo_rtc.model.convert", "write published weights as safetensors beside one config.json"),
     "train": ("echo_rtc.train.__main__", "make the embedded model: data, training, evaluation"),

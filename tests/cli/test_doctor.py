@@ -1,0 +1,43 @@
+"""What ``echo-rtc doctor`` says of a machine and its settings."""
+
+from __future__ import annotations
+
+import socket
+from pathlib import Path
+
+import pytest
+
+from echo_rtc.cli import doctor
+from echo_rtc.settings import Settings
+
+
+def findings(settings: Settings) -> dict[str, doctor.Finding]:
+    return {finding.what: finding for finding in doctor.examined(settings)}
+
+
+def test_a_machine_that_can_serve(capsys: pytest.CaptureFixture[str]) -> None:
+    assert doctor.main(["--port", "0"]) == 0
+    page = capsys.readouterr().out
+    for what in ("PyTorch", "GPU", "memory", "libopus", "port", "model"):
+        assert what in page
+    assert "!" not in page
+
+
+def test_what_is_missing_is_marked(tmp_path: Path) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        settings = Settings(
+            engine="testcard", port=taken.getsockname()[1], reference_image=tmp_path / "nobody.png", pose_dir=tmp_path
+        )
+        found = findings(settings)
+    assert found["port"].missing
+    assert found["reference image"].missing
+    assert not found["poses"].missing
+
+
+def test_a_model_without_its_files_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor, "PROBE", "print(1/0)")
+    found = findings(Settings(model={"weights": "/nowhere"}))
+    assert found["model"].missing
+    assert found["PyTorch"].missing
