@@ -113,7 +113,7 @@ def test_the_messages_are_those_of_streams() -> None:
     assert rows["state"] == {"state", *StreamState}
     assert set(rows) == set(EventType)
     counters = StreamCounters()
-    snapshot = Snapshot("", "", "", 0.0, 0, 1, 0, {}, CallRecord(0.0), (), (), counters)
+    snapshot = Snapshot("", "", "", "", 0.0, 0, 1, 0, {}, CallRecord(0.0), (), (), counters)
     assert rows["stats"] == set(snapshot.picture())
     assert rows["end"] == {"reason", "reconnect", "after_s"}
 

@@ -310,7 +310,6 @@ class StreamManager:
             **live.stream.statistics(),
             "name": live.name,
             "published": live.publisher is not None,
-            "pushed": live.stream.speaker is not None,
         }
 
     def tally(self) -> Tally:

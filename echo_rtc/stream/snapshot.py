@@ -16,8 +16,9 @@ from echo_rtc.stream.viewers import ViewerCounters
 SHOWN_FRAMES = ("rendered", "held", "dropped", "idle")
 """What became of frames, as pages show it."""
 CLOSING_LINE = (
-    "ended: {reason}; {seconds} s, {rendered} frames rendered, {idle} idle, {held} held, {dropped} dropped, "
-    "{clips_lost} clips lost; delay {delay_p50}, 95 % within {delay_p95}; worst sync {worst_av_offset}; {sent}"
+    "ended: {reason}; voice {source}, {seconds} s, {rendered} frames rendered, {idle} idle, {held} held, "
+    "{dropped} dropped, {clips_lost} clips lost; delay {delay_p50}, 95 % within {delay_p95}; "
+    "worst sync {worst_av_offset}; {sent}"
 )
 
 
@@ -52,11 +53,12 @@ class TapFigures:
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """The figures of a stream. ``fps``: frames that left in the last second. ``steps``: denoising steps of the
-    next clip. ``bitrates``: bit/s that each picture encoder is set to."""
+    """The figures of a stream. ``source``: where its voice comes from. ``fps``: frames that left in the last second.
+    ``steps``: denoising steps of the next clip. ``bitrates``: bit/s that each picture encoder is set to."""
 
     stream: str
     avatar: str
+    source: str
     state: str
     age_s: float
     fps: int
@@ -86,6 +88,7 @@ class Snapshot:
         return {
             "stream": self.stream,
             "avatar": self.avatar,
+            "source": self.source,
             "state": self.state,
             "age_s": round(self.age_s, 3),
             **self.picture(),
@@ -114,6 +117,7 @@ class Snapshot:
         return {
             "event": "stream_ended",
             "reason": reason,
+            "source": self.source,
             "seconds": round(self.age_s, 1),
             **{name: shown[name] for name in SHOWN_FRAMES},
             "clips_lost": self.counters.clips.lost,

@@ -57,6 +57,13 @@ class StreamState(StrEnum):
     BEHIND = "behind"
 
 
+class VoiceSource(StrEnum):
+    """Where a stream's voice comes from."""
+
+    MICROPHONE = "microphone"
+    PUSHED = "pushed"
+
+
 @dataclass(frozen=True, slots=True)
 class Vitals:
     """A stream at a moment. ``offset_ms``: the picture against the sound as they left in the last second, positive
@@ -72,6 +79,7 @@ class Vitals:
     bitrates: Mapping[str, int]
     jitter_s: float | None
     round_trip_s: float | None
+    source: VoiceSource = VoiceSource.MICROPHONE
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,6 +183,11 @@ class Stream:
         return self._spawn(self._listener.listen(voice, Link(Reception(), probe)), "voice")
 
     @property
+    def source(self) -> VoiceSource:
+        """Where the voice comes from."""
+        return VoiceSource.MICROPHONE if self.speaker is None else VoiceSource.PUSHED
+
+    @property
     def speaker(self) -> Speaker | None:
         """Says pushed speech; None for a stream that hears a voice."""
         return self._listener if isinstance(self._listener, Speaker) else None
@@ -244,6 +257,7 @@ class Stream:
             bitrates=self._record.bitrates,
             jitter_s=max((reception.jitter_s for reception in self._listener.receptions), default=None),
             round_trip_s=self._audience.round_trip_s,
+            source=self.source,
         )
 
     def tally(self) -> Tally:
@@ -278,6 +292,7 @@ class Stream:
         return Snapshot(
             stream=self.id,
             avatar=self.avatar,
+            source=self.source,
             state=self._state,
             age_s=self._clock() - self._opened_at,
             fps=self._pump.recent().frames,

@@ -20,6 +20,7 @@ SHOWN = (
     "stream",
     "name",
     "published",
+    "source",
     "avatar",
     "state",
     "age_s",

@@ -22,7 +22,7 @@ from echo_rtc.operations.usage import Usage, Use
 from echo_rtc.operations.view import StreamsView
 from echo_rtc.rendering import WorkerStatus
 from echo_rtc.rtc.session import Role
-from echo_rtc.stream.stream import StreamState, Vitals
+from echo_rtc.stream.stream import StreamState, Vitals, VoiceSource
 from echo_rtc.stream.tally import METRICS, Tally
 from echo_rtc.web.problems import ProblemType
 from echo_rtc.web.protocol_log import NOT_HTTP
@@ -212,6 +212,12 @@ class ServerCollector:
         for state in StreamState:
             streams.add_metric([state.value], sum(vital.state is state for vital in vitals))
         yield streams
+        sources = GaugeMetricFamily(
+            f"{PREFIX}streams_by_source", "Streams that are open, by where their voice comes from.", labels=["source"]
+        )
+        for source in VoiceSource:
+            sources.add_metric([source.value], sum(vital.source is source for vital in vitals))
+        yield sources
         yield _gauge("viewers", "Peers that get picture or sound.", sum(vital.viewers for vital in vitals))
         yield _gauge(
             "clips_waiting", "Clips of streams that wait for the engine.", sum(v.waiting_clips for v in vitals)

@@ -176,8 +176,8 @@ async def test_a_call_brings_back_picture_sound_and_events(codec: str | None, ca
     assert set(fields["kbit_s"]) == {"Opus", codec or "H264"}
     number = r"\d+(?:\.\d+)?"
     assert re.search(
-        rf"\[stream {re.escape(stream_id[:8])}\] ended: the test has seen enough; {number} s, \d+ frames rendered, "
-        rf"\d+ idle, \d+ held, \d+ dropped, \d+ clips lost; delay \d+ ms, 95 % within \d+ ms; "
+        rf"\[stream {re.escape(stream_id[:8])}\] ended: the test has seen enough; voice microphone, {number} s, "
+        rf"\d+ frames rendered, \d+ idle, \d+ held, \d+ dropped, \d+ clips lost; delay \d+ ms, 95 % within \d+ ms; "
         rf"worst sync (unknown|-?{number} ms); Opus \d+ kbit/s, {codec or 'H264'} \d+ kbit/s$",
         record.message,
     ), record.message

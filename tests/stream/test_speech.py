@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 
@@ -14,7 +15,7 @@ from echo_rtc.engine.testcard import AVATAR, ScriptedFaults, TestCardEngine
 from echo_rtc.media.speech import EventOverError
 from echo_rtc.stream.queues import QueueClosedError
 from echo_rtc.stream.speech import Speaker, SpeechReport, SpeechStep
-from echo_rtc.stream.stream import Stream, StreamOptions, StreamState
+from echo_rtc.stream.stream import Stream, StreamOptions, StreamState, VoiceSource
 from tests.stream.test_stream import whole
 from tests.support.virtual import run
 
@@ -180,6 +181,50 @@ def test_a_stream_that_nobody_speaks_to_ends() -> None:
             assert not watched.stream.ended.done()
             await asyncio.sleep(10.0)
             assert watched.stream.ended.result() == "nobody spoke or watched for 20 s"
+
+    run(live())
+
+
+def test_the_source_of_the_voice_is_told(caplog: pytest.LogCaptureFixture) -> None:
+    async def live() -> None:
+        async with talking() as watched:
+            assert watched.stream.statistics()["source"] == "pushed"
+            assert watched.stream.vitals.source is VoiceSource.PUSHED
+
+    caplog.set_level(logging.INFO, "echo_rtc")
+    run(live())
+    assert "ended: enough; voice pushed, 2" in caplog.text
+
+
+def test_a_worker_that_dies_mid_event_costs_no_sound() -> None:
+    async def live() -> None:
+        async with talking(ScriptedFaults(delay_s=RENDER_S, deaths=frozenset({5}))) as watched:
+            watched.speaker.say("a", loud(6.0))
+            watched.speaker.complete("a")
+            await asyncio.sleep(9.0)
+            assert 0.02 * len(watched.loud_s) == pytest.approx(6.0, abs=0.03)
+            assert max(np.diff(watched.loud_s)) <= 0.05
+            assert watched.steps == [("a", SpeechStep.STARTED), ("a", SpeechStep.ENDED)]
+            assert watched.stream.tally().counts["clips", "failed"] >= 1
+            assert watched.stream.state is StreamState.IDLE
+
+    run(live())
+
+
+def test_streams_spoken_to_at_once_stay_apart() -> None:
+    async def live() -> None:
+        async with talking() as first, talking() as second:
+            first.speaker.say("same", loud(3.0), "one")
+            second.speaker.say("same", loud(2.0), "two")
+            second.speaker.complete("same")
+            await asyncio.sleep(1.0)
+            [report] = first.speaker.interrupt()
+            await asyncio.sleep(3.0)
+            assert 0.02 * len(first.loud_s) == pytest.approx(report.played_s, abs=0.04)
+            assert 0.02 * len(second.loud_s) == pytest.approx(2.0, abs=0.03)
+            assert second.steps == [("same", SpeechStep.STARTED), ("same", SpeechStep.ENDED)]
+            told = [[event["text"] for event in one.events if event["type"] == "caption"] for one in (first, second)]
+            assert told == [["one"], ["two"]]
 
     run(live())
 
