@@ -239,6 +239,7 @@ class Connection(web.RequestHandler):
         )
         self._places = places
         self._place = place
+        self._unreadable = False
         self.gone = asyncio.Event()
         """Set once the connection is closed."""
 
@@ -253,6 +254,17 @@ class Connection(web.RequestHandler):
         self._places.leave(self._place)
         self.gone.set()
         super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        """Parses what came. After what is no HTTP nothing more is read, and its error lets go of what it was found in:
+        thousands of such pieces would wait for the garbage collector."""
+        if self._unreadable:
+            return
+        super().data_received(data)
+        error = getattr(self._messages[-1][0], "exc", None) if self._messages else None
+        if isinstance(error, Exception):
+            self._unreadable = True
+            error.__traceback__ = None
 
     def protect(self) -> None:
         """The request that is being handled is authorised: the connection does not give way to others until it is

@@ -5,9 +5,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
+import gc
 import logging
 import resource
 import socket
+import tracemalloc
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -381,3 +383,23 @@ async def test_clients_that_had_an_answer_go_first() -> None:
     for place in (known, *new):
         places.begun(place, most=2)
     assert closed == ["198.51.100.0", "198.51.100.1"]
+
+
+async def test_of_what_is_no_http_nothing_is_kept() -> None:
+    """Errors are found by the garbage collector only; what they were found in would be kept until then."""
+    gc.collect()
+    gc.disable()
+    try:
+        async with served() as (_, places, port):
+            tracemalloc.start()
+            for _ in range(40):
+                reader, writer = await asyncio.open_connection("127.0.0.1", port)
+                writer.write(bytes(60_000))
+                await said(reader)
+                writer.close()
+            assert places.open == 0
+            kept, _ = tracemalloc.get_traced_memory()
+            tracemalloc.stop()
+            assert kept < 2**20
+    finally:
+        gc.enable()
