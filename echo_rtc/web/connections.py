@@ -46,7 +46,9 @@ LINGER_S = 2.0
 """After an answer, how long the rest of its request's body is read and thrown away, so that the answer gets through."""
 LINGER_BYTES = 64 * 1024
 """How much of it, where the request was not authorised."""
-LINGER_AUTHORISED_BYTES = 48 * 1024 * 1024
+LINGER_AUTHORISED_BYTES = 96 << 20
+"""The same where the request was authorised: more than the largest upload, so that a client which sends all before it
+reads gets its answer, too."""
 TLS_CLOSE_S = 2.0
 FINISH_S = 1.0
 """At the end, how long requests that are being answered may still take."""
