@@ -17,7 +17,7 @@ WITHOUT = """
 import asyncio, os, signal, sys
 for name in ("SIGKILL", "SIGHUP"):
     delattr(signal, name)
-del signal.pthread_sigmask, os.nice, os.sched_getaffinity
+del signal.pthread_sigmask, os.nice
 
 def refuse(*_):
     raise NotImplementedError
