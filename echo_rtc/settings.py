@@ -455,6 +455,45 @@ class Settings(ModelOptions):
             high=86_400,
         ),
     )
+    tts_url: str | None = field(
+        default=None,
+        metadata=about(
+            "streams",
+            "Text-to-speech server with OpenAI's POST /v1/audio/speech, which says the texts of pushed speech; local: "
+            "espeak-ng of this machine.",
+            kind=str,
+            form=r"local|https?://[^\s@?#]{1,500}",
+            words="local, or an address such as http://127.0.0.1:8880 without a password in it",
+        ),
+    )
+    tts_model: str = field(
+        default="tts-1",
+        metadata=about(
+            "streams", "Model that the text-to-speech server is asked for.", form=r"\S{1,200}", words="a word"
+        ),
+    )
+    tts_voice: str | None = field(
+        default=None,
+        metadata=about(
+            "streams",
+            "Voice that says texts; without one alloy, or en of espeak-ng.",
+            kind=str,
+            form=r"[\w.+/:-]{1,200}",
+            words="1 to 200 letters, digits and _.+/:-",
+        ),
+    )
+    tts_key: str | None = field(
+        default=None,
+        repr=False,
+        metadata=about(
+            "streams",
+            "Key of the text-to-speech server, sent as Authorization: Bearer. Give it as an environment variable.",
+            kind=str,
+            secret=True,
+            form=r"[!-~]{1,512}",
+            words="1 to 512 visible ASCII characters",
+        ),
+    )
     ice_server: tuple[str, ...] = field(
         default=(),
         repr=False,

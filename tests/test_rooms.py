@@ -48,7 +48,15 @@ ALLOWED: dict[str, set[str]] = {
     "avatars": SHARED
     | {"echo_rtc.avatars", "echo_rtc.codec.picture", "echo_rtc.model", "echo_rtc.rendering", "echo_rtc.settings"},
     "web": SHARED
-    | {"echo_rtc.web", "echo_rtc.operations", "echo_rtc.stream", "echo_rtc.rtc.session", "echo_rtc.rendering"},
+    | {
+        "echo_rtc.web",
+        "echo_rtc.operations",
+        "echo_rtc.stream",
+        "echo_rtc.rtc.session",
+        "echo_rtc.rendering",
+        "echo_rtc.tts",
+    },
+    "tts": SHARED | {"echo_rtc.tts"},
     "model": SHARED | {"echo_rtc.model", "echo_rtc.options", "echo_rtc.rendering"},
 }
 """What the modules of each room may import of this package; rooms that are not named may import all but ``train``."""

@@ -43,6 +43,7 @@ from echo_rtc.rtc.network import Network
 from echo_rtc.rtc.peer import PeerOptions
 from echo_rtc.rtc.seams.selfcheck import check_seams
 from echo_rtc.settings import Settings, load_settings
+from echo_rtc.tts.voices import Voice, make_voice
 from echo_rtc.web.app import Access, create_app
 from echo_rtc.web.auth import Authorisation
 from echo_rtc.web.avatars import Gallery
@@ -53,6 +54,7 @@ from echo_rtc.web.health import Health, Lifecycle, Phase
 from echo_rtc.web.limits import LimitOptions
 from echo_rtc.web.metrics import Watch
 from echo_rtc.web.pages import frame_sources
+from echo_rtc.web.text_speech import TextSpeeches
 from echo_rtc.web.tls import Certificate, TlsOptions, keep_renewed, own_names
 
 EVERYWHERE = ("0.0.0.0", "::")
@@ -131,7 +133,9 @@ async def serve(settings: Settings, log_file: LogFile, make_engine: Callable[[Se
             life.enter_context(locked(settings.avatar_dir))
         gallery = Gallery(library, MAX_PICTURE_BYTES, MAX_POSES_BYTES, settings.allow_avatar_upload)
         watch = Watch(__version__, lambda: engine.workers, log_file, avatars=library, connections=places)
-        app = create_app(streams, health, STATIC, gallery, access, watch)
+        texts = TextSpeeches(_voice(settings))
+        life.push_async_callback(texts.close)
+        app = create_app(streams, health, STATIC, gallery, access, watch, texts)
         # The port comes before the engine: one that is taken is told at once, and the page can say "starting".
         url = await life.enter_async_context(_listening(app, places, settings, tls))
         logger.info("listening on %s; the %s engine is starting", url, settings.engine)
@@ -199,6 +203,13 @@ def _stream_settings(settings: Settings, network: Network) -> ManagerOptions:
         max_peers=settings.max_peers_per_stream,
         peer=PeerOptions(connect_timeout_s=settings.connect_timeout, network=network),
     )
+
+
+def _voice(settings: Settings) -> Voice | None:
+    """What says texts, by the settings. Raises SettingsError."""
+    if settings.tts_url is None:
+        return None
+    return make_voice(settings.tts_url, settings.tts_model, settings.tts_voice, settings.tts_key)
 
 
 def _network(settings: Settings) -> Network:

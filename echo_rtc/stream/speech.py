@@ -13,7 +13,7 @@ from enum import StrEnum
 
 from echo_rtc.clips import MEDIA_RATE, AudioClip, ClipFormat, S16Array
 from echo_rtc.media.playout import Playout
-from echo_rtc.media.speech import Mark, MarkKind, SpeechQueue
+from echo_rtc.media.speech import Cut, Mark, MarkKind, SpeechQueue
 from echo_rtc.stream.dispatch import Dispatcher
 from echo_rtc.stream.events import EventFeed, EventType
 from echo_rtc.stream.links import Reception
@@ -58,6 +58,8 @@ class Speaker:
         self._begun = False
         self._timer: asyncio.TimerHandle | None = None
         self._reporters: list[Callable[[SpeechReport], None]] = []
+        self.unsaid: Callable[[], list[str]] = list
+        """Forgets events that somebody prepares and has not pushed yet, and names them; asked at an interruption."""
         self._caption: Mark | None = None
         """The words that viewers were shown last."""
         self.heard_at = self._loop.time()
@@ -136,8 +138,17 @@ class Speaker:
         """Silences the avatar and forgets all that has not left; the events that this cuts short, as far as they were
         heard."""
         self.keep_alive()
-        if not self._begun:
-            return []
+        unsaid = self.unsaid()
+        cuts = self._silence() if self._begun else []
+        known = {cut.event for cut in cuts}
+        cuts += [Cut(event, 0) for event in unsaid if event not in known]
+        reports = [SpeechReport(SpeechStep.INTERRUPTED, cut.event, cut.played / MEDIA_RATE) for cut in cuts]
+        for report in reports:
+            self._report(report)
+        return reports
+
+    def _silence(self) -> list[Cut]:
+        """Forgets all that is pushed and has not left; the events that this cuts short."""
         now = self._loop.time()
         self._pass_marks()
         if not self.timeline.pending:
@@ -150,10 +161,7 @@ class Speaker:
         self._feed.forget()
         self._clips.forget()
         self.tick()
-        reports = [SpeechReport(SpeechStep.INTERRUPTED, cut.event, cut.played / MEDIA_RATE) for cut in cuts]
-        for report in reports:
-            self._report(report)
-        return reports
+        return cuts
 
     def tick(self) -> None:
         """Media time goes on by our clock and by what was pushed."""

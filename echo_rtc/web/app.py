@@ -32,6 +32,7 @@ from echo_rtc.web.problems import answering_problems
 from echo_rtc.web.queue import Places, Queue
 from echo_rtc.web.signalling import MAX_OFFER_BYTES, Signalling, Streams
 from echo_rtc.web.speech import SpeechAccess, SpeechChannels, SpeechStreams
+from echo_rtc.web.text_speech import TextSpeeches
 from echo_rtc.web.whip import Sessions, WhipWhep
 
 SECURITY_HEADERS = {
@@ -118,6 +119,15 @@ _ROUTES: tuple[tuple[RouteRow, Callable[[Handlers], Handler]], ...] = (
             Scope.CALL,
         ),
         lambda h: h.places.wait,
+    ),
+    (
+        RouteRow(
+            "POST",
+            "/streams/{id}/speak",
+            "Says a text (`--tts-url`): JSON with text and event_id (optional) in; event_id out.",
+            Scope.OWN,
+        ),
+        lambda h: h.speech.say_text,
     ),
     (RouteRow("GET", "/streams/{id}", "A stream's counters, as JSON.", Scope.OWN), lambda h: h.signalling.statistics),
     (RouteRow("DELETE", "/streams/{id}", "Ends a stream.", Scope.OWN), lambda h: h.signalling.close),
@@ -248,16 +258,18 @@ def create_app(
     gallery: Gallery,
     access: Access | None = None,
     watch: Watch | None = None,
+    texts: TextSpeeches | None = None,
 ) -> web.Application:
     """The application. ``static`` is the page's folder; raises InputError if it lacks one of its files. Without
-    ``access`` everybody is let in who needs no permission of another origin's."""
+    ``access`` everybody is let in who needs no permission of another origin's; without ``texts`` no text is said."""
     access, watch = access or Access(), watch or Watch()
     whip, whep = (WhipWhep(role, streams, health) for role in (Role.PUBLISH, Role.VIEW))
     watched = Watched(streams, health.engine, health.engine_name, watch)
     metrics, admin = Metrics(watched), Admin(streams, health, watched, static / OPERATORS_PAGE)
     pages = Pages.in_folder(static, access.frame_ancestors)
     avatars = Avatars(gallery, health)
-    speech = SpeechChannels(streams, health, SpeechAccess(access.authorisation, access.cross_origin))
+    speech_access = SpeechAccess(access.authorisation, access.cross_origin)
+    speech = SpeechChannels(streams, health, speech_access, texts or TextSpeeches())
     queue = Queue()
     streams.reservations = queue
     places = Places(queue, health, access.clients, lambda: streams.free)

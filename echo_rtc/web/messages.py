@@ -14,14 +14,13 @@ from typing import TypeAlias
 
 from echo_rtc.stream.speech import Speaker, SpeechReport, SpeechStep
 from echo_rtc.stream.speech_input import SpeechInput, SpeechRefusedError
+from echo_rtc.web.text_speech import MAX_TEXT_CHARACTERS, NOT_CONFIGURED, TextSpeech, checked_text
 
 SPEECH_RATE = 24_000
 """Sample rate of pushed PCM in Hz where the address names none."""
 MAX_PCM_BYTES = 1 << 20
 """PCM of one message."""
 MAX_ID_CHARACTERS = 128
-MAX_TEXT_CHARACTERS = 4096
-"""Words of one message."""
 MAX_REFUSED_EVENTS = 256
 """Events whose sound was refused, as far as they are remembered."""
 
@@ -46,16 +45,22 @@ class MessageError(Exception):
 class SpeechMessages:
     """Follows a client's messages and tells it what becomes of them."""
 
-    def __init__(self, speaker: Speaker, rate: int, send: Callable[[Message], None]) -> None:
-        """``rate``: of the client's PCM in Hz."""
+    def __init__(
+        self, speaker: Speaker, rate: int, send: Callable[[Message], None], texts: TextSpeech | None = None
+    ) -> None:
+        """``rate``: of the client's PCM in Hz. ``texts`` says texts, where the server can."""
         self._speaker = speaker
         self._rate = rate
         self._send = send
         self._input = SpeechInput(speaker)
+        self._texts = texts
+        if texts is not None:
+            texts.failed = self._text_failed
         self._refused: deque[str] = deque(maxlen=MAX_REFUSED_EVENTS)
         self._made_ids = 0
         self._handlers: dict[str, Callable[[Message], None]] = {
             "agent.speak": self._speak,
+            "agent.speak_text": self._speak_text,
             "agent.speak_end": self._speak_end,
             "agent.interrupt": lambda _: self._interrupt(),
             "agent.start_listening": lambda _: self._listen(True),
@@ -81,6 +86,8 @@ class SpeechMessages:
     def close(self) -> None:
         """The client is gone: what it has pushed is said to its end."""
         self._input.complete_all()
+        if self._texts is not None:
+            self._texts.failed = None
 
     def _followed(self, follow: Callable[[], None]) -> bool:
         try:
@@ -116,7 +123,7 @@ class SpeechMessages:
             pcm = base64.b64decode(audio, validate=True)
         except (binascii.Error, ValueError):
             raise MessageError("bad_audio", "audio is not base64") from None
-        self._push(_event_id(message), pcm, text)
+        self._push(event_id_of(message), pcm, text)
 
     def _push(self, event: str | None, pcm: bytes, text: str) -> None:
         if len(pcm) > MAX_PCM_BYTES:
@@ -134,8 +141,22 @@ class SpeechMessages:
                 self._refused.append(event)
             raise MessageError(error.code, str(error)) from None
 
+    def _speak_text(self, message: Message) -> None:
+        event = event_id_of(message)
+        if self._texts is None:
+            raise MessageError("not_configured", NOT_CONFIGURED)
+        try:
+            self._texts.say(checked_text(message.get("text")), event)
+        except ValueError as error:
+            raise MessageError("bad_message", str(error)) from None
+        except SpeechRefusedError as error:
+            raise MessageError(error.code, str(error)) from None
+
+    def _text_failed(self, event: str, code: str, detail: str) -> None:
+        self._send({"type": "error", "code": code, "detail": detail, "event_id": event})
+
     def _speak_end(self, message: Message) -> None:
-        event = _event_id(message) or self._input.running
+        event = event_id_of(message) or self._input.running
         if event is None or not self._input.complete(event):
             raise MessageError("unknown_event", "there is no such event to end")
 
@@ -152,7 +173,7 @@ class SpeechMessages:
         return f"event-{self._made_ids}"
 
 
-def _event_id(message: Message) -> str | None:
+def event_id_of(message: Message) -> str | None:
     """The event that a message names. Raises MessageError for what cannot be one."""
     event = message.get("event_id")
     if event is None:

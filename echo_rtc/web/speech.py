@@ -16,15 +16,17 @@ from aiohttp import WSCloseCode, WSMsgType, hdrs, web
 
 from echo_rtc.rtc.session import OpenedSpeech
 from echo_rtc.stream.speech import Speaker
-from echo_rtc.web.auth import Authorisation, Grant, Right, grant_of, require_name
+from echo_rtc.stream.speech_input import SpeechRefusedError
+from echo_rtc.web.auth import REALM, Authorisation, Grant, Right, grant_of, require_name
 from echo_rtc.web.connections import protect
 from echo_rtc.web.cors import CrossOrigin
 from echo_rtc.web.health import Health
 from echo_rtc.web.limits import CLAIM
-from echo_rtc.web.messages import MAX_PCM_BYTES, SPEECH_RATE, Message, SpeechMessages
+from echo_rtc.web.messages import MAX_PCM_BYTES, SPEECH_RATE, Message, MessageError, SpeechMessages, event_id_of
 from echo_rtc.web.prefix import prefix_of
 from echo_rtc.web.problems import Problem, ProblemType
-from echo_rtc.web.signalling import choose_avatar, read_offer_body
+from echo_rtc.web.signalling import choose_avatar, read_offer_body, unknown_stream
+from echo_rtc.web.text_speech import NOT_CONFIGURED, TextSpeech, TextSpeeches, checked_text
 
 AUTH_TIMEOUT_S = 5.0
 """Time in which a browser must send its token as the first message."""
@@ -77,8 +79,9 @@ class SpeechAccess:
 class SpeechChannels:
     """The handlers of streams that are spoken to."""
 
-    def __init__(self, streams: SpeechStreams, health: Health, access: SpeechAccess) -> None:
+    def __init__(self, streams: SpeechStreams, health: Health, access: SpeechAccess, texts: TextSpeeches) -> None:
         self._streams = streams
+        self._texts = texts
         self._health = health
         self._access = access
 
@@ -118,16 +121,51 @@ class SpeechChannels:
         speaker.claimed = True
         protect(request)
         try:
-            await _Channel(socket, speaker, rate, self._streams.ending(key)).run()
+            ending = self._streams.ending(key)
+            await _Channel(socket, speaker, rate, ending, self._texts.of(speaker, ending)).run()
         finally:
             speaker.claimed = False
         return socket
 
-    def _speaker(self, key: str) -> Speaker:
-        """Raises Problem 404 for an unknown stream, 409 for one that nobody can speak to now."""
+    async def say_text(self, request: web.Request) -> web.StreamResponse:
+        """202 with the event that says the text; 400, 401, 403, 404, 408, 409, 413, 415, 429 or 501 as a problem."""
+        key = request.match_info["id"]
+        self._access.require_origin(request)
+        speaker = self._pushed(key)
+        if not self._texts.configured:
+            raise Problem(501, NOT_CONFIGURED)
+        self._require_publish(request, key)
+        text, event = _wanted_text(request, await read_offer_body(request))
+        texts = self._texts.of(speaker, self._streams.ending(key))
+        if texts is None:
+            raise unknown_stream()
+        try:
+            event = texts.say(text, event)
+        except SpeechRefusedError as error:
+            raise Problem(429, f"{error}.", ProblemType.TOO_MANY, {"Retry-After": "5"}) from None
+        return web.json_response({"event_id": event}, status=202, headers={"Cache-Control": "no-store"})
+
+    def _require_publish(self, request: web.Request, key: str) -> None:
+        """Raises Problem 401 without a token where one is needed, 403 for one of another scope or stream."""
+        if not self._access.authorisation.required:
+            return
+        if hdrs.AUTHORIZATION not in request.headers:
+            detail = "This needs a token; send it in the header Authorization: Bearer."
+            challenge = {"WWW-Authenticate": f'Bearer realm="{REALM}"'}
+            raise Problem(401, detail, ProblemType.UNAUTHORISED, challenge)
+        if not self._access.may_publish(grant_of(request), self._streams.name_of(key)):
+            raise Problem(403, "The token does not allow this; it must have the scope publish.", ProblemType.FORBIDDEN)
+
+    def _pushed(self, key: str) -> Speaker:
+        """Raises Problem 404 for an unknown stream, 409 for one that has a microphone."""
         speaker = self._streams.speaker(key)
         if speaker is None:
             raise Problem(409, "The stream has a microphone; open one by POST /streams.", ProblemType.NO_SPEECH)
+        return speaker
+
+    def _speaker(self, key: str) -> Speaker:
+        """Raises Problem 404 for an unknown stream, 409 for one that nobody can speak to now."""
+        speaker = self._pushed(key)
         if speaker.claimed:
             detail = "Somebody else speaks to the stream; one may at a time."
             raise Problem(409, detail, ProblemType.NO_SPEECH, {"Retry-After": "2"})
@@ -156,13 +194,18 @@ class _Channel:
     """One speaker's connection, from its first message to its end."""
 
     def __init__(
-        self, socket: web.WebSocketResponse, speaker: Speaker, rate: int, ending: asyncio.Future[str] | None
+        self,
+        socket: web.WebSocketResponse,
+        speaker: Speaker,
+        rate: int,
+        ending: asyncio.Future[str] | None,
+        texts: TextSpeech | None,
     ) -> None:
         self._socket = socket
         self._speaker = speaker
         self._ending = ending
         self._out: asyncio.Queue[Message] = asyncio.Queue(MAX_WAITING_MESSAGES)
-        self._messages = SpeechMessages(speaker, rate, self._send)
+        self._messages = SpeechMessages(speaker, rate, self._send, texts)
 
     async def run(self) -> None:
         """Reads until the client leaves, breaks a bound, or the stream ends."""
@@ -245,6 +288,22 @@ def _wishes(request: web.Request, body: bytes) -> tuple[str | None, str | None]:
         if content.get(key) is not None and not isinstance(content[key], str):
             raise Problem(400, f"{key} is {str(content[key])[:80]!r}; it must be text, or left out.")
     return content.get("avatar"), content.get("name")
+
+
+def _wanted_text(request: web.Request, body: bytes) -> tuple[str, str | None]:
+    """Text and event_id of the body of a text to be said. Raises Problem 400 or 415."""
+    if request.content_type != "application/json":
+        raise Problem(415, f"The content type is {request.content_type[:80]!r}; send application/json.")
+    try:
+        content = json.loads(body.decode("utf-8"))
+    except (UnicodeDecodeError, ValueError, RecursionError):
+        content = None
+    if not isinstance(content, dict):
+        raise Problem(400, 'The body is not a JSON object; send {"text": "..."}.')
+    try:
+        return checked_text(content.get("text")), event_id_of(content)
+    except (ValueError, MessageError) as error:
+        raise Problem(400, f"The body cannot be followed: {error}.") from None
 
 
 def _rate(request: web.Request) -> int:

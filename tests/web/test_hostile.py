@@ -37,7 +37,11 @@ REQUESTS = 1_000
 LIFE_S = 60.0
 
 
-SECRETS = ("a-secret-that-signs-the-tokens-of-32", "a-secret-of-the-turn-server")
+SECRETS = (
+    "a-secret-that-signs-the-tokens-of-32",
+    "a-secret-of-the-turn-server",
+    "a-key-of-the-text-to-speech-server",
+)
 """Beside the token."""
 
 
@@ -52,6 +56,8 @@ async def port(request: pytest.FixtureRequest) -> AsyncIterator[int]:
         max_streams=16,
         auth_token=siege.TOKEN,
         token_secret=SECRETS[0],
+        tts_url="http://127.0.0.1:9",
+        tts_key=SECRETS[2],
         **getattr(request, "param", {}),
     )
     task = asyncio.create_task(serve.serve(chosen, LogFile(None, None)))

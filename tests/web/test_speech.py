@@ -17,9 +17,11 @@ from aiohttp.test_utils import TestClient, TestServer
 from echo_rtc.clips import ClipFormat
 from echo_rtc.engine.testcard import TestCardEngine
 from echo_rtc.rtc.manager import ManagerOptions, StreamManager
+from echo_rtc.tts.voices import Spoken, Voice
 from echo_rtc.web.app import Access, create_app
 from echo_rtc.web.auth import Authorisation, Right, mint
 from echo_rtc.web.health import Health, Lifecycle, Phase
+from echo_rtc.web.text_speech import TextSpeeches
 from tests.web.conftest import FakeLibrary, gallery_of
 
 STATIC = Path(__file__).parents[2] / "static"
@@ -65,18 +67,17 @@ async def free_channel(client: TestClient[web.Request, web.Application], address
 
 
 @pytest.fixture
-async def make_stage(
-    aiohttp_client: Client, aiohttp_server: Server
-) -> AsyncIterator[Callable[[Access], Awaitable[Stage]]]:
+async def make_stage(aiohttp_client: Client, aiohttp_server: Server) -> AsyncIterator[Callable[..., Awaitable[Stage]]]:
     made: list[tuple[StreamManager, TestCardEngine]] = []
 
-    async def make(access: Access) -> Stage:
+    async def make(access: Access, voice: Voice | None = None) -> Stage:
         engine = TestCardEngine(FORMAT)
         await engine.start(lambda _: None)
         manager = StreamManager(engine, ManagerOptions(max_streams=2, speech_timeout_s=60.0))
         made.append((manager, engine))
         health = Health(engine, Lifecycle(Phase.READY), "testcard", lambda: (), free_places=lambda: manager.free)
-        app = create_app(manager, health, STATIC, gallery_of(FakeLibrary()), access)
+        texts = TextSpeeches(voice)
+        app = create_app(manager, health, STATIC, gallery_of(FakeLibrary()), access, texts=texts)
         return Stage(await aiohttp_client(await aiohttp_server(app)), manager)
 
     yield make
@@ -85,7 +86,7 @@ async def make_stage(
         await engine.close()
 
 
-async def test_pushed_speech_is_said_and_reported(make_stage: Callable[[Access], Awaitable[Stage]]) -> None:
+async def test_pushed_speech_is_said_and_reported(make_stage: Callable[..., Awaitable[Stage]]) -> None:
     stage = await make_stage(Access())
     opened = await stage.open(name="studio")
     assert opened["whep"] == "/whep/studio"
@@ -112,7 +113,7 @@ async def test_pushed_speech_is_said_and_reported(make_stage: Callable[[Access],
     assert (await stage.client.get(opened["stream"])).status == 404
 
 
-async def test_one_client_speaks_at_a_time(make_stage: Callable[[Access], Awaitable[Stage]]) -> None:
+async def test_one_client_speaks_at_a_time(make_stage: Callable[..., Awaitable[Stage]]) -> None:
     stage = await make_stage(Access())
     opened = await stage.open()
     async with stage.client.ws_connect(opened["speech"]) as first:
@@ -126,7 +127,7 @@ async def test_one_client_speaks_at_a_time(make_stage: Callable[[Access], Awaita
         assert (await until(second, "agent.speak_ended"))["played_ms"] == pytest.approx(500, abs=3)
 
 
-async def test_places_names_and_wishes_are_checked(make_stage: Callable[[Access], Awaitable[Stage]]) -> None:
+async def test_places_names_and_wishes_are_checked(make_stage: Callable[..., Awaitable[Stage]]) -> None:
     stage = await make_stage(Access())
     first = await stage.open(name="studio")
     assert (await stage.client.post("/streams", json={"name": "studio"})).status == 409
@@ -143,7 +144,7 @@ async def test_places_names_and_wishes_are_checked(make_stage: Callable[[Access]
 
 
 async def test_speaking_needs_a_token_for_the_streams_name(
-    make_stage: Callable[[Access], Awaitable[Stage]],
+    make_stage: Callable[..., Awaitable[Stage]],
 ) -> None:
     stage = await make_stage(Access(authorisation=Authorisation.of(None, SECRET)))
     rights = frozenset({Right.PUBLISH, Right.VIEW})
@@ -163,3 +164,48 @@ async def test_speaking_needs_a_token_for_the_streams_name(
     async with await free_channel(stage.client, speech) as socket:
         await socket.send_json({"type": "auth", "token": good})
         assert (await until(socket, "session.state_updated"))["state"] == "connected"
+
+
+class HalfSecondVoice:
+    """Says every sentence in half a second."""
+
+    async def say(self, sentence: str) -> Spoken:
+        return Spoken(HALF, 24_000)
+
+    async def close(self) -> None: ...
+
+
+async def test_text_is_said_by_request_and_by_message(make_stage: Callable[..., Awaitable[Stage]]) -> None:
+    stage = await make_stage(Access(), HalfSecondVoice())
+    opened = await stage.open()
+    address = f"{opened['stream']}/speak"
+    async with stage.client.ws_connect(opened["speech"]) as socket:
+        response = await stage.client.post(address, json={"text": "Hello. Bye.", "event_id": "a"})
+        assert (response.status, await response.json()) == (202, {"event_id": "a"})
+        await socket.send_json({"type": "agent.speak_text", "text": "Again."})
+        assert (await until(socket, "agent.speak_started"))["event_id"] == "a"
+        assert (await until(socket, "agent.speak_ended"))["played_ms"] == pytest.approx(1000, abs=6)
+        assert (await until(socket, "agent.speak_ended"))["event_id"] == "text-1"
+        for content, status in (({"text": "..."}, 400), ({}, 400), ([], 400), ({"text": "a", "event_id": 5}, 400)):
+            assert (await stage.client.post(address, json=content)).status == status
+        assert (await stage.client.post(address, data=b"a")).status == 415
+    assert (await stage.client.post("/streams/nothing/speak", json={"text": "a"})).status == 404
+
+
+async def test_text_without_a_voice_is_501(make_stage: Callable[..., Awaitable[Stage]]) -> None:
+    stage = await make_stage(Access())
+    opened = await stage.open()
+    response = await stage.client.post(f"{opened['stream']}/speak", json={"text": "Hello."})
+    assert response.status == 501
+    assert "--tts-url" in (await response.json())["detail"]
+
+
+async def test_text_needs_a_token_for_the_streams_name(make_stage: Callable[..., Awaitable[Stage]]) -> None:
+    stage = await make_stage(Access(authorisation=Authorisation.of(None, SECRET)), HalfSecondVoice())
+    rights = frozenset({Right.PUBLISH, Right.VIEW})
+    good, other = (mint(SECRET, rights, name, 60) for name in ("studio", "kitchen"))
+    opened = await (await stage.client.post("/streams", headers={"Authorization": f"Bearer {good}"})).json()
+    for token, status in ((None, 401), (other, 403), (good, 202)):
+        headers = {"Authorization": f"Bearer {token}"} if token else {}
+        response = await stage.client.post(f"{opened['stream']}/speak", json={"text": "Hello."}, headers=headers)
+        assert response.status == status
