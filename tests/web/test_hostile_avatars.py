@@ -293,8 +293,8 @@ async def test_hostile_uploads_are_refused_in_words_and_leave_nothing(server: Re
             await caller.close()
     assert await server.stop() == 0
     assert server.troubles == []
-    # What is no line of the log was written past it: a warning, or a word of a library's.
-    assert [line for line in server.lines if not line[:4].isdigit()] == []
+    # What is no line of the log was written past it: the address to open; no warning, no word of a library's.
+    assert [line for line in server.lines if not line[:4].isdigit()] == [f"Open {server.url}"]
     assert kept(tmp_path / "avatars") == []
     assert list((tmp_path / "temporary").iterdir()) == []
 
