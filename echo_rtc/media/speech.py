@@ -24,6 +24,9 @@ from echo_rtc.media.timeline import Piece, TimelineStatistics
 AHEAD_S = 3.0
 """Sound is placed, and so rendered, at most this far ahead of the clock."""
 
+MAX_AHEAD_CLIPS = 6
+"""And no more than this many clips ahead, so that short clips do not overflow what a stream may have in flight."""
+
 MAX_QUEUED_S = 120.0
 """Most sound that waits in the queue."""
 
@@ -147,6 +150,7 @@ class SpeechQueue:
     def __init__(self, format: ClipFormat) -> None:
         self._format = format
         self._clip_samples = self._border(1)
+        self._ahead = min(_AHEAD, MAX_AHEAD_CLIPS * self._clip_samples)
         self._origin_s: float | None = None
         self._jumped = 0
         self._head = 0
@@ -347,7 +351,7 @@ class SpeechQueue:
 
     def _place_next(self, reached: int, now: float, pieces: list[Piece]) -> bool:
         """Places sound of the first event; whether there may be more to place."""
-        if not self._events or self._head >= reached + _AHEAD:
+        if not self._events or self._head >= reached + self._ahead:
             return False
         event = self._events[0]
         if len(self._events) > 1 and not event.waiting:
@@ -361,7 +365,7 @@ class SpeechQueue:
                 border = self._next_border(reached)
                 near = border - reached <= 2 * MEDIA_RATE // self._format.fps
                 self._silence += self._fill(border if near else reached, pieces)
-        count = min(event.waiting, reached + _AHEAD - self._head)
+        count = min(event.waiting, reached + self._ahead - self._head)
         if count:
             self._speak(event, event.take(count), pieces)
             if event.waiting:

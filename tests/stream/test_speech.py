@@ -6,6 +6,7 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -61,8 +62,10 @@ class Watched:
 
 
 @asynccontextmanager
-async def talking(faults: ScriptedFaults | None = None, timeout_s: float = 0.0) -> AsyncIterator[Watched]:
-    engine = TestCardEngine(FORMAT, faults or ScriptedFaults(delay_s=RENDER_S))
+async def talking(
+    faults: ScriptedFaults | None = None, timeout_s: float = 0.0, format: ClipFormat = FORMAT
+) -> AsyncIterator[Watched]:
+    engine = TestCardEngine(format, faults or ScriptedFaults(delay_s=RENDER_S))
     await engine.start(lambda _: None)
     options = StreamOptions(pushed=True, voice_timeout_s=timeout_s)
     stream = Stream(engine, engine.avatars[AVATAR], options, whole)
@@ -225,6 +228,18 @@ def test_streams_spoken_to_at_once_stay_apart() -> None:
             assert second.steps == [("same", SpeechStep.STARTED), ("same", SpeechStep.ENDED)]
             told = [[event["text"] for event in one.events if event["type"] == "caption"] for one in (first, second)]
             assert told == [["one"], ["two"]]
+
+    run(live())
+
+
+def test_short_clips_ahead_do_not_overflow() -> None:
+    async def live() -> None:
+        async with talking(ScriptedFaults(delay_s=0.1), format=replace(FORMAT, clip_frames=6)) as watched:
+            watched.speaker.say("a", loud(6.0))
+            watched.speaker.complete("a")
+            await asyncio.sleep(9.0)
+            assert watched.stream.tally().counts["clips", "overflowed"] == 0
+            assert watched.stream.tally().counts["frames", "held"] == 0
 
     run(live())
 
