@@ -17,6 +17,7 @@ BENCHMARKS = {
     "render": "frames per second and share of the processor of the clip generator",
     "generation": "frames per second of full-size EchoMimic-V2 with random weights on a GPU",
     "sync": "difference between sound and picture as a client receives them",
+    "speech": "how soon pushed speech is heard and seen, and how soon an interruption ends it",
     "stream": "processor time of the whole server process for one stream",
     "viewers": "processor time of the whole server process for each viewer of one stream",
     "live": "whole calls at a whole server: frames, delay, steps, a killed worker, the start",
