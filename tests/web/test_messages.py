@@ -170,3 +170,11 @@ def test_a_speaker_who_vanishes_is_heard_to_the_end() -> None:
     desk.send(type="agent.speak", audio=TENTH, event_id="b")
     desk.messages.close()
     assert sorted(desk.speaker.completed) == ["a", "b"]
+
+
+def test_events_that_are_never_ended_are_all_said() -> None:
+    desk = Desk()
+    for number in range(300):
+        assert desk.send(type="agent.speak", audio=TENTH, event_id=str(number))
+    assert desk.codes == []
+    assert len({event for event, _, _ in desk.speaker.said}) == 300
