@@ -76,11 +76,13 @@ class Avatar:
 
 @dataclass(frozen=True, slots=True)
 class AvatarFiles:
-    """What an avatar is prepared from: a picture of the person, and a folder of 0.npy, 1.npy and so on."""
+    """What an avatar is prepared from: a picture of the person, a folder of poses, and one of the poses in silence
+    (None: the calmest of the others)."""
 
     name: str
     reference_image: Path
     pose_dir: Path
+    idle_pose_dir: Path | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -70,12 +70,13 @@ DEFAULT_AVATAR = "default"
 
 @dataclass(frozen=True, slots=True)
 class AvatarSource:
-    """A further avatar of the YAML file's mapping ``avatars``; ``pose_dir`` is the setting of that name unless it has
-    its own."""
+    """A further avatar of the YAML file's mapping ``avatars``; ``pose_dir`` and ``idle_pose_dir`` are the settings of
+    these names unless it has its own."""
 
     name: str
     reference_image: Path
     pose_dir: Path
+    idle_pose_dir: Path | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,6 +170,14 @@ class Settings(ModelOptions):
     )
     pose_dir: Path = field(
         default=EMBEDDED / "poses", metadata=about("avatar", "Directory of .npy pose files, 0.npy onwards.")
+    )
+    idle_pose_dir: Path | None = field(
+        default=None,
+        metadata=about(
+            "avatar",
+            "Directory of the poses shown in silence; without it the calmest stretch of pose_dir is used.",
+            kind=Path,
+        ),
     )
     avatar_dir: Path = field(
         default=Path("avatars"),
@@ -786,7 +795,10 @@ def _settings(sources: Sequence[Mapping[str, tuple[str, Any]]]) -> Settings:
         values.setdefault(name, value)
     poses = values.get("pose_dir", _default("pose_dir"))
     assert isinstance(poses, Path)
-    merged: dict[str, Any] = {**values, "config": config, "model": model, "avatars": _avatars(avatars, config, poses)}
+    idle = values.get("idle_pose_dir")
+    assert idle is None or isinstance(idle, Path)
+    further = _avatars(avatars, config, poses, idle)
+    merged: dict[str, Any] = {**values, "config": config, "model": model, "avatars": further}
     settings = Settings(**merged)
     if settings.engine != "testcard" and not model:
         raise SettingsError(
@@ -946,7 +958,7 @@ def _known_config(path: Path) -> Path:
     return known if known.is_file() else path
 
 
-def _avatars(raw: object, path: Path, poses: Path) -> tuple[AvatarSource, ...]:
+def _avatars(raw: object, path: Path, poses: Path, idle: Path | None) -> tuple[AvatarSource, ...]:
     """The further avatars that the file describes, in its order."""
     if not isinstance(raw, dict):
         raise SettingsError(f"avatars in {path} is {_shown(raw)}; it must be a mapping of names to their files")
@@ -961,14 +973,16 @@ def _avatars(raw: object, path: Path, poses: Path) -> tuple[AvatarSource, ...]:
             raise SettingsError(f"{label} lacks reference_image; write avatars: {{{name}: {{reference_image: PATH}}}}")
         paths: dict[str, Path] = {"pose_dir": poses}
         for key, value in content.items():
-            if key not in ("reference_image", "pose_dir"):
-                known = "known are reference_image and pose_dir"
+            if key not in ("reference_image", "pose_dir", "idle_pose_dir"):
+                known = "known are reference_image, pose_dir and idle_pose_dir"
                 raise SettingsError(f"avatars.{name}.{_bare(key)} in {path} is unknown; {known}")
             found = _convert(value.strip(), type(poses), _base_of(path)) if isinstance(value, str) else None
             if not isinstance(found, Path):
                 raise SettingsError(f"avatars.{name}.{key} in {path} is {_shown(value)}; it must be a path")
             paths[key] = found
-        sources.append(AvatarSource(name, paths["reference_image"], paths["pose_dir"]))
+        # The common idle poses belong to the common pose sequence.
+        own = paths.get("idle_pose_dir", None if "pose_dir" in content else idle)
+        sources.append(AvatarSource(name, paths["reference_image"], paths["pose_dir"], own))
     return tuple(sources)
 
 

@@ -89,7 +89,7 @@ def test_the_published_set_up_is_the_published_one() -> None:
 def test_the_default_set_up_needs_no_download() -> None:
     settings = load_settings([], {})
     assert settings.reference_image.is_file()
-    assert (settings.pose_dir / "0.npy").is_file()
+    assert (settings.pose_dir / "poses.npz").is_file()
     description = ModelDescription.from_mapping(settings.model, settings.model_base)
     assert description.own_layout
     networks = ("reference_unet", "denoising_unet", "pose_encoder", "vae", "audio_encoder")

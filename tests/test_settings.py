@@ -89,7 +89,7 @@ def test_defaults_are_those_of_the_predecessor(card: Path) -> None:
 def test_the_default_file_is_the_embedded_model() -> None:
     settings = load_settings([], {})
     assert settings.config.name == "embedded.yaml"
-    assert (settings.width, settings.height, settings.steps, settings.cfg) == (256, 256, 1, 1.0)
+    assert (settings.width, settings.height, settings.steps, settings.cfg) == (384, 384, 1, 1.0)
     assert settings.model["weights"] == str(EMBEDDED)
     assert settings.model_base == settings.config.parent
 
@@ -444,7 +444,7 @@ def test_help_is_short_and_shows_what_applies(
     monkeypatch.setenv("ECHO_RTC_PORT", "9999")
     text, everything = helped(capsys, "--help"), helped(capsys, "--help-all")
     assert len(text) < 0.5 * len(everything)
-    assert "[256 pixels]" in text, "of embedded.yaml, the configuration in use"
+    assert "[384 pixels]" in text, "of embedded.yaml, the configuration in use"
     assert "[9999]" in text
     assert "--help-all shows all flags" in text
     assert "--ray-workers" not in text

@@ -34,7 +34,13 @@ from echo_rtc.errors import (
     UnknownAvatarError,
 )
 from echo_rtc.model.image import STRANGERS_FORMATS, crop_to_shape, read_picture, resize_lanczos
-from echo_rtc.model.pose_files import POSE_FILE_NAME, load_pose_sequence, save_pose
+from echo_rtc.model.pose_files import (
+    PACKED_POSES,
+    POSE_FILE_NAME,
+    load_pose_sequence,
+    save_pose,
+    save_pose_sequence,
+)
 from echo_rtc.rendering import Avatar, AvatarFiles, Progress
 from echo_rtc.settings import AVATAR_NAME, AVATAR_NAME_WORDS, DEFAULT_AVATAR, Settings
 
@@ -59,7 +65,7 @@ PREVIEW_QUALITY = 88
 BUSY_RETRY_S = 10
 """When to try again while another avatar is being prepared."""
 
-_PICTURE, _POSES = "reference.png", "poses"
+_PICTURE, _POSES, _IDLE_POSES = "reference.png", "poses", "idle_poses"
 _ZIP_ENTRY, _JPEG, _JPEG_SCAN = b"PK\x01\x02", b"\xff\xd8", b"\xff\xda"
 
 
@@ -104,8 +110,10 @@ class Shelf:
 
     @classmethod
     def of(cls, settings: Settings) -> Shelf:
-        default = AvatarFiles(DEFAULT_AVATAR, settings.reference_image, settings.pose_dir)
-        further = (AvatarFiles(each.name, each.reference_image, each.pose_dir) for each in settings.avatars)
+        default = AvatarFiles(DEFAULT_AVATAR, settings.reference_image, settings.pose_dir, settings.idle_pose_dir)
+        further = (
+            AvatarFiles(each.name, each.reference_image, each.pose_dir, each.idle_pose_dir) for each in settings.avatars
+        )
         return cls((default, *further), settings.avatar_dir, settings.max_avatars)
 
 
@@ -191,7 +199,7 @@ class AvatarLibrary:
                 raise
             try:
                 await asyncio.to_thread(_move, draft, place)
-                files = AvatarFiles(name, place / _PICTURE, place / _POSES)
+                files = _files_at(place)
                 await self._engine.prepare_avatar(files)
             except BaseException:
                 shutil.rmtree(draft, ignore_errors=True)
@@ -230,10 +238,10 @@ class AvatarLibrary:
             return []
         places = sorted(path for path in self._shelf.folder.iterdir() if path.is_dir())
         named = (place for place in places if re.fullmatch(AVATAR_NAME, place.name))
-        return [AvatarFiles(place.name, place / _PICTURE, place / _POSES) for place in named]
+        return [_files_at(place) for place in named]
 
-    def _poses(self, poses: bytes | None, poses_of: str | None) -> bytes | Path:
-        """Where the poses of an upload come from: its ZIP file, or the folder of another avatar."""
+    def _poses(self, poses: bytes | None, poses_of: str | None) -> bytes | AvatarFiles:
+        """Where the poses of an upload come from: its ZIP file, or another avatar."""
         if poses is not None:
             if poses_of is not None:
                 raise InputError("poses and poses_of are both given; send one of them")
@@ -243,12 +251,18 @@ class AvatarLibrary:
             raise InputError(
                 f"poses_of is {name[:80]!r}, and there is no such avatar; there are {', '.join(self._files)}"
             )
-        return self._files[name].pose_dir
+        return self._files[name]
 
 
-def _write(place: Path, picture: bytes, poses: bytes | Path, format: ClipFormat) -> None:
-    """Writes an avatar's folder from a picture file, and a ZIP file or a folder of poses. Raises InputError for what
-    cannot be used, StorageError."""
+def _files_at(place: Path) -> AvatarFiles:
+    """The avatar in a folder that was written here."""
+    idle = place / _IDLE_POSES
+    return AvatarFiles(place.name, place / _PICTURE, place / _POSES, idle if idle.is_dir() else None)
+
+
+def _write(place: Path, picture: bytes, poses: bytes | AvatarFiles, format: ClipFormat) -> None:
+    """Writes an avatar's folder from a picture file, and a ZIP file of poses or those of another avatar. Raises
+    InputError for what cannot be used, StorageError."""
     if len(picture) > MAX_PICTURE_BYTES:
         raise InputError(f"image is larger than {MAX_PICTURE_BYTES // 2**20} MiB; make it smaller")
     if picture.startswith(_JPEG) and picture.count(_JPEG_SCAN) > MAX_SCANS:
@@ -262,10 +276,22 @@ def _write(place: Path, picture: bytes, poses: bytes | Path, format: ClipFormat)
         if isinstance(poses, bytes):
             _unpack(poses, place / _POSES)
         else:
-            for number, pose in enumerate(load_pose_sequence(poses)):
-                save_pose(place / _POSES / f"{number}.npy", pose)
+            _copy_poses(poses.pose_dir, place / _POSES)
+            if poses.idle_pose_dir is not None:
+                _copy_poses(poses.idle_pose_dir, place / _IDLE_POSES)
     except OSError as error:
         raise _storage_error(place, error) from error
+
+
+def _copy_poses(source: Path, folder: Path) -> None:
+    """Writes the poses of another folder anew: nothing but poses is taken over. Raises InputError."""
+    folder.mkdir(exist_ok=True)
+    poses = load_pose_sequence(source)
+    if (source / PACKED_POSES).is_file():
+        save_pose_sequence(folder, poses)
+        return
+    for number, pose in enumerate(poses):
+        save_pose(folder / f"{number}.npy", pose)
 
 
 def _fitting(picture: Image.Image, format: ClipFormat) -> Image.Image:

@@ -72,6 +72,7 @@ def _loader(settings: Settings, device: str, cores: float | None) -> ModelLoader
         model_base=settings.model_base,
         reference_image=settings.reference_image,
         pose_dir=settings.pose_dir,
+        idle_pose_dir=settings.idle_pose_dir,
         format=settings.clip_format,
         device=device,
         options=ModelOptions.of(settings),

@@ -64,21 +64,29 @@ class AvatarBundle:
     image_name: str
     image: bytes
     poses: dict[str, bytes]
+    idle_poses: dict[str, bytes]
 
     @classmethod
     def read(cls, files: AvatarFiles) -> AvatarBundle:
         """Raises OSError if a file cannot be read."""
-        poses = {path.name: path.read_bytes() for path in sorted(files.pose_dir.iterdir()) if path.suffix == ".npy"}
-        return cls(files.name, files.reference_image.name, files.reference_image.read_bytes(), poses)
+        image, idle = files.reference_image, files.idle_pose_dir
+        poses, idle_poses = _pose_files(files.pose_dir), {} if idle is None else _pose_files(idle)
+        return cls(files.name, image.name, image.read_bytes(), poses, idle_poses)
 
     def unpack(self, folder: Path) -> AvatarFiles:
         """Writes everything into an empty folder of this machine."""
-        image, poses = folder / self.image_name, folder / "poses"
+        image, poses, idle = folder / self.image_name, folder / "poses", folder / "idle_poses"
         image.write_bytes(self.image)
-        poses.mkdir()
-        for name, content in self.poses.items():
-            (poses / name).write_bytes(content)
-        return AvatarFiles(self.name, image, poses)
+        for place, files in ((poses, self.poses), (idle, self.idle_poses)):
+            place.mkdir()
+            for name, content in files.items():
+                (place / name).write_bytes(content)
+        return AvatarFiles(self.name, image, poses, idle if self.idle_poses else None)
+
+
+def _pose_files(folder: Path) -> dict[str, bytes]:
+    """The pose files of a folder by name."""
+    return {path.name: path.read_bytes() for path in sorted(folder.iterdir()) if path.suffix in (".npy", ".npz")}
 
 
 def _in(group: str, **options: str) -> Callable[[F], F]:

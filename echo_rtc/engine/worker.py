@@ -266,6 +266,7 @@ class ModelLoader:
     use_init_latent: bool
     compile_cache: Path | None = None
     cores: float | None = None
+    idle_pose_dir: Path | None = None
 
     def __call__(self, progress: Progress) -> Renderer:
         # OpenMP's threads spin while they wait for each other, unless they are told before torch is loaded. Where cores
@@ -281,6 +282,8 @@ class ModelLoader:
         load_generator = self._described()
         load_reference_image(self.reference_image, self.format.width, self.format.height)
         load_pose_sequence(self.pose_dir)
+        if self.idle_pose_dir is not None:
+            load_pose_sequence(self.idle_pose_dir)
 
         progress("importing torch")
         import torch
@@ -296,7 +299,7 @@ class ModelLoader:
         settings = GeneratorSettings.for_device(self.options, self.format, self.device, dtype)
         generator = load_generator(settings, progress)
         progress(f"preparing avatar {AVATAR}")
-        generator.prepare_avatar(AVATAR, self.reference_image, self.pose_dir)
+        generator.prepare_avatar(AVATAR, self.reference_image, self.pose_dir, self.idle_pose_dir)
         return _ModelRenderer(generator, self.use_init_latent)
 
     def _described(self) -> Callable[[GeneratorSettings, Progress], ClipGenerator]:
@@ -347,7 +350,7 @@ class _ModelRenderer:
         return self._generator.idle_loop(avatar, chained=self._chained)
 
     def prepare_avatar(self, files: AvatarFiles) -> Iterator[None]:
-        return self._generator.avatar_pieces(files.name, files.reference_image, files.pose_dir)
+        return self._generator.avatar_pieces(files.name, files.reference_image, files.pose_dir, files.idle_pose_dir)
 
     def forget_avatar(self, name: str) -> None:
         self._generator.forget_avatar(name)

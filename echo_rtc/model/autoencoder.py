@@ -10,6 +10,7 @@ It knows nothing of frames, clips or conditioning.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -24,20 +25,34 @@ PATCH = 4
 
 @dataclass(frozen=True)
 class AutoencoderConfig:
-    """Widths. ``encoder_channels`` run from 1/4 of the sides inwards, ``decoder_channels`` from the latents outwards;
-    both have one entry a level, and each level but the one at 1/4 halves the sides once more."""
+    """Widths. ``encoder_channels`` and ``encoder_blocks`` run from 1/4 of the sides inwards, ``decoder_channels`` and
+    ``decoder_blocks`` from the latents outwards; all have one entry a level (no ``encoder_blocks``: 1 each).
+    ``upscales`` are the factors between the decoder's levels, from the latents outwards (empty: 2 each); the encoder's
+    are the same in the other order."""
 
     latent_channels: int = 32
     encoder_channels: tuple[int, ...] = (48, 80, 112)
     decoder_channels: tuple[int, ...] = (160, 96, 48)
     decoder_blocks: tuple[int, ...] = (2, 1, 1)
+    encoder_blocks: tuple[int, ...] = ()
+    upscales: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
-        if not len(self.encoder_channels) == len(self.decoder_channels) == len(self.decoder_blocks) >= 1:
+        levels = len(self.decoder_channels)
+        names = ("encoder_channels", "decoder_channels", "decoder_blocks")
+        numbers = [len(getattr(self, name)) for name in names] + [len(self.encoder_blocks or self.encoder_channels)]
+        if levels < 1 or any(number != levels for number in numbers):
+            listed = ", ".join(f"{name} {getattr(self, name)}" for name in (*names, "encoder_blocks"))
+            raise ValueError(f"autoencoder: {listed} must have the same number of levels")
+        if len(self.factors) != levels - 1 or not all(factor in (2, 3) for factor in self.factors):
             raise ValueError(
-                f"autoencoder: encoder_channels {self.encoder_channels}, decoder_channels {self.decoder_channels} and "
-                f"decoder_blocks {self.decoder_blocks} must have the same number of levels"
+                f"autoencoder: upscales {self.upscales} must be {levels - 1} factors of 2 or 3 between {levels} levels"
             )
+
+    @property
+    def factors(self) -> tuple[int, ...]:
+        """The factors between the decoder's levels, from the latents outwards."""
+        return self.upscales or (2,) * (len(self.decoder_channels) - 1)
 
     @classmethod
     def from_mapping(cls, mapping: Mapping[str, Any]) -> AutoencoderConfig:
@@ -67,6 +82,13 @@ class ResidualBlock(nn.Module):
         return out
 
 
+def _shrink(channels: int, following: int, factor: int) -> list[nn.Module]:
+    """Layers that make the sides ``factor`` (2 or 3) times smaller."""
+    if factor == 2:
+        return [nn.Conv2d(channels, following, 3, stride=2, padding=1)]
+    return [nn.PixelUnshuffle(factor), nn.Conv2d(channels * factor**2, following, 1)]
+
+
 class PixelShuffleAutoencoder(nn.Module):
     """Image (B, 3, H, W) in -1..1 <-> latents (B, C, H/16, W/16) of zero mean and unit variance per channel
     (1/16 with three levels; in general 1 / ``scale``)."""
@@ -82,16 +104,19 @@ class PixelShuffleAutoencoder(nn.Module):
 
         widths = self.settings.encoder_channels
         encoder: list[nn.Module] = [nn.PixelUnshuffle(PATCH), nn.Conv2d(pixels, widths[0], 3, padding=1)]
-        for inner, outer in zip(widths[1:], widths[:-1], strict=True):
-            encoder += [ResidualBlock(outer), nn.Conv2d(outer, inner, 3, stride=2, padding=1)]
-        encoder += [ResidualBlock(widths[-1]), nn.Conv2d(widths[-1], latent, 1)]
+        for level, blocks in enumerate(self.settings.encoder_blocks or (1,) * len(widths)):
+            if level:
+                encoder += _shrink(widths[level - 1], widths[level], self.settings.factors[-level])
+            encoder += [ResidualBlock(widths[level]) for _ in range(blocks)]
+        encoder += [nn.Conv2d(widths[-1], latent, 1)]
         self.encoder = nn.Sequential(*encoder)
 
         widths = self.settings.decoder_channels
         decoder: list[nn.Module] = [nn.Conv2d(latent, widths[0], 3, padding=1)]
         for level, blocks in enumerate(self.settings.decoder_blocks):
             if level:
-                decoder += [nn.Conv2d(widths[level - 1], 4 * widths[level], 1), nn.PixelShuffle(2)]
+                factor = self.settings.factors[level - 1]
+                decoder += [nn.Conv2d(widths[level - 1], factor**2 * widths[level], 1), nn.PixelShuffle(factor)]
             decoder += [ResidualBlock(widths[level]) for _ in range(blocks)]
         decoder += [nn.SiLU(), nn.Conv2d(widths[-1], pixels, 3, padding=1), nn.PixelShuffle(PATCH)]
         self.decoder = nn.Sequential(*decoder)
@@ -107,7 +132,7 @@ class PixelShuffleAutoencoder(nn.Module):
     @property
     def scale(self) -> int:
         """How many times smaller the latents' sides are than the image's."""
-        return int(PATCH * 2 ** (len(self.settings.decoder_channels) - 1))
+        return PATCH * math.prod(self.settings.factors)
 
     @property
     def latent_channels(self) -> int:

@@ -45,3 +45,21 @@ def yuv_planes(images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     y = F.conv2d(clamped, luma, luma_bias)[:, 0]
     uv = F.conv2d(clamped, chroma, chroma_bias, stride=2)
     return y.to(torch.uint8), uv[:, 0].to(torch.uint8), uv[:, 1].to(torch.uint8)
+
+
+TOP_SHARE = 0.25
+"""Of what is cut off above and below, so much is taken above: that is where heads are."""
+
+
+def fitted(images: Tensor, width: int, height: int) -> Tensor:
+    """Pictures (F, 3, H, W) cropped to the shape of width x height and scaled to it: (F, 3, height, width) float32."""
+    rows, columns = images.shape[-2:]
+    kept_rows = min(rows, round(columns * height / width))
+    kept_columns = min(columns, round(rows * width / height))
+    top = round(TOP_SHARE * (rows - kept_rows))
+    left = (columns - kept_columns) // 2
+    part = images[..., top : top + kept_rows, left : left + kept_columns].float()
+    if part.shape[-2:] == (height, width):
+        return part
+    shrinks = kept_rows > height
+    return F.interpolate(part, (height, width), mode="bicubic", antialias=shrinks, align_corners=False)

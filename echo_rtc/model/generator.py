@@ -10,7 +10,8 @@ from __future__ import annotations
 import itertools
 import logging
 import time
-from collections.abc import Callable, Iterator, Mapping
+import zlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from fractions import Fraction
@@ -27,7 +28,8 @@ from echo_rtc.errors import InputError, RenderError, SettingsError
 from echo_rtc.model.attention import AttentionChoice
 from echo_rtc.model.audio import SAMPLE_RATE, Wav2Vec2AudioEncoder, WhisperAudioEncoder, frame_tokens
 from echo_rtc.model.captured import BankShelf, Captures
-from echo_rtc.model.colour import rgb_bytes, yuv_planes
+from echo_rtc.model.choreography import Choreography, Moment, activity
+from echo_rtc.model.colour import fitted, rgb_bytes, yuv_planes
 from echo_rtc.model.compiled import compile_networks
 from echo_rtc.model.description import ModelDescription
 from echo_rtc.model.fused import FusedDenoiser
@@ -37,11 +39,17 @@ from echo_rtc.model.kernels import launch
 from echo_rtc.model.kl_autoencoder import KLAutoencoder
 from echo_rtc.model.loading import Networks, load_networks
 from echo_rtc.model.options import GeneratorSettings as GeneratorSettings
-from echo_rtc.model.pose import Pose
-from echo_rtc.model.pose_drawing import draw_pose
 from echo_rtc.model.pose_files import load_pose_sequence
 from echo_rtc.model.quantised import HOPPER, check_fp8, quantise_linear
-from echo_rtc.model.sampler import ClipConditions, Denoiser, Sampler, draw_noise, initial_latents
+from echo_rtc.model.sampler import (
+    ClipConditions,
+    Denoiser,
+    Sampler,
+    draw_noise,
+    initial_latents,
+    reference_latents,
+)
+from echo_rtc.model.trained import Trained
 from echo_rtc.model.unet2d import Bank
 from echo_rtc.model.unet3d import KeysValues
 from echo_rtc.rendering import Avatar, RenderRequest, RenderResult
@@ -67,44 +75,48 @@ class AudioEncoder(Protocol):
 
 
 class PoseTrack:
-    """The pose features of an avatar's endless pose sequence.
+    """The pose features of an avatar.
 
-    Once kept, they stay on the device, (P, C0, h, w); otherwise the poses are drawn and encoded whenever they are asked
-    for.
+    Those of its speaking loop, once kept, stay on the device, (P, C0, h, w); others are drawn and encoded whenever they
+    are asked for.
     """
 
-    def __init__(self, poses: list[Pose], encode: Callable[[list[Pose]], Tensor]) -> None:
-        self._poses, self._encode = poses, encode
+    def __init__(self, choreography: Choreography, encode: Callable[[Sequence[Moment]], Tensor]) -> None:
+        self.choreography, self._encode = choreography, encode
         self._kept: Tensor | None = None
 
     def keep(self) -> Iterator[None]:
-        """Computes the features of all poses, a few with each step."""
+        """Computes the features of the speaking loop, a few with each step."""
         parts: list[Tensor] = []
-        for start in range(0, len(self._poses), _CHUNK):
-            parts.append(self._encode(self._poses[start : start + _CHUNK]))
+        moments = self.choreography.speaking
+        for start in range(0, len(moments), _CHUNK):
+            parts.append(self._encode(moments[start : start + _CHUNK]))
             yield
         self._kept = torch.cat(parts).contiguous(memory_format=torch.channels_last)
 
-    def __len__(self) -> int:
-        return len(self._poses)
-
-    def features(self, position: int, frames: int) -> Tensor:
-        """The features (1, C0, F, h, w) of ``frames`` frames from number ``position`` on, wrapping around."""
-        numbers = [(position + frame) % len(self._poses) for frame in range(frames)]
-        if self._kept is None:
-            chunks = [numbers[start : start + _CHUNK] for start in range(0, frames, _CHUNK)]
-            features = torch.cat([self._encode([self._poses[number] for number in chunk]) for chunk in chunks])
-        elif numbers[0] + frames <= len(self._poses):
-            features = self._kept[numbers[0] : numbers[0] + frames]  # a view
+    def features(self, position: int, start: int, shares: F32Array) -> Tensor:
+        """The features (1, C0, F, h, w) of the frames from number ``position`` on, of a stream whose speaking loop
+        begins at ``start``; ``shares`` (F,) say how much each belongs to speech."""
+        frames, length = len(shares), len(self.choreography.speaking)
+        first = (position + start) % length
+        if self._kept is None or (shares < 1).any():
+            moments = [self.choreography.moment(position + n, start, float(share)) for n, share in enumerate(shares)]
+            chunks = [moments[n : n + _CHUNK] for n in range(0, frames, _CHUNK)]
+            features = torch.cat([self._encode(chunk) for chunk in chunks])
+        elif first + frames <= length:
+            features = self._kept[first : first + frames]  # a view
         else:
-            features = self._kept[torch.tensor(numbers, device=self._kept.device)]
+            numbers = torch.arange(first, first + frames, device=self._kept.device) % length
+            features = self._kept[numbers]
         return features.transpose(0, 1)[None]
 
 
 @dataclass(frozen=True, slots=True)
 class _Prepared:
-    """What is computed once per avatar: the reference's keys and values for every block, and the pose features."""
+    """What is computed once per avatar: the reference's latents (1, C, h, w), its keys and values for every block, and
+    the pose features."""
 
+    reference: Tensor
     bank: KeysValues
     poses: PoseTrack
 
@@ -154,10 +166,20 @@ class Stopwatch:
 class ClipGenerator:
     """EchoMimic-V2 on one device. For one thread, but for :meth:`prepare`, which another may call meanwhile."""
 
-    def __init__(self, networks: Networks, audio_encoder: AudioEncoder, settings: GeneratorSettings) -> None:
-        """Takes loaded networks, all on the settings' device. Raises SettingsError or InputError if they cannot make
-        pictures of the settings' size or read the audio encoder's tokens."""
+    def __init__(
+        self,
+        networks: Networks,
+        audio_encoder: AudioEncoder,
+        settings: GeneratorSettings,
+        trained: Trained | None = None,
+    ) -> None:
+        """Takes loaded networks, all on the settings' device, and what they were ``trained`` at. Raises SettingsError
+        or InputError if they cannot make pictures of the settings' size or read the audio encoder's tokens."""
         self.settings = settings
+        self.trained = trained = trained or Trained()
+        if not settings.untrained:
+            trained.check(settings.format, settings.steps)
+        self.size = trained.render_size(settings.format)
         self.networks = networks
         self.audio_encoder = audio_encoder
         self.device = torch.device(settings.device)
@@ -166,15 +188,23 @@ class ClipGenerator:
         self._samplers: dict[int, Sampler] = {}
         self._side = torch.cuda.Stream(self.device) if self.device.type == "cuda" else None  # type: ignore[no-untyped-call]
         attend = AttentionChoice(settings.attention)
-        self._denoiser, self._decode_images = _quickest(networks, settings, attend)
+        self._denoiser, decode = _quickest(networks, settings, attend)
+        output = (settings.format.width, settings.format.height)
+        if self.size != output:
+            log.info("the model renders %d x %d; pictures are cropped and scaled to %d x %d", *self.size, *output)
+
+        def decode_images(latents: Tensor) -> Tensor:
+            return fitted(decode(latents), *output)
+
+        self._decode_images = decode if self.size == output else decode_images
         recorded = settings.cuda_graphs and self.device.type == "cuda"
         self._captures, self._side_captures = Captures(recorded), Captures(recorded)
         self._shelf = BankShelf()
         scale = networks.autoencoder.scale
-        for name in ("width", "height"):
-            pixels = getattr(settings.format, name)
+        for name, pixels in zip(("width", "height"), self.size, strict=True):
             if pixels % scale:
                 raise SettingsError(f"{name} is {pixels}; this model needs a multiple of {scale}")
+        self._check_poses()
         if audio_encoder.width != networks.denoiser.config.audio_width:
             raise InputError(
                 f"the audio encoder gives tokens of {audio_encoder.width} values, "
@@ -197,26 +227,44 @@ class ClipGenerator:
         # On the CPU it stays exact: it costs little there.
         encoder.to(device=device, dtype=torch.float32 if device.type == "cpu" else dtype).requires_grad_(False)
         networks = load_networks(description, device, dtype, progress, tiny=settings.vae == "tiny")
-        return cls(networks, encoder, settings)
+        return cls(networks, encoder, settings, Trained.from_config(description.config))
 
-    def prepare_avatar(self, name: str, reference_image: Path, pose_dir: Path) -> None:
+    def _check_poses(self) -> None:
+        """Whether pose features are as large as latents. Raises InputError."""
+        scale, pose = self.networks.autoencoder.scale, self.networks.pose.config.scale
+        drawn = self.trained.pose_size or self.size
+        if any(side // pose != pixels // scale for side, pixels in zip(drawn, self.size, strict=True)):
+            raise InputError(
+                f"pose_encoder.block_out_channels makes features of 1/{pose} of the sides of {drawn[0]} x {drawn[1]}, "
+                f"but the autoencoder's latents are 1/{scale} of {self.size[0]} x {self.size[1]}"
+            )
+
+    def prepare_avatar(
+        self, name: str, reference_image: Path, pose_dir: Path, idle_pose_dir: Path | None = None
+    ) -> None:
         """Computes what clips of an avatar share. Raises InputError if its image or a pose cannot be read."""
-        for _ in self.avatar_pieces(name, reference_image, pose_dir):
+        for _ in self.avatar_pieces(name, reference_image, pose_dir, idle_pose_dir):
             pass
 
     @torch.inference_mode()
-    def avatar_pieces(self, name: str, reference_image: Path, pose_dir: Path) -> Iterator[None]:
+    def avatar_pieces(
+        self, name: str, reference_image: Path, pose_dir: Path, idle_pose_dir: Path | None = None
+    ) -> Iterator[None]:
         """The same in pieces that are shorter than a clip, so that clips can go between them."""
-        size = self.settings.format
-        image = load_reference_image(reference_image, size.width, size.height)
+        image = load_reference_image(reference_image, *self.size)
         poses = load_pose_sequence(pose_dir)
+        idle = None if idle_pose_dir is None else load_pose_sequence(idle_pose_dir)
         yield
-        bank = self.networks.denoiser.project_bank(self.stored(self.networks.reference(self.encode_image(image))))
+        choreography = Choreography(
+            poses, idle, self.settings.format.fps, self.trained.liveliness, zlib.crc32(image.tobytes())
+        )
+        reference = self.encode_image(image)
+        bank = self.networks.denoiser.project_bank(self.stored(self.networks.reference(reference)))
         yield
-        track = PoseTrack(poses, self._pose_features)
+        track = PoseTrack(choreography, self._pose_features)
         if not self.settings.low_ram:
             yield from track.keep()
-        self._avatars[name] = _Prepared(bank, track)
+        self._avatars[name] = _Prepared(reference, bank, track)
 
     def forget_avatar(self, name: str) -> None:
         """Lets go of an avatar, if it was prepared."""
@@ -235,7 +283,10 @@ class ClipGenerator:
         poses = self._avatar(request.avatar).poses
         with self._beside():
             audio = self._audio(request.audio, request.frames)
-            pose = poses.features(request.pose_position, request.frames)
+            clip = self.settings.format
+            shares = activity(request.audio, request.frames, clip.fps, clip.sample_rate)
+            start = poses.choreography.start_of(request.seed)
+            pose = poses.features(request.pose_position, start, shares)
         return PreparedClip(audio, pose, 1000.0 * (time.perf_counter() - begun))
 
     def generate(self, request: RenderRequest, prepared: PreparedClip | None = None) -> RenderResult:
@@ -258,7 +309,7 @@ class ClipGenerator:
         return frames, last
 
     def idle_loop(self, name: str, chained: bool = True, seed: int = 0) -> Iterator[Avatar]:
-        """Renders the whole pose sequence with silence for its sound: what an avatar shows while nobody speaks. Comes
+        """Renders the idle poses with silence for its sound: what an avatar shows while nobody speaks. Comes
         in pieces, each computed when it is asked for: clips on a GPU, a few frames or none yet on a CPU, where others'
         clips wait for each piece.
 
@@ -266,7 +317,7 @@ class ClipGenerator:
         to a clip that ends where the loop does, and is not shown. Where the sequence is no multiple of the clip length,
         the last clip runs on into the beginning and its surplus is cut off.
         """
-        length = len(self._avatar(name).poses)
+        length = len(self._avatar(name).poses.choreography.idle)
         count = self.settings.format.clip_frames
         silence = np.zeros(self._window_samples(count), dtype=np.float32)
         request = RenderRequest(name, silence, count, pose_position=(-count) % length, seed=seed)
@@ -303,7 +354,7 @@ class ClipGenerator:
         """No frames, and no latents."""
         clip, autoencoder = self.settings.format, self.networks.autoencoder
         planes = (np.zeros((0, clip.height // n, clip.width // n), np.uint8) for n in (1, 2, 2))
-        sides = (clip.height // autoencoder.scale, clip.width // autoencoder.scale)
+        sides = (self.size[1] // autoencoder.scale, self.size[0] // autoencoder.scale)
         return YuvFrames(*planes), np.zeros((0, autoencoder.latent_channels, *sides), np.float16)
 
     # The stages, in the order of computation. Public where the parity check compares them.
@@ -372,13 +423,13 @@ class ClipGenerator:
     def sampler(self, steps: int) -> Sampler:
         """The sampler of so many steps, made once."""
         if steps not in self._samplers:
-            self._samplers[steps] = Sampler(self._denoiser, steps, self.settings.cfg, self.settings.guided_steps)
+            settings, start = self.settings, self.trained.start_timestep
+            self._samplers[steps] = Sampler(self._denoiser, steps, settings.cfg, settings.guided_steps, start)
         return self._samplers[steps]
 
-    def _pose_features(self, poses: list[Pose]) -> Tensor:
-        """(N, C0, h, w) of N poses."""
-        size = self.settings.format
-        drawn = [draw_pose(pose, size.width, size.height) for pose in poses]
+    def _pose_features(self, moments: Sequence[Moment]) -> Tensor:
+        """(N, C0, h, w) of N moments."""
+        drawn = [moment.draw(*(self.trained.pose_size or self.size)) for moment in moments]
         images = torch.from_numpy(np.stack(drawn)).to(self.device).permute(0, 3, 1, 2)  # (N, 3, H, W)
         return self.encode_poses(images.to(self._dtype) / 255)
 
@@ -400,7 +451,10 @@ class ClipGenerator:
         if self._captures.active:
             bank = self._shelf.put(bank)
         chained = None if request.init_latent is None else torch.tensor(request.init_latent)
-        start = _to_device(initial_latents(draw_noise(shape, request.seed), chained), self.device)
+        if self.trained.start_timestep is None:
+            start = _to_device(initial_latents(draw_noise(shape, request.seed), chained), self.device)
+        else:
+            start = reference_latents(self._avatar(request.avatar).reference, request.frames, chained)
         steps = request.steps or self.settings.steps
         names = list(prepared.audio.blocks)
 
@@ -440,10 +494,10 @@ class ClipGenerator:
 
     def _latent_shape(self, request: RenderRequest) -> tuple[int, ...]:
         """(1, C, F, h, w). Raises RenderError if the request does not fit the model."""
-        clip, autoencoder = self.settings.format, self.networks.autoencoder
+        autoencoder = self.networks.autoencoder
         if request.frames < 1 or (request.steps is not None and request.steps < 1):
             raise RenderError(f"a clip of {request.frames} frames in {request.steps} steps cannot be rendered")
-        height, width = clip.height // autoencoder.scale, clip.width // autoencoder.scale
+        height, width = self.size[1] // autoencoder.scale, self.size[0] // autoencoder.scale
         one = (autoencoder.latent_channels, height, width)
         if request.init_latent is not None and request.init_latent.shape != one:
             raise RenderError(f"the init latent has shape {request.init_latent.shape}; this model needs {one}")

@@ -25,6 +25,7 @@ from echo_rtc.model.description import PUBLISHED_FILES, WEIGHT_SUFFIXES, ModelDe
 from echo_rtc.model.kl_autoencoder import Autoencoder, KLAutoencoder, new_names
 from echo_rtc.model.pose_encoder import PoseEncoder
 from echo_rtc.model.tiny_decoder import TinyDecoder, build_tiny_decoder
+from echo_rtc.model.trained import Trained
 from echo_rtc.model.unet2d import ReferenceUNet
 from echo_rtc.model.unet3d import DenoisingUNet
 from echo_rtc.model.weights import State, fill, read_state, require_file
@@ -89,7 +90,7 @@ def load_networks(
         decoder = build_tiny_decoder(_folder_of(description.tiny_vae), autoencoder)
         settle(decoder.vae, read_state(_diffusers_file(description.tiny_vae)), description.tiny_vae)
     networks = Networks(reference, denoiser, pose, autoencoder, decoder)
-    _check_together(networks)
+    _check_together(networks, Trained.from_config(config).pose_size is None)
     return networks
 
 
@@ -245,8 +246,8 @@ def _load_autoencoder(
     return published
 
 
-def _check_together(networks: Networks) -> None:
-    """Whether the networks fit each other. Raises InputError."""
+def _check_together(networks: Networks, drawn_alike: bool) -> None:
+    """Whether the networks fit each other. ``drawn_alike``: poses are drawn as large as pictures. Raises InputError."""
     reference, denoiser = networks.reference.config, networks.denoiser.config
     pose, autoencoder = networks.pose.config, networks.autoencoder
     for name, channels in (("reference_unet", reference.in_channels), ("denoising_unet", denoiser.in_channels)):
@@ -263,7 +264,7 @@ def _check_together(networks: Networks) -> None:
             f"pose_encoder.conditioning_embedding_channels is {pose.out_channels}; "
             f"it must be the first of denoising_unet.block_out_channels, {denoiser.widths[0]}"
         )
-    if pose.scale != autoencoder.scale:
+    if drawn_alike and pose.scale != autoencoder.scale:
         raise InputError(
             f"pose_encoder.block_out_channels makes features of 1/{pose.scale} of the sides, "
             f"but the autoencoder's latents are 1/{autoencoder.scale}"

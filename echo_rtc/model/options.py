@@ -140,6 +140,10 @@ class ModelOptions:
             choices=("full", "tiny"),
         ),
     )
+    untrained: bool = field(
+        default=False,
+        metadata=about("model", "Allow frame rates, clip lengths and steps at which the model was not tested."),
+    )
 
     @classmethod
     def of(cls, options: ModelOptions) -> ModelOptions:

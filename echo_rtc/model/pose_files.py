@@ -14,8 +14,10 @@ import pickletools
 import re
 import struct
 import tokenize
+import zipfile
+import zlib
 from collections import OrderedDict
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, cast
 
@@ -31,6 +33,10 @@ _MAX_STEPS = 10_000
 tuple within a million others ends the process where it becomes a key: its hash is taken by recursion in C."""
 _MAX_REASON = 200
 """Letters that a message repeats from a file."""
+PACKED_POSES = "poses.npz"
+"""A whole sequence in one file: ``hands`` (N, 2, 21, 2) and ``hands_score`` (N, 2, 21)."""
+_MAX_PACKED_BYTES = 16_000_000
+_MAX_PACKED_POSES = 20_000
 POSE_FILE_NAME = r"[0-9]{1,9}\.npy"
 
 
@@ -66,7 +72,7 @@ def load_pose(path: Path) -> Pose:
 
 
 def load_pose_sequence(folder: Path) -> list[Pose]:
-    """Read ``0.npy``, ``1.npy``, ... of a folder in numeric order.
+    """Read ``0.npy``, ``1.npy``, ... of a folder in numeric order, or its :data:`PACKED_POSES` if it has one.
 
     Hidden files and files of other kinds are left alone. Raises InputError if the folder is missing or holds no poses,
     a number is missing or double, a ``.npy`` is not named by a number, or a pose cannot be read.
@@ -74,6 +80,8 @@ def load_pose_sequence(folder: Path) -> list[Pose]:
     folder = Path(folder)
     if not folder.is_dir():
         raise InputError(f"the pose folder {folder} does not exist")
+    if (folder / PACKED_POSES).is_file():
+        return _load_packed(folder / PACKED_POSES)
     paths: dict[int, Path] = {}
     for path in sorted(folder.iterdir()):
         if path.suffix != ".npy" or path.name.startswith("."):
@@ -90,6 +98,32 @@ def load_pose_sequence(folder: Path) -> list[Pose]:
         if number not in paths:
             raise InputError(f"the pose folder {folder} lacks {number}.npy; its poses go on to {max(paths)}.npy")
     return [load_pose(paths[number]) for number in range(len(paths))]
+
+
+def _load_packed(path: Path) -> list[Pose]:
+    """The poses of a file of :func:`save_pose_sequence`. Raises InputError."""
+    try:
+        if path.stat().st_size > _MAX_PACKED_BYTES:
+            raise InputError(f"the pose file {path} is larger than {_MAX_PACKED_BYTES // 1_000_000} MB")
+        with np.load(path, allow_pickle=False) as file:
+            hands, scores = file["hands"].astype(np.float64), file["hands_score"].astype(np.float64)
+        if len(hands) != len(scores) or not 0 < len(hands) <= _MAX_PACKED_POSES:
+            raise ValueError(f"{len(hands)} hands and {len(scores)} scores; as many of both, up to {_MAX_PACKED_POSES}")
+        return [Pose(frame, score) for frame, score in zip(hands, scores, strict=True)]
+    except OSError as error:
+        raise InputError(f"the pose file {path} cannot be read: {error}") from error
+    except (ValueError, TypeError, KeyError, EOFError, zlib.error, zipfile.BadZipFile, NotImplementedError) as error:
+        raise InputError(f"the pose file {path} is damaged: {_reason(error)}") from error
+
+
+def save_pose_sequence(folder: Path, poses: Sequence[Pose]) -> None:
+    """Write many poses drawn over the whole picture as one small file in ``folder``."""
+    with (Path(folder) / PACKED_POSES).open("wb") as file:
+        np.savez_compressed(
+            file,
+            hands=np.stack([pose.hands for pose in poses]).astype(np.float16),
+            hands_score=np.stack([pose.hands_score for pose in poses]).astype(np.float16),
+        )
 
 
 def save_pose(path: Path, pose: Pose) -> None:

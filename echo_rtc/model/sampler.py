@@ -59,6 +59,20 @@ def initial_latents(noise: Tensor, init_latent: Tensor | None) -> Tensor:
     return latents
 
 
+def reference_latents(reference: Tensor, frames: int, init_latent: Tensor | None) -> Tensor:
+    """Where the diffusion starts of a model that begins from the reference: its latents (1, C, h, w), for each of the
+    frames: (1, C, F, h, w).
+
+    With ``init_latent`` (C, h, w), the previous clip's final latent of its last frame, frame 0 is that. There is no
+    noise: such a model takes a single step from an early timestep (as in Meng et al. 2021, "SDEdit: Guided Image
+    Synthesis and Editing with Stochastic Differential Equations") and says what differs from the reference.
+    """
+    latents = reference.float()[:, :, None].repeat(1, 1, frames, 1, 1)
+    if init_latent is not None:
+        latents[:, :, 0] = init_latent.to(latents)
+    return latents
+
+
 @dataclass(frozen=True, slots=True)
 class ClipConditions:
     """What a clip is made from, each ready for every step: the audio's and the bank's keys and values, and the pose
@@ -100,11 +114,17 @@ class Sampler:
 
     ``cfg`` is the guidance scale: prediction = unconditional + cfg * (conditional - unconditional). At 1 and below only
     the conditional half is computed, and so it is after the first ``guided_steps`` steps (None: all are guided), where
-    the noise is low and guidance changes little (Kynkaanniemi et al. 2024, arXiv 2404.07724).
+    the noise is low and guidance changes little (Kynkaanniemi et al. 2024, arXiv 2404.07724). ``start`` is the timestep
+    of the first and only step of a model that begins from the reference; None is the published schedule. Raises
+    ValueError for more steps than one from there.
     """
 
-    def __init__(self, denoiser: Denoiser, steps: int, cfg: float, guided_steps: int | None = None) -> None:
-        self._denoiser, self._cfg = denoiser, cfg
+    def __init__(
+        self, denoiser: Denoiser, steps: int, cfg: float, guided_steps: int | None = None, start: int | None = None
+    ) -> None:
+        if start is not None and steps != 1:
+            raise ValueError(f"{steps} steps from timestep {start}; such a model takes one")
+        self._denoiser, self._cfg, self._start = denoiser, cfg, start
         self._guided_steps = steps if guided_steps is None else min(guided_steps, steps)
         self._scheduler = make_scheduler()
         self._scheduler.set_timesteps(steps)
@@ -112,7 +132,7 @@ class Sampler:
     @property
     def timesteps(self) -> list[int]:
         """The timesteps of the steps, from the noisiest."""
-        return [int(t) for t in self._scheduler.timesteps]
+        return [int(t) for t in self._scheduler.timesteps] if self._start is None else [self._start]
 
     def steps(self, latents: Tensor, given: ClipConditions) -> Iterator[Step]:
         """From initial latents (1, C, F, h, w) float32, the steps one by one; the last one's latents are final."""

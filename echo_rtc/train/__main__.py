@@ -10,10 +10,9 @@ from echo_rtc.errors import EchoRtcError, SettingsError
 
 COMMANDS = {
     "speech": ("speech", "main", "synthesise the speech corpus with phoneme timing"),
-    "pose-bank": ("pose_bank", "main", "draw a bank of gesture sequences as pose images"),
+    "film": ("filming", "main", "render takes and pictures of people with many processes"),
     "autoencoder": ("autoencoder", "main", "train the autoencoder on drawn people"),
     "audio-encoder": ("audio_encoder", "main", "train the Whisper-shaped audio encoder on the corpus"),
-    "pose-encoder": ("pose_encoder", "main", "give the pose encoder a start on drawn poses"),
     "talking-face": ("talking_face", "main", "train the reference UNet, the denoising UNet and the pose encoder"),
     "package": ("package", "main", "gather the weights into the embedded model's folder, half precision"),
     "evaluate": ("evaluate", "main", "measure mouth, identity and flicker of a model folder on held-out voices"),

@@ -1,6 +1,6 @@
 """Gathers what was trained into the embedded model's folder: ``python -m echo_rtc.train package``.
 
-Weights are stored in half precision; beside them the widths, the default avatar's picture and its pose sequence.
+Weights are stored in half precision, with the widths beside them.
 """
 
 from __future__ import annotations
@@ -14,22 +14,19 @@ from safetensors.torch import save
 
 from echo_rtc.errors import InputError
 from echo_rtc.model.weights import read_state
-from echo_rtc.train.gestures import main_poses
 from echo_rtc.train.loop import make_folder, start_log
-from echo_rtc.train.person import main_person
 from echo_rtc.train.recipe import NETWORKS
 
 log = logging.getLogger(__name__)
 
 PARTS = ("reference_unet", "denoising_unet", "pose_encoder", "autoencoder", "audio_encoder")
-MAX_BYTES = 25_000_000
+MAX_BYTES = 40_000_000
 
 
 def main(argv: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="echo-rtc train package", description=__doc__)
     parser.add_argument("--folder", type=Path, required=True, help="folder that the training commands wrote to")
     parser.add_argument("--output", type=Path, required=True, help="folder of the embedded model")
-    parser.add_argument("--weights-only", action="store_true", help="leave picture and poses as they are")
     options = parser.parse_args(argv)
     start_log()
     make_folder(options.output)
@@ -51,7 +48,4 @@ def main(argv: list[str]) -> int:
         (options.output / name).write_bytes(content)
     (options.output / "config.json").write_text(json.dumps(NETWORKS, indent=1) + "\n")
     log.info("%d bytes of weights in %s", total, options.output)
-    if options.weights_only:
-        return 0
-    code = main_person(["--output", str(options.output / "reference.png"), "--size", "512"])
-    return code or main_poses(["--output", str(options.output / "poses")])
+    return 0

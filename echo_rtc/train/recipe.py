@@ -14,11 +14,21 @@ MARGIN = 2
 HISTORY_SAMPLES = HISTORY_FRAMES * SAMPLE_RATE // FPS
 WINDOW_SAMPLES = (HISTORY_FRAMES + CLIP_FRAMES) * SAMPLE_RATE // FPS
 
-_WIDTHS = [64, 128]
+SIDE = 384
+"""Side of the rendered pictures, pixels."""
+
+POSE_SIDE = 128
+"""Side of the drawn pose pictures, pixels."""
+
+START_TIMESTEP = 100
+"""The diffusion starts here, from the reference's latents, and takes one step."""
+
+_LATENTS = 96
+_WIDTHS = [96, 128]
 _UNET: dict[str, Any] = {
     "sample_size": 16,
-    "in_channels": 32,
-    "out_channels": 32,
+    "in_channels": _LATENTS,
+    "out_channels": _LATENTS,
     "center_input_sample": False,
     "flip_sin_to_cos": True,
     "freq_shift": 0,
@@ -31,6 +41,15 @@ _UNET: dict[str, Any] = {
     "norm_eps": 1e-5,
     "attention_head_dim": 4,
 }
+
+AUTOENCODER = AutoencoderConfig(
+    latent_channels=_LATENTS,
+    encoder_channels=(64, 128, 192),
+    encoder_blocks=(1, 2, 2),
+    decoder_channels=(224, 80, 40),
+    decoder_blocks=(3, 1, 1),
+    upscales=(3, 2),
+)
 
 NETWORKS: dict[str, Any] = {
     "reference_unet": {
@@ -57,6 +76,7 @@ NETWORKS: dict[str, Any] = {
         "motion_module_type": "Vanilla",
         "motion_module_kwargs": {
             "num_attention_heads": 4,
+            "norm_num_groups": 16,
             "num_transformer_block": 1,
             "attention_block_types": ["Temporal_Self", "Temporal_Self"],
             "temporal_position_encoding": True,
@@ -67,7 +87,7 @@ NETWORKS: dict[str, Any] = {
     "pose_encoder": {
         "conditioning_embedding_channels": _WIDTHS[0],
         "conditioning_channels": 3,
-        "block_out_channels": [16, 32, 48, 64, 96],
+        "block_out_channels": [24, 48, 64, 96],
     },
     "whisper": {
         "n_mels": 80,
@@ -81,6 +101,16 @@ NETWORKS: dict[str, Any] = {
         "n_text_head": 0,
         "n_text_layer": 0,
     },
-    "autoencoder": PixelShuffleAutoencoder(AutoencoderConfig()).config,
+    "autoencoder": PixelShuffleAutoencoder(AUTOENCODER).config,
+    "trained": {
+        "size": [SIDE, SIDE],
+        "pose_size": [POSE_SIDE, POSE_SIDE],
+        "frame_rates": [FPS],
+        "clip_frames": [CLIP_FRAMES],
+        "steps": [1],
+        "start_timestep": START_TIMESTEP,
+        "liveliness": 0.3,
+        "renderings_only": True,
+    },
 }
 """The content of the embedded model's config.json."""

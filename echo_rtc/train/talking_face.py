@@ -1,12 +1,16 @@
-"""Trains the embedded model's networks: ``python -m echo_rtc.train talking-face``.
+"""Trains the embedded model's networks: ``echo-rtc train talking-face``.
 
-Reference UNet, denoising UNet and pose encoder are trained together, from scratch, on drawn people who speak the
-corpus; autoencoder and audio encoder are frozen. Clips of a session follow each other, so that the model learns to go
-on from the previous clip's last latent.
+Reference UNet, denoising UNet and pose encoder are trained together on rendered people who speak; the audio encoder is
+frozen. The diffusion is the published one, but starts at an early timestep from the latents of the reference, and takes
+a single step: the networks only have to say what differs from the reference.
 
-The diffusion is the published one (v-prediction, zero terminal SNR, noise clamped, frames shifted by three a step).
-Because the embedded model is sampled in very few steps, a share of each batch starts at the last timestep, another
-takes the sampler's second step from the model's own first prediction, and only the rest draws any timestep.
+Each place of a batch is a stream: it goes through a take clip by clip, and each clip starts from the last latent that
+the networks themselves made of the one before, as live. Two stages follow each other, each with its own time:
+
+- ``latents``: weighted errors of latents, of their change from frame to frame, and of a decoded frame;
+- ``pixels``: the decoder is trained along, on what the networks make, with edge terms and an adversary.
+
+Runs on all GPUs under ``torchrun``; each rank trains on takes of its own.
 """
 
 from __future__ import annotations
@@ -14,333 +18,264 @@ from __future__ import annotations
 import argparse
 import json
 import logging
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from einops import rearrange
-from PIL import Image
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from echo_rtc.errors import InputError
 from echo_rtc.model.audio import WhisperAudioEncoder, frame_tokens, log_mel_spectrogram
-from echo_rtc.model.autoencoder import AutoencoderConfig, PixelShuffleAutoencoder
+from echo_rtc.model.autoencoder import PixelShuffleAutoencoder
 from echo_rtc.model.pose_encoder import PoseEncoder
 from echo_rtc.model.sampler import make_scheduler
 from echo_rtc.model.unet2d import ReferenceUNet
 from echo_rtc.model.unet3d import DenoisingUNet
 from echo_rtc.model.weights import check, read_state
+from echo_rtc.train import sheets
 from echo_rtc.train.augment import augment
-from echo_rtc.train.loop import GraphedStep, Run, Schedule, best_device, start_log
-from echo_rtc.train.person import Motion
+from echo_rtc.train.autoencoder import write as write_autoencoder
+from echo_rtc.train.budget import Budget, load_checkpoint, save_checkpoint
+from echo_rtc.train.flat import FlatParameters
+from echo_rtc.train.footage import Footage, box_weights
+from echo_rtc.train.loop import Schedule, start_log
+from echo_rtc.train.pixels import Adversary, Discriminator, picture_loss, weighted
+from echo_rtc.train.ranks import Ranks
 from echo_rtc.train.recipe import (
+    AUTOENCODER,
     CLIP_FRAMES,
     FPS,
     HISTORY_FRAMES,
-    HISTORY_SAMPLES,
     MARGIN,
     NETWORKS,
-    SAMPLE_RATE,
+    START_TIMESTEP,
     WINDOW_SAMPLES,
 )
-from echo_rtc.train.scenes import PoseBank, crowd, draw_all, random_mouths, to_network
-from echo_rtc.train.takes import Takes
 
 log = logging.getLogger(__name__)
 
-SESSION_FRAMES = 2 * CLIP_FRAMES + 1
-SESSION_SAMPLES = -(-SESSION_FRAMES * SAMPLE_RATE // FPS)
-NOISE_BOUND = 1.5
-SHIFT = 3
-INIT_LATENT_SHARE = 0.6
-MOUTH_WEIGHT = 8.0
-"""How much more an error in the latent cells of the mouth counts than one elsewhere."""
+COLD_SHARE = 0.3
+"""Share of streams that begin without a clip before them, from the reference."""
 
+PIXEL_FRAMES = 2
+"""Frames of each clip that are compared as pictures in a step of the stage ``pixels``."""
 
-@dataclass
-class Sessions:
-    """S drawn sessions of T frames, as latents on the accelerator.
-
-    ``references`` (S, C, h, w) and ``frames`` (S, T, C, h, w) are float16 latents, ``weights`` (S, 1, 1, h, w) the
-    loss's weights, ``take`` and ``place`` (S,) where each session starts in the corpus, ``sequence`` and
-    ``pose_frame`` (S,) where its gestures start in the pose bank.
-    """
-
-    references: Tensor
-    frames: Tensor
-    weights: Tensor
-    take: Tensor
-    place: Tensor
-    sequence: Tensor
-    pose_frame: Tensor
-
-    def replace(self, start: int, other: Sessions) -> None:
-        stop = start + other.references.shape[0]
-        for name in self.__dataclass_fields__:
-            getattr(self, name)[start:stop] = getattr(other, name)
-
-
-def turned(x: Tensor, index: Tensor) -> Tensor:
-    """The frames of x (B, F, ...) at ``index`` (B, G) of each row: (B, G, ...). Its gradient needs no sorting."""
-    return x.take_along_dim(index.view(*index.shape, *(1,) * (x.ndim - 2)), dim=1)
-
-
-class SessionMaker:
-    """Draws sessions and encodes them."""
-
-    def __init__(
-        self, autoencoder: PixelShuffleAutoencoder, takes: Takes, bank: PoseBank, size: int, generator: torch.Generator
-    ) -> None:
-        self.autoencoder, self.takes, self.bank, self.size, self.generator = autoencoder, takes, bank, size, generator
-        self.device = bank.images.device
-        self.default_share = 0.0
-
-    @torch.inference_mode()
-    def encode(self, images: Tensor) -> Tensor:
-        """(N, 3, H, W) uint8 -> (N, C, h, w) float16."""
-        parts = [self.autoencoder.encode(to_network(part)) for part in torch.split(images, 256)]
-        return torch.cat(parts).half()
-
-    @torch.inference_mode()
-    def make(self, count: int) -> Sessions:
-        device, generator = self.device, self.generator
-        frames = SESSION_FRAMES
-        people = crowd(count, self.default_share, generator).to(device)
-        take, place = self.takes.random_places(count, HISTORY_SAMPLES, SESSION_SAMPLES, generator)
-        sequences, length = self.bank.blink.shape
-        sequence = torch.randint(sequences, (count,), generator=generator).to(device)
-        pose_frame = torch.randint(length - frames + 1, (count,), generator=generator).to(device)
-
-        steps = torch.arange(frames, device=device)
-        at = (sequence[:, None], pose_frame[:, None] + steps)
-        motion = Motion(
-            mouth=self.takes.mouths(take, place, (steps + 0.5) / FPS).flatten(0, 1),
-            blink=self.bank.blink[at].flatten(0, 1),
-            head=self.bank.head[at].flatten(0, 1),
-            hands=self.bank.hands[at].flatten(0, 1),
-            hands_score=self.bank.scores[at].flatten(0, 1),
-        )
-        drawn = draw_all(people.repeat_interleave(frames), motion, self.size)
-        references = draw_all(people, Motion.rest(count).to(device), self.size)
-        talking = Motion.rest(count).to(device)
-        talking.mouth.copy_(random_mouths(count, generator).clamp(min=0.5))
-        moved = (draw_all(people, talking, self.size).int() - references.int()).abs().amax(1, keepdim=True) > 24
-        scale = self.autoencoder.scale
-        mouth = F.max_pool2d(moved.float(), scale)
-        # One cell more on each side: the head moves within a session.
-        mouth = F.max_pool2d(mouth, 3, stride=1, padding=1)
-        latents = rearrange(self.encode(drawn), "(s t) c h w -> s t c h w", s=count)
-        return Sessions(
-            references=self.encode(references),
-            frames=latents,
-            weights=(1 + (MOUTH_WEIGHT - 1) * mouth)[:, None],
-            take=take,
-            place=place,
-            sequence=sequence,
-            pose_frame=pose_frame,
-        )
+FILES = {"reference": "reference_unet", "denoiser": "denoising_unet", "pose": "pose_encoder"}
 
 
 @dataclass
 class Networks:
-    """What is trained."""
+    """What is trained, and the autoencoder whose decoder is trained along at last."""
 
     reference: ReferenceUNet
     denoiser: DenoisingUNet
     pose: PoseEncoder
+    autoencoder: PixelShuffleAutoencoder
 
-    def modules(self) -> list[torch.nn.Module]:
-        return [self.reference, self.denoiser, self.pose]
+    def modules(self) -> list[nn.Module]:
+        """What both stages train."""
+        return [self.reference, self.pose, self.denoiser]
 
 
 class Batch(NamedTuple):
-    """One step's clips: references (B, C, h, w), clean latents x0 (B, F, C, h, w), the frame before (B, C, h, w),
-    weights (B, 1, 1, h, w), audio tokens (B, F, N, D), and poses: images (B, F, 3, H, W) in 0..1, or features
-    (B, F, C0, h, w) where the pose encoder is frozen."""
+    """One step's clips: ``references`` (B, C, h, w), clean latents ``x0`` (B, F, C, h, w), the last latents before
+    them as they are (``before``) and as the networks made them (``own``), (B, C, h, w), cell ``weights`` (B, F, 1, h,
+    w), audio ``tokens`` (B, F, N, D), ``poses`` (B, F, 3, P, P) uint8, and whether a clip is ``cold`` (B,): it has
+    none before it."""
 
     references: Tensor
     x0: Tensor
     before: Tensor
+    own: Tensor
     weights: Tensor
     tokens: Tensor
     poses: Tensor
+    cold: Tensor
 
 
-Given = tuple[Tensor, Tensor, Mapping[str, Tensor]]
-"""Audio tokens (B, F, N, D), pose features (B, F, C0, h, w) and reference bank of a batch."""
+class Streams:
+    """B streams through the takes of some footage; all state is on the device and nothing waits for it."""
+
+    def __init__(self, footage: Footage, count: int, generator: torch.Generator) -> None:
+        self.footage, self.count, self.generator = footage, count, generator
+        device = footage.first.device
+        self.take = torch.randint(len(footage.first), (count,), generator=generator, device=device)
+        spread = torch.rand(count, generator=generator, device=device)
+        self.frame = (spread * (footage.length[self.take] - CLIP_FRAMES).clamp(min=1)).long()
+        self.cold = torch.rand(count, generator=generator, device=device) < COLD_SHARE
+        self.own = self._true_before()
+
+    def _true_before(self) -> Tensor:
+        """The latents of the frames before, or of the references where there is none or the stream begins cold."""
+        footage = self.footage
+        earlier = footage.latents[(footage.first[self.take] + self.frame - 1).clamp(min=0)].float()
+        cold = (self.cold | (self.frame == 0))[:, None, None, None]
+        return torch.where(cold, footage.reference_latents[self.take].float(), earlier)
+
+    def advance(self, last: Tensor) -> None:
+        """Goes on by a clip; ``last`` (B, C, h, w) is what the networks made of its last frame. Streams at the end of
+        their take begin another."""
+        footage, device, generator = self.footage, self.frame.device, self.generator
+        self.frame = self.frame + CLIP_FRAMES
+        over = self.frame + CLIP_FRAMES > footage.length[self.take]
+        fresh = torch.randint(len(footage.first), (self.count,), generator=generator, device=device)
+        place = torch.randint(CLIP_FRAMES, (self.count,), generator=generator, device=device)
+        self.take = torch.where(over, fresh, self.take)
+        self.frame = torch.where(over, place, self.frame)
+        self.cold = over & (torch.rand(self.count, generator=generator, device=device) < COLD_SHARE)
+        self.own = torch.where(over[:, None, None, None], self._true_before(), last.float())
+
+    def state(self) -> dict[str, Tensor]:
+        """Where all streams are."""
+        return {
+            "take": self.take,
+            "frame": self.frame,
+            "cold": self.cold,
+            "own": self.own,
+            "generator": self.generator.get_state(),
+        }
+
+    def restore(self, state: Mapping[str, Tensor]) -> None:
+        """The reverse of :meth:`state`."""
+        self.take, self.frame, self.cold, self.own = (state[key] for key in ("take", "frame", "cold", "own"))
+        self.generator.set_state(state["generator"].cpu())
+
+    @property
+    def index(self) -> Tensor:
+        """Numbers (B, F) of the present clips' frames in the footage."""
+        first = self.footage.first[self.take] + self.frame
+        return first[:, None] + torch.arange(CLIP_FRAMES, device=first.device)
 
 
 class Trainer:
-    """Makes batches of clips from sessions and the loss of the networks on them."""
+    """Batches, predictions and losses."""
 
-    def __init__(self, maker: SessionMaker, encoder: WhisperAudioEncoder, networks: Networks) -> None:
-        self.maker, self.encoder, self.networks = maker, encoder, networks
-        self.device = maker.device
-        alphas = make_scheduler().alphas_cumprod.to(self.device)
-        self.alpha, self.sigma = alphas.sqrt(), (1 - alphas).clamp(min=0).sqrt()
-        self.noise = torch.Generator(device=self.device).manual_seed(1)
-        self.timestep_zero = torch.zeros(1, device=self.device)
-        self.pose_features: Tensor | None = None
-        self.shares = (0.4, 0.4)
+    def __init__(self, networks: Networks, encoder: WhisperAudioEncoder, device: torch.device) -> None:
+        self.networks, self.encoder, self.device = networks, encoder, device
+        alpha = make_scheduler().alphas_cumprod[START_TIMESTEP]
+        self.alpha, self.sigma = float(alpha.sqrt()), float((1 - alpha).sqrt())
+        self.timestep = torch.full((1,), float(START_TIMESTEP), device=device)
+        self.zero = torch.zeros(1, device=device)
+        self.noise = torch.Generator(device=device)
 
     @torch.no_grad()
-    def freeze_pose(self) -> None:
-        """Computes the pose features of the whole bank once; from then on the pose encoder is not trained."""
-        images = self.maker.bank.images
-        parts = [
-            self.networks.pose(rearrange(sequence, "f h w c -> f c h w").float() / 255).half() for sequence in images
-        ]
-        self.pose_features = torch.stack(parts)
-        few = self.pose_features[:8].float()
-        if few.std(dim=(0, 1)).mean() < 1e-3 * few.square().mean().sqrt() or not few.any():
-            raise InputError("the pose encoder tells no pose from another; train it first, without --freeze-pose")
-
-    @torch.no_grad()
-    def audio_tokens(self, take: Tensor, place: Tensor) -> Tensor:
-        """Tokens (B, F, N, D) of the clips that start at ``place`` (B,) of their takes, the sound augmented."""
-        windows = self.maker.takes.windows(take, place - HISTORY_SAMPLES, WINDOW_SAMPLES)
-        windows = augment(windows, self.noise)
+    def audio_tokens(self, windows: Tensor) -> Tensor:
+        """Tokens (B, F, N, D) of the clips at the end of sound (B, WINDOW_SAMPLES)."""
         hidden = self.encoder(log_mel_spectrogram(windows)).float()
         batch = hidden.shape[0]
         # The batch rides in the layers' place, because the tokens of a frame are cut along positions only.
-        flat = rearrange(hidden, "b p l c -> p (b l) c")
-        tokens = frame_tokens(flat, CLIP_FRAMES, FPS, MARGIN, HISTORY_FRAMES)
+        flat = hidden.permute(1, 0, 2, 3).flatten(1, 2)
+        tokens = frame_tokens(flat, CLIP_FRAMES, FPS, MARGIN, HISTORY_FRAMES)  # (F, n * B * L, D)
         return rearrange(tokens, "f (p b l) c -> b f (p l) c", b=batch, l=hidden.shape[2])
 
     @torch.no_grad()
-    def batch(self, sessions: Sessions, count: int) -> Batch:
-        device = self.device
-        index = torch.randint(sessions.references.shape[0], (count,), device=device)
-        offset = torch.randint(1, SESSION_FRAMES - CLIP_FRAMES + 1, (count,), device=device)
-        steps = torch.arange(CLIP_FRAMES, device=device)
-        at = (sessions.sequence[index, None], sessions.pose_frame[index, None] + offset[:, None] + steps)
-        if self.pose_features is None:
-            poses = rearrange(self.maker.bank.images[at], "b f h w c -> b f c h w").float() / 255
-        else:
-            poses = self.pose_features[at].float()
+    def batch(self, streams: Streams, augmented: bool = True) -> Batch:
+        footage, index = streams.footage, streams.index
+        windows = footage.windows(streams.take, streams.frame, WINDOW_SAMPLES)
+        if augmented:
+            windows = augment(windows, self.noise)
+        boxes = footage.boxes[index].flatten(0, 1)
+        weights = box_weights(boxes, (footage.latents.shape[-2], footage.latents.shape[-1]))
         return Batch(
-            references=sessions.references[index].float(),
-            x0=sessions.frames[index[:, None], offset[:, None] + steps].float(),
-            before=sessions.frames[index, offset - 1].float(),
-            weights=sessions.weights[index],
-            tokens=self.audio_tokens(sessions.take[index], sessions.place[index] + offset * SAMPLE_RATE // FPS),
-            poses=poses,
+            references=footage.reference_latents[streams.take].float(),
+            x0=footage.latents[index].float(),
+            before=footage.latents[(index[:, 0] - 1).clamp(min=0)].float(),
+            own=streams.own,
+            weights=weights.view(*index.shape, *weights.shape[1:]),
+            tokens=self.audio_tokens(windows),
+            poses=footage.poses[index],
+            cold=streams.cold | (streams.frame == 0),
         )
 
-    def initial_noise(self, batch: Batch, chained: Tensor) -> Tensor:
-        """(B, F, C, h, w): clamped noise, its first frame mixed with the frame before where ``chained`` (B,)."""
-        noise = torch.randn_like(batch.x0).clamp(-NOISE_BOUND, NOISE_BOUND)
-        mixed = INIT_LATENT_SHARE * batch.before + (1 - INIT_LATENT_SHARE) * noise[:, 0]
-        first = torch.where(chained[:, None, None, None], mixed, noise[:, 0])
-        return torch.cat([first[:, None], noise[:, 1:]], dim=1)
-
-    def velocity(self, noisy: Tensor, timestep: Tensor, shift: Tensor, given: Given) -> Tensor:
-        """The denoiser's v (B, F, C, h, w) for ``noisy``, whose frames enter shifted by ``shift`` (B,)."""
-        tokens, pose, bank = given
-        frames = torch.arange(noisy.shape[1], device=self.device)
-        there = (frames + shift[:, None]) % len(frames)
-        back = (frames - shift[:, None]) % len(frames)
-        output = self.networks.denoiser(
-            rearrange(turned(noisy, there), "b f c h w -> b c f h w"),
-            timestep,
-            turned(tokens, there),
-            rearrange(turned(pose, there), "b f c h w -> b c f h w"),
-            bank,
+    def predict(self, batch: Batch) -> Tensor:
+        """The clips' latents (B, F, C, h, w)."""
+        bank = self.networks.reference(batch.references, self.zero)
+        pose = self.networks.pose(batch.poses.flatten(0, 1).float() / 255).unflatten(0, batch.poses.shape[:2])
+        start = torch.cat([batch.own[:, None], batch.references[:, None].expand(-1, CLIP_FRAMES - 1, -1, -1, -1)], 1)
+        velocity = self.networks.denoiser(
+            start.transpose(1, 2), self.timestep, batch.tokens, pose.transpose(1, 2), bank
         )
-        return turned(rearrange(output, "b c f h w -> b f c h w").float(), back)
+        made: Tensor = self.alpha * start - self.sigma * velocity.transpose(1, 2).float()
+        return made
 
-    def condition(self, batch: Batch) -> Given:
-        """Audio tokens, pose features and reference bank of a batch."""
-        bank = self.networks.reference(batch.references, self.timestep_zero)
-        pose = batch.poses
-        if self.pose_features is None:
-            pose = self.networks.pose(pose.flatten(0, 1)).unflatten(0, pose.shape[:2])
-        return batch.tokens, pose, bank
-
-    def predict(self, batch: Batch, given: Given) -> Tensor:
-        """The predicted x0 (B, F, C, h, w) of every clip: the first ones from the last timestep, the next ones from
-        the sampler's second step, the rest from any timestep, in the shares that the trainer was given."""
-        count = batch.x0.shape[0]
-        device = self.device
-        first = slice(0, round(self.shares[0] * count))
-        second = slice(first.stop, first.stop + round(self.shares[1] * count))
-        noise = self.initial_noise(batch, torch.rand(count, device=device) < 0.7)
-        third = count - second.stop
-        anywhere = torch.randint(0, 1000, (third,), device=device)
-        last, middle = (
-            torch.full((part.stop - part.start,), step, device=device) for part, step in ((first, 999), (second, 499))
-        )
-        timestep = torch.cat([last, middle, anywhere])
-        turns = torch.randint(0, 4, (third,), device=device) * SHIFT
-        shift = torch.cat([torch.zeros_like(last), torch.full_like(middle, SHIFT), turns])
-        alpha, sigma = self.alpha[timestep][:, None, None, None, None], self.sigma[timestep][:, None, None, None, None]
-        tokens, pose, bank = given
-        clean = batch.x0
-        if len(middle):
-            with torch.no_grad():
-                part = (tokens[second], pose[second], {name: value[second] for name, value in bank.items()})
-                own = -self.velocity(noise[second], torch.full_like(middle, 999), torch.zeros_like(middle), part)
-                clean = torch.cat([batch.x0[first], own, batch.x0[second.stop :]])
-        noisy = alpha * clean + sigma * noise
-        predicted: Tensor = alpha * noisy - sigma * self.velocity(noisy, timestep, shift, given)
-        return predicted
-
-    def loss(self, *tensors: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """Weighted error of the latents predicted for a :class:`Batch` of tensors, of their change from frame to
-        frame, and of one decoded frame of each clip."""
+    def latent_loss(self, *tensors: Tensor) -> tuple[Tensor, dict[str, Tensor], Tensor]:
+        """Loss, figures and prediction for a :class:`Batch` of tensors."""
         batch = Batch(*tensors)
-        prediction = self.predict(batch, self.condition(batch))
-        error = (prediction - batch.x0).square()
-        latent_loss = (error * batch.weights).sum() / (batch.weights.expand_as(error)).sum()
-        pick = torch.randint(CLIP_FRAMES, (batch.x0.shape[0], 1), device=self.device)
-        decoder = self.maker.autoencoder
+        made = self.predict(batch)
+        latent, change, join = self.errors(batch, made)
+        pick = torch.randint(CLIP_FRAMES, (len(made), 1, 1, 1, 1), device=self.device)
+        decoder = self.networks.autoencoder
+        some, true, where = (
+            x.take_along_dim(pick.expand(-1, 1, *x.shape[2:]), dim=1)[:, 0] for x in (made, batch.x0, batch.weights)
+        )
         with torch.no_grad():
-            target = decoder.decode(turned(batch.x0, pick)[:, 0])
-        weights = F.interpolate(batch.weights[:, 0], scale_factor=decoder.scale)
-        pixels = (decoder.decode(turned(prediction, pick)[:, 0]) - target).abs() * weights
-        pixel_loss = pixels.sum() / (3 * weights.sum())
-        jumps = ((prediction.diff(dim=1) - batch.x0.diff(dim=1)).square() * batch.weights).sum()
-        jumps = jumps / batch.weights.expand_as(error[:, 1:]).sum()
-        loss = latent_loss + 4.0 * pixel_loss + 0.5 * jumps
-        return loss, {"latent": latent_loss.detach(), "pixel": pixel_loss.detach(), "jump": jumps.detach()}
+            wanted = decoder.decode(true).float()
+        where = F.interpolate(where, scale_factor=decoder.scale)
+        picture, pixels = picture_loss(decoder.decode(some).float(), wanted, where, edges=0.5)
+        loss = latent + 0.5 * change + 0.5 * join + 2.0 * picture
+        figures = {"latent": latent, "change": change, "join": join, "pixel": pixels}
+        return loss, {name: value.detach() for name, value in figures.items()}, made.detach()
 
-    @torch.no_grad()
-    def sample(self, batch: Batch, chained: bool) -> Tensor:
-        """Two sampler steps from noise, as the embedded model is run. Returns x0 (B, F, C, h, w)."""
-        given = self.condition(batch)
-        count = batch.x0.shape[0]
-        flags = torch.full((count,), chained, device=self.device)
-        noise = self.initial_noise(batch, flags)
-        zeros = torch.zeros(count, dtype=torch.long, device=self.device)
-        clean = -self.velocity(noise, zeros + 999, zeros, given)
-        noisy = self.alpha[499] * clean + self.sigma[499] * noise
-        predicted: Tensor = self.alpha[499] * noisy
-        predicted -= self.sigma[499] * self.velocity(noisy, zeros + 499, zeros + SHIFT, given)
-        return predicted
+    def errors(self, batch: Batch, made: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Weighted errors of latents, of their change from frame to frame, and of that from the last clip's own last
+        frame, which is nothing for cold clips."""
+        error = made - batch.x0
+        cells = batch.weights.expand_as(error)
+        latent = (error.square() * cells).sum() / cells.sum()
+        between = (made.diff(dim=1) - batch.x0.diff(dim=1)).square()
+        change = (between * cells[:, 1:]).sum() / cells[:, 1:].sum()
+        wanted = batch.x0[:, 0] - batch.before
+        join = (made[:, 0] - batch.own - wanted).square()
+        return latent, change, weighted(join, batch.weights[:, 0] * (~batch.cold)[:, None, None, None])
 
 
-def preview(trainer: Trainer, sessions: Sessions, path: Path, clips: int = 4) -> None:
-    """Writes a picture: for each of a few clips a row of drawn frames above the row that the model makes of it."""
-    batch = trainer.batch(sessions, clips)
-    made = trainer.sample(batch, chained=True)
-    decoder = trainer.maker.autoencoder
-    rows = []
-    for clip in range(clips):
-        for latents in (batch.x0[clip], made[clip]):
-            with torch.no_grad():
-                images = ((decoder.decode(latents[::2]).clamp(-1, 1) + 1) * 127.5).byte()
-            rows.append(rearrange(images, "f c h w -> h (f w) c").cpu().numpy())
-    Image.fromarray(np.concatenate(rows)).save(path)
+class PixelStep:
+    """Forward and backward pass of a step of the stage ``pixels``; gradients are left in the parameters' own."""
+
+    def __init__(self, trainer: Trainer, adversary: Adversary, latent_share: float) -> None:
+        self.trainer, self.adversary, self.latent_share = trainer, adversary, latent_share
+
+    def inputs(self, streams: Streams, strength: float) -> tuple[Tensor, ...]:
+        """The batch's tensors; which frames of each clip are looked at as pictures (B, n), these pictures, their
+        weights, and how much the adversary counts."""
+        batch, index = self.trainer.batch(streams), streams.index
+        footage, device = streams.footage, index.device
+        pick = torch.rand(index.shape, generator=streams.generator, device=device).topk(PIXEL_FRAMES, dim=1).indices
+        numbers = index.gather(1, pick).flatten()
+        wanted = footage.frames[numbers].float() / 127.5 - 1
+        weights = box_weights(footage.boxes[numbers], (wanted.shape[-2], wanted.shape[-1]))
+        return (*batch, pick, wanted, weights, torch.tensor(strength, device=device))
+
+    def __call__(self, *tensors: Tensor) -> tuple[dict[str, Tensor], Tensor]:
+        """Figures and the latents made (B, F, C, h, w)."""
+        batch = Batch(*tensors[: len(Batch._fields)])
+        pick, wanted, weights, strength = tensors[len(Batch._fields) :]
+        cuda = wanted.is_cuda
+        with torch.autocast(wanted.device.type, torch.bfloat16, enabled=cuda, cache_enabled=False):
+            made = self.trainer.predict(batch)
+            chosen = made.take_along_dim(pick[:, :, None, None, None], dim=1).flatten(0, 1)
+            decoded = self.trainer.networks.autoencoder.decode(chosen)
+        output = decoded.detach().float().requires_grad_(True)
+        loss, pixels = picture_loss(output, wanted, weights)
+        (gradient,) = torch.autograd.grad(loss, output)
+        gradient = gradient + strength * self.adversary.gradient(output, wanted, weights, gradient, 1.0)
+        latent, change, join = self.trainer.errors(batch, made)
+        total = self.latent_share * (latent + 0.5 * change + 0.5 * join)
+        torch.autograd.backward([decoded, total], [gradient.to(decoded.dtype), None])
+        verdict = self.adversary.learn(output.detach(), wanted)
+        figures = {"pixel": pixels, "latent": latent, "join": join, "judge": verdict}
+        return {name: value.detach() for name, value in figures.items()}, made.detach()
 
 
 def load_frozen(folder: Path, device: torch.device) -> tuple[PixelShuffleAutoencoder, WhisperAudioEncoder]:
     """The parts trained before, from ``folder``. Raises InputError."""
-    autoencoder = PixelShuffleAutoencoder(AutoencoderConfig())
+    autoencoder = PixelShuffleAutoencoder(AUTOENCODER)
     restore(autoencoder, folder / "autoencoder.safetensors")
     encoder = WhisperAudioEncoder.load(folder / "audio_encoder.safetensors", NETWORKS["whisper"])
     for module in (autoencoder, encoder):
@@ -350,117 +285,272 @@ def load_frozen(folder: Path, device: torch.device) -> tuple[PixelShuffleAutoenc
 
 def restore(network: nn.Module, path: Path) -> None:
     """Puts the weights of a file into a network. Raises InputError unless they are all there and fit."""
-    state = read_state(path)
+    state = {name: value.float() for name, value in read_state(path).items()}
     check(network, state, path)
     network.load_state_dict(state)
 
 
-def build_networks(networks: dict[str, Any], device: torch.device) -> Networks:
-    """Networks of the widths in a config.json, their weights random."""
+def build_networks(autoencoder: PixelShuffleAutoencoder, device: torch.device) -> Networks:
+    """Networks of the recipe's widths, their weights random."""
     return Networks(
-        reference=ReferenceUNet(networks["reference_unet"]).to(device),
-        denoiser=DenoisingUNet(networks["denoising_unet"], networks["denoising_unet_additional"]).to(device),
-        pose=PoseEncoder(networks["pose_encoder"]).to(device),
+        reference=ReferenceUNet(NETWORKS["reference_unet"]).to(device),
+        denoiser=DenoisingUNet(NETWORKS["denoising_unet"], NETWORKS["denoising_unet_additional"]).to(device),
+        pose=PoseEncoder(NETWORKS["pose_encoder"]).to(device),
+        autoencoder=autoencoder,
     )
 
 
-FILES = {"reference": "reference_unet", "denoiser": "denoising_unet", "pose": "pose_encoder"}
+def write_networks(networks: Networks, folder: Path, autoencoder: bool) -> None:
+    """The weights as files, each whole or not at all; the autoencoder's too where it was trained along."""
+    for name, file in FILES.items():
+        state = {key: value.float().contiguous().cpu() for key, value in getattr(networks, name).state_dict().items()}
+        path = folder / f"{file}.safetensors"
+        save_file(state, path.with_suffix(".part"))
+        path.with_suffix(".part").replace(path)
+    if autoencoder:
+        write_autoencoder(networks.autoencoder, folder)
+    (folder / "config.json").write_text(json.dumps(NETWORKS, indent=1) + "\n")
+
+
+StepOf = Callable[..., tuple[dict[str, Tensor], Tensor]]
+
+
+class GraphedGradient:
+    """Forward and backward pass of one step, captured as one CUDA graph: gradients are left in the parameters' own.
+
+    Small networks are bound by the time that launching their thousands of kernels takes; a graph launches them at
+    once. ``step`` is called with tensors of the shapes of ``inputs`` and must neither synchronise nor copy from the
+    host nor draw from a generator other than the device's own.
+    """
+
+    def __init__(self, flat: Sequence[FlatParameters], inputs: Sequence[Tensor], step: StepOf) -> None:
+        self.inputs = [tensor.clone() for tensor in inputs]
+        side = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+        side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side):
+            for _ in range(3):
+                step(*self.inputs)
+        torch.cuda.current_stream().wait_stream(side)
+        self.graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(self.graph):
+            self.figures, self.made = step(*self.inputs)
+        for parameters in flat:
+            parameters.gradient.zero_()
+
+    def __call__(self, *inputs: Tensor) -> tuple[dict[str, Tensor], Tensor]:
+        """Figures and prediction of one step on fresh ``inputs``; both are overwritten by the next."""
+        for own, fresh in zip(self.inputs, inputs, strict=True):
+            own.copy_(fresh)
+        self.graph.replay()
+        return self.figures, self.made
+
+
+class Training:
+    """Both stages on one rank."""
+
+    def __init__(self, options: argparse.Namespace, ranks: Ranks) -> None:
+        self.options, self.ranks, self.folder = options, ranks, options.folder
+        autoencoder, encoder = load_frozen(self.folder, ranks.device)
+        self.networks = build_networks(autoencoder, ranks.device)
+        if options.go_on:
+            for name, file in FILES.items():
+                restore(getattr(self.networks, name), self.folder / f"{file}.safetensors")
+        self.trainer = Trainer(self.networks, encoder, ranks.device)
+        self.trainer.noise.manual_seed(options.seed + 7919 * ranks.rank)
+        paths = sorted(path for folder in options.takes for path in folder.glob("*.npz"))
+        mine = paths[ranks.rank :: ranks.count][: options.most]
+        self.footage = Footage.load(mine, ranks.device, threads=8)
+        self.footage.encode(autoencoder.encode)
+        self.held = None
+        if ranks.first and options.held_out is not None:
+            self.held = Footage.load(sorted(options.held_out.glob("*.npz"))[:8], ranks.device)
+            self.held.encode(autoencoder.encode)
+        generator = torch.Generator(device=ranks.device).manual_seed(options.seed + ranks.rank)
+        self.streams = Streams(self.footage, options.batch, generator)
+        log.info("%d takes of %d frames", len(self.footage.first), len(self.footage.frames))
+
+    @property
+    def graphs(self) -> bool:
+        """Whether steps are captured."""
+        return self.ranks.device.type == "cuda" and not self.options.no_graph
+
+    def autocast(self, graphed: bool = False) -> torch.autocast:
+        cuda = self.ranks.device.type == "cuda"
+        return torch.autocast(self.ranks.device.type, torch.bfloat16, enabled=cuda, cache_enabled=not graphed)
+
+    def latents(self) -> None:
+        """The first stage."""
+        options, ranks, trainer = self.options, self.ranks, self.trainer
+        parameters = FlatParameters(self.networks.modules())
+        ranks.share_(parameters.value.data)
+        parameters.average.copy_(parameters.value.data)
+
+        def step(*tensors: Tensor) -> tuple[dict[str, Tensor], Tensor]:
+            # A captured step must not keep casts of one replay for the next.
+            with self.autocast(graphed=True):
+                loss, figures, made = trainer.latent_loss(*tensors)
+            loss.backward()  # type: ignore[no-untyped-call]
+            return figures, made
+
+        if self.graphs:
+            step = GraphedGradient([parameters], trainer.batch(self.streams), step)
+
+        def keep() -> None:
+            self._keep("latents", budget, parameters, {}, autoencoder=False)
+
+        minutes = options.minutes if options.until is None else max(0.1, (options.until - time.time()) / 60)
+        schedule = Schedule(minutes, options.learning_rate)
+        budget = Budget("latents", ranks, schedule, keep, options.save_s)
+        if options.resume:
+            self._take_up("latents", budget, parameters, {})
+        for _ in budget:
+            figures, made = step(*trainer.batch(self.streams))
+            self.streams.advance(made[:, -1])
+            ranks.mean_(parameters.gradient)
+            parameters.step(budget.rate)
+            budget.figures = figures
+        parameters.take_average()
+
+    def pixels(self) -> None:
+        """The second stage, shorter and with a lower rate."""
+        options, ranks, trainer, networks = self.options, self.ranks, self.trainer, self.networks
+        decoder = networks.autoencoder.decoder.requires_grad_(True)
+        parameters = FlatParameters([*networks.modules(), decoder], decay=0.998)
+        discriminator = Discriminator().to(ranks.device)
+        judge = FlatParameters([discriminator], betas=(0.5, 0.95))
+        for flat in (parameters, judge):
+            ranks.share_(flat.value.data)
+            flat.average.copy_(flat.value.data)
+        adversary = Adversary(discriminator)
+        others = {"judge": judge}
+
+        def keep() -> None:
+            self._keep("pixels", budget, parameters, others, autoencoder=True)
+
+        schedule = Schedule(options.pixel_minutes, options.pixel_rate)
+        budget = Budget("pixels", ranks, schedule, keep, options.save_s)
+        if options.resume:
+            self._take_up("pixels", budget, parameters, others)
+        streams = Streams(self.footage, options.pixel_batch, self.streams.generator)
+        pixel_step = PixelStep(trainer, adversary, options.latent_share)
+        forward: StepOf = pixel_step
+        if self.graphs:
+            forward = GraphedGradient([parameters, judge], pixel_step.inputs(streams, 0.0), pixel_step)
+        for step in budget:
+            # The adversary learns alone at first; then the networks follow it over a ramp.
+            strength = min(1.0, max(0.0, (step - 100) / 300))
+            figures, made = forward(*pixel_step.inputs(streams, strength))
+            streams.advance(made[:, -1])
+            for flat, rate in ((parameters, budget.rate), (judge, 3e-4)):
+                ranks.mean_(flat.gradient)
+                flat.step(rate)
+            budget.figures = figures
+        parameters.take_average()
+
+    def _keep(
+        self,
+        stage: str,
+        budget: Budget,
+        parameters: FlatParameters,
+        others: Mapping[str, FlatParameters],
+        autoencoder: bool,
+    ) -> None:
+        """Checkpoint, weights and contact sheet."""
+        parts: dict[str, Any] = {"streams": self.streams.state(), "noise": self.trainer.noise.get_state()}
+        if self.ranks.first:
+            parts["parameters"] = parameters.state()
+            parts |= {name: flat.state() for name, flat in others.items()}
+        save_checkpoint(self.folder, stage, budget, parts)
+        if not self.ranks.first:
+            return
+        with parameters.averaged():
+            write_networks(self.networks, self.folder, autoencoder)
+            for name, footage in (("known", self.footage), ("held-out", self.held)):
+                if footage is not None:
+                    self.sheet(footage, self.folder / f"{stage}-{name}.jpg")
+
+    def _take_up(
+        self, stage: str, budget: Budget, parameters: FlatParameters, others: Mapping[str, FlatParameters]
+    ) -> None:
+        """Goes on from this stage's checkpoint, if there is one."""
+        if not (self.folder / f"{stage}-0.checkpoint").exists():
+            return
+        parts = load_checkpoint(self.folder, stage, budget)
+        parameters.restore(parts["parameters"])
+        for name, flat in others.items():
+            flat.restore(parts[name])
+        self.streams.restore(parts["streams"])
+        self.trainer.noise.set_state(parts["noise"].cpu())
+
+    @torch.no_grad()
+    def sheet(self, footage: Footage, path: Path) -> None:
+        """A picture of what the model makes of the first takes, from a cold start on, beside the truth."""
+        rows = min(3, len(footage.first))
+        clips = min(4, int(footage.length[:rows].min()) // CLIP_FRAMES)
+        made = self.play(footage, torch.arange(rows, device=self.ranks.device), clips)
+        for take in range(rows):
+            first = int(footage.first[take])
+            true = footage.frames[first : first + made.shape[1]].cpu()
+            sheets.compare(
+                true, made[take].cpu(), footage.references[take].cpu(), path.with_stem(f"{path.stem}-{take}")
+            )
+
+    @torch.no_grad()
+    def play(self, footage: Footage, takes: Tensor, clips: int) -> Tensor:
+        """What the model shows of ``takes`` (B,) from their beginnings: (B, 12 * clips, 3, S, S) uint8."""
+        streams = Streams(footage, len(takes), torch.Generator(device=self.ranks.device).manual_seed(0))
+        streams.take, streams.frame = takes, torch.zeros_like(takes)
+        streams.cold = torch.ones_like(takes, dtype=torch.bool)
+        streams.own = footage.reference_latents[takes].float()
+        parts, trainer = [], self.trainer
+        for _ in range(clips):
+            with self.autocast():
+                made = trainer.predict(trainer.batch(streams, augmented=False))
+                pictures = self.networks.autoencoder.decode(made.flatten(0, 1)).float()
+            parts.append(
+                ((pictures.clamp(-1, 1) + 1) * 127.5).round().byte().view(*made.shape[:2], *pictures.shape[1:])
+            )
+            streams.frame, streams.own = streams.frame + CLIP_FRAMES, made[:, -1]
+            streams.cold = torch.zeros_like(streams.cold)
+        return torch.cat(parts, dim=1)
 
 
 def main(argv: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="echo-rtc train talking-face", description=__doc__)
     parser.add_argument(
-        "--folder", type=Path, required=True, help="has autoencoder and audio encoder; gets the networks"
+        "--folder", type=Path, required=True, help="has autoencoder and audio encoder; gets networks and checkpoints"
     )
-    parser.add_argument("--corpus", type=Path, required=True, help="file of the command speech")
-    parser.add_argument("--pose-bank", type=Path, required=True, help="file of the command pose-bank")
-    parser.add_argument(
-        "--minutes", type=float, default=20.0, help="training time, drawing the first sessions excluded"
-    )
-    parser.add_argument("--sessions", type=int, default=6000, help=f"sessions of {SESSION_FRAMES} frames kept ready")
-    parser.add_argument("--refresh", type=int, default=16, help="sessions redrawn at every fortieth step")
-    parser.add_argument("--batch", type=int, default=48, help="clips a step")
-    parser.add_argument("--size", type=int, default=256, help="side of the frames, pixels")
-    parser.add_argument("--learning-rate", type=float, default=6e-4)
-    parser.add_argument("--resume", action="store_true", help="go on from the networks in the folder")
-    parser.add_argument("--default-share", type=float, default=0.0, help="share of sessions with the default avatar")
-    parser.add_argument("--first-share", type=float, default=0.4, help="share of clips that start at the last timestep")
-    parser.add_argument("--second-share", type=float, default=0.4, help="share of clips at the sampler's second step")
-    parser.add_argument("--freeze-pose", action="store_true", help="keep the folder's pose encoder as it is")
-    parser.add_argument("--graph", action="store_true", help="capture the step as a CUDA graph (several times faster)")
+    parser.add_argument("--takes", type=Path, nargs="+", required=True, help="folders of rendered takes")
+    parser.add_argument("--held-out", type=Path, help="folder of takes of other people, for the contact sheets")
+    parser.add_argument("--stages", nargs="+", choices=("latents", "pixels"), default=["latents", "pixels"])
+    parser.add_argument("--minutes", type=float, default=8.0, help="time of the stage latents")
+    parser.add_argument("--until", type=float, help="in place of --minutes: when to end, seconds since 1970")
+    parser.add_argument("--pixel-minutes", type=float, default=4.0, help="time of the stage pixels")
+    parser.add_argument("--batch", type=int, default=48, help="streams on each GPU, stage latents")
+    parser.add_argument("--pixel-batch", type=int, default=16, help="streams on each GPU, stage pixels")
+    parser.add_argument("--learning-rate", type=float, default=8e-4)
+    parser.add_argument("--pixel-rate", type=float, default=3e-4)
+    parser.add_argument("--latent-share", type=float, default=1.0, help="weight of the latents' errors, stage pixels")
+    parser.add_argument("--most", type=int, default=400, help="takes kept on each GPU")
+    parser.add_argument("--save-s", type=float, default=90.0, help="seconds between two checkpoints")
+    parser.add_argument("--no-graph", action="store_true", help="launch every kernel anew instead of CUDA graphs")
+    parser.add_argument("--go-on", action="store_true", help="begin with the networks in the folder")
+    parser.add_argument("--resume", action="store_true", help="go on from the stages' checkpoints, exactly")
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda:N")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args(argv)
-    for name in ("sessions", "batch"):
+    for name in ("batch", "pixel_batch", "most"):
         if getattr(options, name) < 1:
-            parser.error(f"--{name} is {getattr(options, name)}; it must be at least 1")
-    shares = (options.first_share, options.second_share)
-    if not 0 <= options.default_share <= 1 or min(shares) < 0 or sum(shares) > 1:
-        parser.error("--default-share must lie in 0 to 1, and so must --first-share plus --second-share")
+            parser.error(f"--{name.replace('_', '-')} is {getattr(options, name)}; it must be at least 1")
     start_log()
-    device = best_device(options.device)
-    torch.manual_seed(options.seed)
-    generator = torch.Generator().manual_seed(options.seed)
-
-    autoencoder, encoder = load_frozen(options.folder, device)
-    takes = Takes.load(options.corpus, device)
-    bank = PoseBank.load(options.pose_bank, device)
-    _, frames, side, *_ = bank.images.shape
-    if frames < SESSION_FRAMES or side != options.size:
-        raise InputError(
-            f"{options.pose_bank} has sequences of {frames} frames of {side} pixels; "
-            f"at least {SESSION_FRAMES} of {options.size} are needed"
-        )
-    if options.graph and device.type != "cuda":
-        parser.error(f"--graph needs a CUDA device; this one is {device}")
-    networks = build_networks(NETWORKS, device)
-    for name, file in FILES.items():
-        if options.resume or (options.freeze_pose and name == "pose"):
-            restore(getattr(networks, name), options.folder / f"{file}.safetensors")
-    for name in FILES:
-        size = sum(p.numel() for p in getattr(networks, name).parameters())
-        log.info("%s: %.2f million parameters", FILES[name], size / 1e6)
-    maker = SessionMaker(autoencoder, takes, bank, options.size, generator)
-    maker.default_share = options.default_share
-    trainer = Trainer(maker, encoder, networks)
-    trainer.shares = shares
-    modules = networks.modules()
-    if options.freeze_pose:
-        modules.remove(networks.pose)
-        trainer.freeze_pose()
-    run = Run(modules, Schedule(options.minutes, options.learning_rate), "talking-face")
-
-    def loss_of(*tensors: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        # A captured step must not keep casts of one replay for the next.
-        cuda = device.type == "cuda"
-        with torch.autocast(device.type, torch.bfloat16, enabled=cuda, cache_enabled=not options.graph):
-            return trainer.loss(*tensors)
-
-    sessions = maker.make(min(64, options.sessions))
-    graphed = GraphedStep(run, trainer.batch(sessions, options.batch), loss_of) if options.graph else None
-    log.info("drawing %d sessions", options.sessions)
-    chunks = [sessions]
-    chunks += [maker.make(min(64, options.sessions - start)) for start in range(64, options.sessions, 64)]
-    sessions = Sessions(*(torch.cat([getattr(c, f) for c in chunks]) for f in Sessions.__dataclass_fields__))
-    del chunks
-    log.info("drawn")
-
-    cursor = 0
-    for step in run:
-        if options.refresh and step % 40 == 39 and run.progress < 0.85:
-            count = min(options.refresh, options.sessions - cursor)
-            sessions.replace(cursor, maker.make(count))
-            cursor = (cursor + count) % options.sessions
-        batch = trainer.batch(sessions, options.batch)
-        if graphed is not None:
-            graphed(*batch)
-        else:
-            loss, figures = loss_of(*batch)
-            run.descend(loss, **figures)
-
-    preview(trainer, maker.make(8), options.folder / "preview.png")
-    for name, file in FILES.items():
-        state = {key: value.float().contiguous().cpu() for key, value in getattr(networks, name).state_dict().items()}
-        save_file(state, options.folder / f"{file}.safetensors")
-    (options.folder / "config.json").write_text(json.dumps(NETWORKS, indent=1) + "\n")
+    ranks = Ranks.join(options.device)
+    torch.manual_seed(options.seed + ranks.rank)
+    if ranks.device.type == "cuda":
+        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
+    if not any(folder.is_dir() for folder in options.takes):
+        raise InputError(f"the folder {options.takes[0]} does not exist; render takes first")
+    training = Training(options, ranks)
+    for stage in options.stages:
+        getattr(training, stage)()
+    ranks.leave()
     return 0

@@ -37,7 +37,7 @@ def test_each_function_is_there() -> None:
 
 def test_an_unknown_command(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["dance"]) == 2
-    assert capsys.readouterr().err.startswith("train: unknown command 'dance'; known are speech, pose-bank")
+    assert capsys.readouterr().err.startswith("train: unknown command 'dance'; known are speech, film")
 
 
 def test_a_wrong_file_and_a_wrong_setting_differ(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -46,7 +46,7 @@ def test_a_wrong_file_and_a_wrong_setting_differ(tmp_path: Path, capsys: pytest.
     error = capsys.readouterr().err
     assert error.startswith("train package: ")
     assert error.endswith("reference_unet.safetensors does not exist; train reference_unet first\n")
-    assert main(["autoencoder", "--output", str(tmp_path), "--device", "abacus"]) == 2
+    assert main(["autoencoder", "--output", str(tmp_path), "--pictures", str(tmp_path), "--device", "abacus"]) == 2
     assert capsys.readouterr().err.startswith("train autoencoder: --device is 'abacus', which is not there")
 
 

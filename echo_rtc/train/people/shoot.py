@@ -226,13 +226,13 @@ def speaking_of(mouth: F32Array) -> Bool:
 
 def make_take(studio: Studio, speech: Speech, number: int, frames: int = 96, person: str | int | None = None) -> Take:
     """Take ``number`` as the training reads it: frames, reference, waveform, hands, mouth, lids, life, boxes, speaking,
-    and person and voice, which are strings. ``person`` forces who is seen."""
+    and person and voice, which are strings. ``person`` forces who is seen; a named one then is in the usual setting."""
     rng = np.random.default_rng([number, 11])
     named = rng.random() < NAMED_SHARE
     who: str | int = str(rng.choice(list(NAMED))) if named else number // TAKES_PER_PERSON
     who = who if person is None else person
     figure = studio.figure(NAMED[who] if isinstance(who, str) else sample_spec(who))
-    usual = isinstance(who, str) and rng.random() < 0.7
+    usual = isinstance(who, str) and (rng.random() < 0.7 or person is not None)
     sound, mouth, voice = speech.cut(rng, frames)
     speaking = speaking_of(mouth)
     # Pose files do not know when someone speaks: half of the takes gesture by another voice's time, or not at all.
