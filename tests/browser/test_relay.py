@@ -40,7 +40,8 @@ async def test_a_call_over_https_through_a_relay_only(
 ) -> None:
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
     address = next(name for name in own_names() if isinstance(name, IPv4Address) and not name.is_loopback)
-    async with coturn(tmp_path) as turn:
+    # A relay on loopback would be no candidate for a caller from elsewhere.
+    async with coturn(tmp_path, address=str(address)) as turn:
         access = ("--host", "0.0.0.0", "--tls-self-signed", "--auth-token", TOKEN)
         running = await server(TEST_CARD, *access, "--ice-server", turn.url, "--turn-secret", turn.secret)
         url = f"https://{address}:{running.port}"

@@ -1,4 +1,4 @@
-"""A real TURN server (coturn) on loopback, for the tests that need one. It is never skipped: without it they fail."""
+"""A real TURN server (coturn) of this machine, for tests. Without it they fail, and are not skipped."""
 
 from __future__ import annotations
 
@@ -36,16 +36,16 @@ class Turn:
 
 
 @asynccontextmanager
-async def coturn(folder: Path, secret: str = "north-star") -> AsyncIterator[Turn]:
-    """Runs while inside. ``folder`` gets its log and its database."""
+async def coturn(folder: Path, secret: str = "north-star", address: str = "127.0.0.1") -> AsyncIterator[Turn]:
+    """Runs while inside. ``folder`` gets its log and its database; ``address``: where it listens and relays."""
     program = shutil.which("turnserver")
     assert program, "this test needs coturn's turnserver on the PATH"
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-        probe.bind(("127.0.0.1", 0))
+        probe.bind((address, 0))
         port = probe.getsockname()[1]
     log = folder / "turnserver.log"
     words = [
-        *("-n", "--listening-ip=127.0.0.1", "--relay-ip=127.0.0.1", f"--listening-port={port}", "--realm=echo_rtc"),
+        *("-n", f"--listening-ip={address}", f"--relay-ip={address}", f"--listening-port={port}", "--realm=echo_rtc"),
         *(f"--min-port={RELAY_PORTS[0]}", f"--max-port={RELAY_PORTS[1]}", "--no-tls", "--no-dtls", "--no-cli"),
         *("--use-auth-secret", f"--static-auth-secret={secret}", "--allow-loopback-peers", "--verbose"),
         *(f"--log-file={log}", "--simple-log", f"--pidfile={folder / 'turn.pid'}", f"--userdb={folder / 'turn.db'}"),
@@ -54,24 +54,24 @@ async def coturn(folder: Path, secret: str = "north-star") -> AsyncIterator[Turn
         program, *words, cwd=folder, stdout=asyncio.subprocess.DEVNULL, stderr=asyncio.subprocess.DEVNULL
     )
     try:
-        await _listens(port)
-        yield Turn(f"turn:127.0.0.1:{port}?transport=udp", secret, log, child)
+        await _listens(address, port)
+        yield Turn(f"turn:{address}:{port}?transport=udp", secret, log, child)
     finally:
         with suppress(ProcessLookupError):
             child.terminate()
         await child.wait()
 
 
-async def _listens(port: int) -> None:
+async def _listens(address: str, port: int) -> None:
     """Waits until it accepts TCP connections there and answers STUN over UDP, whichever is later."""
     loop = asyncio.get_running_loop()
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as asker:
         asker.setblocking(False)
-        asker.connect(("127.0.0.1", port))
+        asker.connect((address, port))
         async with asyncio.timeout(START_S):
             while True:
                 try:
-                    _, writer = await asyncio.open_connection("127.0.0.1", port)
+                    _, writer = await asyncio.open_connection(address, port)
                     writer.close()
                     await writer.wait_closed()
                     await loop.sock_sendall(asker, BINDING_REQUEST)
