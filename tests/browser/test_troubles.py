@@ -57,7 +57,9 @@ async def test_the_browser_asks_and_nobody_answers(card: RunningServer, page: Pa
     await visit.state("Speaking")
 
 
-async def test_an_insecure_address(card: RunningServer, page: PageFactory) -> None:
+async def test_an_insecure_address(server: ServerFactory, page: PageFactory) -> None:
+    # On loopback alone the server answers under no such name.
+    card = await server(TEST_CARD, *SMALL, "--host", "0.0.0.0")
     visit = await page(f"http://avatar.test:{card.port}", hosts={"avatar.test": "127.0.0.1"})
     assert await visit.page.evaluate("navigator.mediaDevices === undefined")
     await visit.page.get_by_role("button", name="Start the call").click()
@@ -67,25 +69,15 @@ async def test_an_insecure_address(card: RunningServer, page: PageFactory) -> No
     await visit.state("Speaking")
 
 
-async def test_a_full_server_is_asked_again(server: ServerFactory, page: PageFactory) -> None:
+async def test_a_full_server_lets_in_who_waits(server: ServerFactory, page: PageFactory) -> None:
     one_place = await server(TEST_CARD, *SMALL, "--max-streams", "1")
     first = await page(one_place.url)
     await first.start()
     second = await page(one_place.url)
-    second.expected.append("status of (404|503)")
-    await second.page.clock.install()
-    await second.page.reload()
+    second.expected.append("status of 503")
     await second.page.get_by_role("button", name="Start the call").click()
     await second.sees("All places are taken")
-    countdown = second.part("countdown")
-    await expect(countdown).to_have_text("Trying again in 10 s")
-    await second.page.clock.fast_forward(4_000)
-    await expect(countdown).to_have_text("Trying again in 6 s")
-    await second.page.get_by_role("button", name="Try now").click()
-    await expect(countdown).to_have_text("Trying again in 10 s")
     await first.end()
-    await one_place.freed(first.streams[0])
-    await second.page.clock.fast_forward(10_000)
     await second.live()
 
 
