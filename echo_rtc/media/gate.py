@@ -14,12 +14,12 @@ STRETCH_S = 0.1
 a second of a clip is found at its full level, where the RMS of the whole clip would thin it out below the threshold
 and the mouth would start late; and a click of a millisecond is still averaged away."""
 
-FOLLOWING_CLIPS = 2
-"""Clips rendered after the last one with speech, so that the mouth closes and the hands come to rest."""
+FOLLOWING_CLIPS = 1
+"""Clips rendered after the last one with speech, so that the mouth closes."""
 
 
 class SpeechGate:
-    """Admits clips with speech and the few after them."""
+    """Admits clips with speech and the one after them."""
 
     def __init__(self, threshold: float, sample_rate: int = 16_000) -> None:
         """``threshold`` is an RMS in 0..1; 0 admits everything. ``sample_rate`` is that of the clips' windows (Hz).

@@ -30,8 +30,9 @@ IDLE_LIVELINESS = 0.6
 SPEECH_RMS = 0.012
 """A frame whose sound is louder than this is speech."""
 
-HOLD_S, FALL_S, RISE_S = 0.25, 0.65, 0.5
-"""Gestures go on for so long after the last speech, then take so long to end; at the first speech so long to begin."""
+HOLD_S, FALL_S, RISE_S = 0.1, 0.38, 0.5
+"""Gestures go on for so long after the last speech, then take so long to end; at the first speech so long to begin. The
+first two are over within the one clip that is rendered after speech."""
 
 
 def activity(sound: F32Array, frames: int, fps: int, sample_rate: int) -> F32Array:

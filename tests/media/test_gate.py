@@ -27,10 +27,10 @@ SILENCE = clip(level(0.001))
 SPEECH = clip(level(0.1))
 
 
-def test_speech_and_two_clips_after_it() -> None:
+def test_speech_and_one_clip_after_it() -> None:
     gate = SpeechGate(THRESHOLD)
-    decisions = [gate.admit(each) for each in (SILENCE, SPEECH, SILENCE, SILENCE, SILENCE, SPEECH, SILENCE)]
-    assert decisions == [False, True, True, True, False, True, True]
+    decisions = [gate.admit(each) for each in (SILENCE, SPEECH, SPEECH, SILENCE, SILENCE, SPEECH, SILENCE, SILENCE)]
+    assert decisions == [False, True, True, True, False, True, True, False]
 
 
 def test_threshold_is_an_rms() -> None:
