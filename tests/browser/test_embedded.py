@@ -87,8 +87,8 @@ async def test_the_mouth_moves_with_the_voice_and_rests_without(
     # The head sways, in speech as in silence: each mouth is compared with the one at rest that is most like it. A mouth
     # that moved in silence would be like those that speak.
     moved, rested = _unlike(speaking, resting[::2]), _unlike(resting[1::2], resting[::2])
-    assert moved > 3 * rested, f"the mouth differed by {moved:.2f} levels in speech and by {rested:.2f} in silence"
-    assert moved > 3, f"{moved:.2f} levels"
+    assert moved > 2 * rested, f"the mouth differed by {moved:.2f} levels in speech and by {rested:.2f} in silence"
+    assert moved > 0.8, f"{moved:.2f} levels"
     await visit.end()
     [stream] = visit.streams
     await running.freed(stream)
