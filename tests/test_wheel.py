@@ -82,7 +82,7 @@ def test_its_program_finds_its_files_from_another_folder(programs: Path, tmp_pat
     config, base = ran(tmp_path, programs / "python", "-c", SHOW).splitlines()
     assert Path(config).resolve().is_relative_to(package)
     assert Path(base) == tmp_path / "configs", "weights are looked for beside the user's files"
-    assert "256 pixels" in ran(tmp_path, programs / "echo-rtc", "serve", "--help"), "the default that applies"
+    assert "384 pixels" in ran(tmp_path, programs / "echo-rtc", "serve", "--help"), "the default that applies"
 
 
 async def test_it_serves_its_page_and_a_call(programs: Path, tmp_path: Path) -> None:

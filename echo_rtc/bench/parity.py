@@ -179,7 +179,7 @@ def compare(folder: Path) -> Iterator[Comparison]:
     description = ModelDescription.from_mapping(mapping, folder)
     height, width = expected["image"].shape[:2]
     clip = ClipFormat(expected.fps, expected.frames, width, height, SAMPLE_RATE)
-    settings = GeneratorSettings(clip, audio_margin=min(expected.margins))
+    settings = GeneratorSettings(clip, audio_margin=min(expected.margins), untrained=True)
     generator = ClipGenerator.load(description, settings, lambda _: None)
     networks = generator.networks
 

@@ -20,13 +20,13 @@ def settings(size: int, frames: int, steps: int, cfg: float) -> GeneratorSetting
 
 
 def test_clips_are_measured_after_the_warm_up() -> None:
-    chosen = settings(64, 4, 1, 2.5)
+    chosen = settings(64, 6, 1, 2.5)
     description = ModelDescription.from_mapping({"weights": str(MINI / "pretrained_weights")}, Path())
     generator = ClipGenerator.load(description, chosen, lambda _: None)
     audio = generator.audio_encoder
     figures = generation.measure(generator.networks, audio, chosen, clips=2)
     assert len(figures.clip_s) == len(figures.stages_ms) == 2
-    assert figures.fps == pytest.approx(4000 / figures.clip_ms)
+    assert figures.fps == pytest.approx(6000 / figures.clip_ms)
     assert set(figures.stages) == {"audio", "denoise", "decode", "colour"}
     assert sum(figures.stages.values()) < 1.1 * figures.clip_ms + 1
     assert figures.start_s > sum(figures.clip_s) / 2
