@@ -76,6 +76,10 @@ class AvatarConflictError(EchoRtcError):
     """An avatar cannot be added or deleted as things stand: its name or the last place is taken, or it is in use."""
 
 
+class ConflictError(EchoRtcError):
+    """What is asked for is there already, or there are as many of it as there may be."""
+
+
 class StorageError(EchoRtcError):
     """A folder that the server keeps things in cannot be written."""
 

@@ -59,6 +59,7 @@ _TITLES = {
     "access": "who may do what",
     "limits": "limits",
     "network": "sound and picture on the network",
+    "recording": "recordings",
     "logs": "logs",
 }
 
@@ -559,6 +560,41 @@ class Settings(ModelOptions):
             "connect then, unless through a TURN server.",
         ),
     )
+    recording_dir: Path | None = field(
+        default=None,
+        metadata=about(
+            "recording",
+            "Directory of recordings, one MP4 file each; without it nothing can be recorded.",
+            kind=Path,
+        ),
+    )
+    record: Literal["asked", "all"] = field(
+        default="asked",
+        metadata=about(
+            "recording",
+            "Which streams are recorded: asked = those for which somebody asks (POST /streams/{id}/recordings); all = "
+            "every stream from its beginning. The page tells everybody in the call.",
+            choices=("asked", "all"),
+        ),
+    )
+    max_recording_time: float = field(
+        default=14_400.0,
+        metadata=about("recording", "Length at which a recording ends; 0: never.", unit="s", low=0, high=604_800),
+    )
+    max_recording_size: float = field(
+        default=4096.0,
+        metadata=about("recording", "Size at which a recording ends; 0: never.", unit="MiB", low=0, high=1_000_000),
+    )
+    min_free_disk: float = field(
+        default=1024.0,
+        metadata=about(
+            "recording",
+            "Free space of the recordings' disk below which they end, and none begins.",
+            unit="MiB",
+            low=0,
+            high=100_000_000,
+        ),
+    )
     log_dir: Path = field(
         default=Path("logs"), metadata=about("logs", "Directory of the log files run_<timestamp>.log.")
     )
@@ -616,6 +652,8 @@ class Settings(ModelOptions):
                 f"max_avatars is {self.max_avatars}, but the configuration describes {len(self.avatars) + 1}; "
                 "raise max_avatars or take avatars out"
             )
+        if self.record == "all" and self.recording_dir is None:
+            raise SettingsError("record is all and there is no recording_dir; name a folder with --recording-dir")
         names = self.devices.split(",")
         if len(set(names)) < len(names):
             raise SettingsError(f"devices is {_shown(self.devices)}; name each device once, it has one worker process")

@@ -2,12 +2,15 @@
 
 A server of test cards in a process of its own holds one call of somebody who talks all the time; its processor time
 (user and system, all threads) is read before and after. Echo, clips, gate, playout, encoders, RTP, DTLS: all included.
+The last row is the call in H.264 once more, which is recorded into a file of a temporary folder.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
+import tempfile
+from pathlib import Path
 
 import numpy as np
 import psutil
@@ -35,15 +38,20 @@ def main(argv: list[str]) -> int:
         core, kbit, fps = asyncio.run(measure(codec, format, arguments.seconds))
         figures[f"{codec.lower()}_core"] = round(core, 4)
         rows.append([codec, core, kbit, fps])
+    with tempfile.TemporaryDirectory() as folder:
+        core, kbit, fps = asyncio.run(measure("H264", format, arguments.seconds, record=Path(folder)))
+    figures["recorded_core"] = round(core, 4)
+    rows.append(["H264, recorded", core, kbit, fps])
     report(["codec", "cores", "kbit/s sent", "frames/s"], rows, figures)
     return 0
 
 
 async def measure(
-    codec: str, format: dict[str, int], seconds: float, settle_s: float = SETTLE_S
+    codec: str, format: dict[str, int], seconds: float, settle_s: float = SETTLE_S, record: Path | None = None
 ) -> tuple[float, float, float]:
-    """(CPU seconds of the server's process a second, kbit/s of picture and sound, frames a second) of one call."""
-    async with CallServer(format) as server:
+    """(CPU seconds of the server's process a second, kbit/s of picture and sound, frames a second) of one call, which
+    is recorded into the folder ``record``."""
+    async with CallServer(format, record=record) as server:
         caller = Caller(babble, codec=codec)
         stream_id = ""
 

@@ -32,7 +32,7 @@ PROG = "echo-rtc render"
 
 LIVE_ONLY = (
     *("host", "port", "max_latency", "max_streams", "min_steps"),
-    *settings_of("library", "access", "limits", "network", "logs"),
+    *settings_of("library", "access", "limits", "network", "recording", "logs"),
 )
 """Settings that mean nothing to a rendering offline."""
 

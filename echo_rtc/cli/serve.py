@@ -35,6 +35,8 @@ from echo_rtc.errors import EchoRtcError, SettingsError
 from echo_rtc.logs import LogFile, LogOptions, logging_to
 from echo_rtc.model.description import ModelDescription
 from echo_rtc.operations.performance import PerformanceLog
+from echo_rtc.recording.options import RecordingLimits, RecordingOptions
+from echo_rtc.recording.recordings import Recordings
 from echo_rtc.rendering import Engine
 from echo_rtc.resources import STATIC
 from echo_rtc.rtc.manager import ManagerOptions, StreamManager
@@ -44,7 +46,7 @@ from echo_rtc.rtc.peer import PeerOptions
 from echo_rtc.rtc.seams.selfcheck import check_seams
 from echo_rtc.settings import Settings, load_settings
 from echo_rtc.tts.voices import Voice, make_voice
-from echo_rtc.web.app import Access, create_app
+from echo_rtc.web.app import Access, Outlets, create_app
 from echo_rtc.web.auth import Authorisation
 from echo_rtc.web.avatars import Gallery
 from echo_rtc.web.clients import Clients
@@ -62,6 +64,8 @@ EVERYWHERE = ("0.0.0.0", "::")
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
 """Hosts on which nobody but this machine's own programs can reach the server."""
 CLOSE_STREAMS_S = 2.5
+CLOSE_RECORDINGS_S = 1.0
+"""A recording that is not finished by then is finished by the next start."""
 CLOSE_ENGINE_S = 5.0
 BACK_AFTER_S = 2.0
 """When clients of a server that is restarted are told to come back."""
@@ -126,6 +130,7 @@ async def serve(settings: Settings, log_file: LogFile, make_engine: Callable[[Se
         engine = (make_engine or create_engine)(settings)
         life.push_async_callback(_within, CLOSE_ENGINE_S, engine.close, "the engine")
         streams = StreamManager(engine, _stream_settings(settings, network))
+        recordings = await _recordings(settings, streams, life)
         life.push_async_callback(_within, CLOSE_STREAMS_S, lambda: streams.close(stop.back_after_s), "the streams")
         health = Health(engine, lifecycle, settings.engine, network.ice_servers, lambda: streams.free)
         library = AvatarLibrary(engine, Shelf.of(settings), lambda: {each.avatar for each in streams.streams.values()})
@@ -133,9 +138,11 @@ async def serve(settings: Settings, log_file: LogFile, make_engine: Callable[[Se
             life.enter_context(locked(settings.avatar_dir))
         gallery = Gallery(library, MAX_PICTURE_BYTES, MAX_POSES_BYTES, settings.allow_avatar_upload)
         watch = Watch(__version__, lambda: engine.workers, log_file, avatars=library, connections=places)
+        if recordings is not None:
+            watch = replace(watch, recordings=recordings)
         texts = TextSpeeches(_voice(settings))
         life.push_async_callback(texts.close)
-        app = create_app(streams, health, STATIC, gallery, access, watch, texts)
+        app = create_app(streams, health, STATIC, gallery, access, watch, texts, Outlets(recordings))
         # The port comes before the engine: one that is taken is told at once, and the page can say "starting".
         url = await life.enter_async_context(_listening(app, places, settings, tls))
         logger.info("listening on %s; the %s engine is starting", url, settings.engine)
@@ -203,6 +210,32 @@ def _stream_settings(settings: Settings, network: Network) -> ManagerOptions:
         max_peers=settings.max_peers_per_stream,
         peer=PeerOptions(connect_timeout_s=settings.connect_timeout, network=network),
     )
+
+
+async def _recordings(settings: Settings, streams: StreamManager, life: AsyncExitStack) -> Recordings | None:
+    """The recordings, where there is a folder for them; what a server that was killed has left in it is finished first.
+    ``life`` ends them after the streams. Raises InputError and StorageError."""
+    options = _recording_settings(settings)
+    if options is None:
+        return None
+    recordings = Recordings(options, lambda stream_id: streams.streams.get(stream_id))
+    life.enter_context(recordings.shelf.locked())
+    await asyncio.to_thread(recordings.shelf.recover)
+    streams.on_open = recordings.opened
+    life.push_async_callback(_within, CLOSE_RECORDINGS_S, recordings.close, "the recordings")
+    return recordings
+
+
+def _recording_settings(settings: Settings) -> RecordingOptions | None:
+    """The recordings' part of the settings."""
+    if settings.recording_dir is None:
+        return None
+    limits = RecordingLimits(
+        most_bytes=round(settings.max_recording_size * 1024 * 1024),
+        most_s=settings.max_recording_time,
+        least_free_bytes=round(settings.min_free_disk * 1024 * 1024),
+    )
+    return RecordingOptions(settings.recording_dir, settings.record == "all", limits)
 
 
 def _voice(settings: Settings) -> Voice | None:

@@ -168,6 +168,8 @@ class StreamManager:
         self.counters = ManagerCounters()
         self.ledger = Ledger()
         self.reservations: Reservations = NoReservations()
+        self.on_open: Callable[[Stream, str | None], None] = lambda stream, name: None
+        """Is called with each new stream and its name."""
 
     @property
     def capacity(self) -> int:
@@ -421,6 +423,7 @@ class StreamManager:
         if name is not None:
             self._names[name] = live
         live.supervisor = asyncio.create_task(self._supervise(live), name=f"supervise stream {stream.id[:8]}")
+        self.on_open(stream, name)
         return live
 
     async def _resume(self, live: _Live, request: _Request) -> Opened:

@@ -1,4 +1,4 @@
-"""The receivers of a stream: viewers, which share its encoders, and taps, which take raw frames.
+"""The receivers of a stream: viewers and sinks, which share its encoders, and taps, which take raw frames.
 
 Owns them and what is known of their connections. Knows no clock and no playout: the pump hands frames out.
 """
@@ -10,6 +10,7 @@ from collections.abc import Awaitable, Callable
 from echo_rtc.codec.picture import VideoCodec
 from echo_rtc.stream.encoder_bank import EncoderBank
 from echo_rtc.stream.links import Delivery, Link
+from echo_rtc.stream.sinks import PacketSink
 from echo_rtc.stream.snapshot import TapFigures, ViewerFigures
 from echo_rtc.stream.tally import Tally
 from echo_rtc.stream.taps import Tap
@@ -17,13 +18,14 @@ from echo_rtc.stream.viewers import Viewer
 
 
 class Audience:
-    """The viewers and taps of one stream. Sets which codecs ``bank`` encodes."""
+    """The viewers, sinks and taps of one stream. Sets which codecs ``bank`` encodes."""
 
     def __init__(self, bank: EncoderBank) -> None:
         self._bank = bank
         self._viewers: dict[int, Viewer] = {}
         self._viewers_so_far = 0
         self._deliveries: dict[int, Link[Delivery]] = {}
+        self._sinks: dict[int, PacketSink] = {}
         self._taps: list[Tap] = []
         self.past = Tally()
         """What viewers that have left had counted."""
@@ -31,6 +33,10 @@ class Audience:
     @property
     def viewers(self) -> tuple[Viewer, ...]:
         return tuple(self._viewers.values())
+
+    @property
+    def sinks(self) -> tuple[PacketSink, ...]:
+        return tuple(self._sinks.values())
 
     @property
     def taps(self) -> tuple[Tap, ...]:
@@ -76,6 +82,21 @@ class Audience:
         if viewer.codec is not None:
             self._bank.forget(viewer.codec, viewer.number)
         self._choose_codecs()
+
+    def add_sink(self, sink: PacketSink) -> Callable[[], None]:
+        """Gives a sink all frames from now on, a keyframe soon; returns what ends that."""
+        number = self._viewers_so_far
+        self._viewers_so_far += 1
+        self._sinks[number] = sink
+        self._choose_codecs()
+        self._bank.want_key_frame(sink.codec, number)
+
+        def remove() -> None:
+            if self._sinks.pop(number, None) is not None:
+                self._bank.forget(sink.codec, number)
+                self._choose_codecs()
+
+        return remove
 
     def add_tap(self) -> Tap:
         """A pair of queues that give raw frames."""
@@ -123,8 +144,13 @@ class Audience:
         """Closes all queues."""
         for viewer in self.viewers:
             self.remove_viewer(viewer)
+        for sink in self.sinks:
+            sink.close()
         for tap in self.taps:
             self.remove_tap(tap)
 
     def _choose_codecs(self) -> None:
-        self._bank.use(viewer.codec for viewer in self._viewers.values() if viewer.live and viewer.codec is not None)
+        self._bank.use(
+            (viewer.codec for viewer in self._viewers.values() if viewer.live and viewer.codec is not None),
+            (sink.codec for sink in self._sinks.values()),
+        )

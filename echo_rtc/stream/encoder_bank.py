@@ -70,14 +70,19 @@ class Portion:
 class EncodedFrame:
     """An encoded frame of sound or picture, packetized into RTP payloads once, however many viewers get it.
 
-    ``pts`` in units of ``time_base``, which is that of its RTP clock; ``size`` in bytes, before packetizing.
+    ``pts`` in units of ``time_base``, which is that of its RTP clock; ``data``: as the encoder made it (H.264 in Annex
+    B), ``size`` bytes, before packetizing.
     """
 
     payloads: tuple[bytes, ...]
     pts: int
     time_base: Fraction
-    size: int
+    data: bytes
     is_keyframe: bool
+
+    @property
+    def size(self) -> int:
+        return len(self.data)
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,14 +174,16 @@ class EncoderBank:
         """The bitrate of each codec in use, bit/s."""
         return {codec: state.bitrate for codec, state in self._codecs.items()}
 
-    def use(self, codecs: Iterable[VideoCodec]) -> None:
-        """Sets the picture codecs in use, one entry for each viewer; the encoders of all others are removed."""
-        wanted = Counter(codecs)
-        for codec, viewers in wanted.items():
+    def use(self, codecs: Iterable[VideoCodec], content: Iterable[VideoCodec] = ()) -> None:
+        """Sets the picture codecs in use, one entry for each viewer; the encoders of all others are removed.
+        ``content``: codecs that are wanted by whatever takes any bitrate, and has no say in it."""
+        viewers = Counter(codecs)
+        wanted = viewers.keys() | set(content)
+        for codec in wanted:
             if codec not in self._codecs:
                 self._codecs[codec] = _CodecState(self._bitrates[codec].start)
-            self._codecs[codec].viewers = viewers
-        for codec in self._codecs.keys() - wanted.keys():
+            self._codecs[codec].viewers = viewers[codec]
+        for codec in self._codecs.keys() - wanted:
             del self._codecs[codec]
 
     def want_key_frame(self, codec: VideoCodec, viewer: int) -> None:
@@ -283,7 +290,7 @@ class EncoderBank:
                 if self._sound.loss_percent != loss_percent and np.abs(pcm).max() <= QUIET:
                     self._sound = SoundEncoder(loss_percent)
                 data = bytes(self._sound.encode(pcm, pts))
-                packets.append(EncodedFrame((data,), pts, SOUND_TIME_BASE, len(data), is_keyframe=True))
+                packets.append(EncodedFrame((data,), pts, SOUND_TIME_BASE, data, is_keyframe=True))
             except (av.FFmpegError, ValueError) as error:
                 self._failed("Opus", error)
         return tuple(packets)
@@ -301,7 +308,7 @@ class EncoderBank:
             for i, (frame, pts) in enumerate(frames):
                 for packet in encoder.encode(frame, pts, key=order.key and i == 0):
                     payloads = self._packetizers[order.codec](packet)
-                    packets.append(EncodedFrame(payloads, pts, PICTURE_TIME_BASE, packet.size, packet.is_keyframe))
+                    packets.append(EncodedFrame(payloads, pts, PICTURE_TIME_BASE, bytes(packet), packet.is_keyframe))
         except (av.FFmpegError, ValueError) as error:
             # The encoder is rebuilt for the next frame, which is then a keyframe.
             self._pictures.pop(order.codec, None)

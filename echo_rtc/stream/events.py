@@ -17,6 +17,7 @@ class EventType(StrEnum):
     STATISTICS = "stats"
     STEPS = "steps"
     CAPTION = "caption"
+    RECORDING = "recording"
     END = "end"
 
 
@@ -42,10 +43,11 @@ class EventFeed:
         self._sinks: list[EventSink] = []
         self.counters = EventCounters()
 
-    def subscribe(self, sink: EventSink, first: Event) -> Callable[[], None]:
+    def subscribe(self, sink: EventSink, *first: Event) -> Callable[[], None]:
         """Sends ``first`` and all further events to ``sink``; returns what ends that."""
         self._sinks.append(sink)
-        self._send(sink, first)
+        for event in first:
+            self._send(sink, event)
 
         def unsubscribe() -> None:
             if sink in self._sinks:

@@ -21,6 +21,7 @@ from echo_rtc.codec.sound import SOUND_BLOCK_SAMPLES
 from echo_rtc.counting import CounterMetric, counter, counters
 from echo_rtc.media.playout import FRAMES, FrameKind
 from echo_rtc.stream.encoder_bank import EncodedFrame, EncodedPortion, Portion
+from echo_rtc.stream.sinks import PacketSink
 from echo_rtc.stream.sync import SyncMeter
 from echo_rtc.stream.taps import Tap
 from echo_rtc.stream.viewers import Viewer
@@ -69,6 +70,9 @@ class Receivers(Protocol):
 
     @property
     def viewers(self) -> Sequence[Viewer]: ...
+
+    @property
+    def sinks(self) -> Sequence[PacketSink]: ...
 
     @property
     def taps(self) -> Sequence[Tap]: ...
@@ -167,7 +171,7 @@ class Pump:
             dues, portion = self._take(range(number, end), base, now)
             if any(tap.live for tap in self._audience.taps):
                 self._send_raw(raw, range(number, end), base, portion.pictures)
-            if any(viewer.live for viewer in self._audience.viewers):
+            if self._audience.sinks or any(viewer.live for viewer in self._audience.viewers):
                 self._send(outbox, dues, await self._bank.encode(portion, now))
             number = end
 
@@ -238,6 +242,11 @@ class Pump:
                 viewer.take_sound(packet, due)
             elif viewer.codec is codec:
                 viewer.take_picture(packet, due)
+        for sink in self._audience.sinks:
+            if codec is None:
+                sink.take_sound(packet)
+            elif sink.codec is codec:
+                sink.take_picture(packet)
 
     def _send_raw(
         self, raw: _RawFrames, numbers: range, base: int, pictures: tuple[tuple[YuvFrames, int], ...]

@@ -28,6 +28,7 @@ from echo_rtc.stream.links import Delivery, Link, Reception
 from echo_rtc.stream.listening import ClipFeed, Listener
 from echo_rtc.stream.log import StreamLog
 from echo_rtc.stream.pump import PORTION_BLOCKS, Pump
+from echo_rtc.stream.sinks import PacketSink
 from echo_rtc.stream.snapshot import Snapshot, closing_line
 from echo_rtc.stream.speech import Speaker
 from echo_rtc.stream.sync import CallRecord
@@ -156,6 +157,8 @@ class Stream:
         self._tasks: set[asyncio.Task[None]] = set()
         self._begun = False
         self._state = StreamState.CONNECTING
+        self._recording = False
+        self.fps = engine.format.fps
         self._closing: asyncio.Task[None] | None = None
         self.ended: asyncio.Future[str] = loop.create_future()
         """Done, with the reason, as soon as the stream is to be closed."""
@@ -204,6 +207,18 @@ class Stream:
         """Closes a viewer's queues and removes encoders that only it needed."""
         self._audience.remove_viewer(viewer)
 
+    def add_sink(self, sink: PacketSink) -> Callable[[], None]:
+        """Gives a sink all encoded frames from now on; returns what ends that."""
+        return self._audience.add_sink(sink)
+
+    def tell_recording(self, active: bool) -> None:
+        """The stream is recorded from now on, or not any more, which people in the call are told."""
+        self._recording = active
+        self._events.emit(self._recording_event())
+
+    def _recording_event(self) -> Event:
+        return {"type": EventType.RECORDING, "active": self._recording}
+
     def add_tap(self) -> Tap:
         """A pair of queues that give raw frames."""
         return self._audience.add_tap()
@@ -227,7 +242,10 @@ class Stream:
 
     def subscribe(self, sink: EventSink) -> Callable[[], None]:
         """Sends the present state and all further events to ``sink``; returns what ends that."""
-        return self._events.subscribe(sink, {"type": EventType.STATE, "state": self._state})
+        first: list[Event] = [{"type": EventType.STATE, "state": self._state}]
+        if self._recording:
+            first.append(self._recording_event())
+        return self._events.subscribe(sink, *first)
 
     def end(self, reason: str) -> None:
         """Requests that the owner closes the stream. The first reason counts."""

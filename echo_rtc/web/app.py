@@ -30,8 +30,10 @@ from echo_rtc.web.pages import CONTENT_POLICY, OPERATORS_PAGE, SELF, Pages, cont
 from echo_rtc.web.prefix import finding_prefixes
 from echo_rtc.web.problems import answering_problems
 from echo_rtc.web.queue import Places, Queue
+from echo_rtc.web.recordings import RecordingControl, RecordingHandlers
 from echo_rtc.web.signalling import MAX_OFFER_BYTES, Signalling, Streams
 from echo_rtc.web.speech import SpeechAccess, SpeechChannels, SpeechStreams
+from echo_rtc.web.stream_access import StreamAccess
 from echo_rtc.web.text_speech import TextSpeeches
 from echo_rtc.web.whip import Sessions, WhipWhep
 
@@ -69,6 +71,7 @@ class Handlers:
     avatars: Avatars
     whip: WhipWhep
     whep: WhipWhep
+    recordings: RecordingHandlers
     health: Health
     metrics: Metrics
     admin: Admin
@@ -131,6 +134,37 @@ _ROUTES: tuple[tuple[RouteRow, Callable[[Handlers], Handler]], ...] = (
     ),
     (RouteRow("GET", "/streams/{id}", "A stream's counters, as JSON.", Scope.OWN), lambda h: h.signalling.statistics),
     (RouteRow("DELETE", "/streams/{id}", "Ends a stream.", Scope.OWN), lambda h: h.signalling.close),
+    (
+        RouteRow(
+            "POST",
+            "/streams/{id}/recordings",
+            "Begins to record the stream (`--recording-dir`); the recording's facts out.",
+            Scope.OWN,
+        ),
+        lambda h: h.recordings.start,
+    ),
+    (
+        RouteRow(
+            "GET", "/streams/{id}/recordings", "The stream's recording, running or the last: a list of one.", Scope.OWN
+        ),
+        lambda h: h.recordings.show,
+    ),
+    (
+        RouteRow("DELETE", "/streams/{id}/recordings", "Ends the recording; its facts out.", Scope.OWN),
+        lambda h: h.recordings.stop,
+    ),
+    (
+        RouteRow("GET", "/recordings", "All recordings, the newest first, as JSON.", Scope.ADMIN),
+        lambda h: h.recordings.list,
+    ),
+    (
+        RouteRow("GET", "/recordings/{recording}", "A recording's file, an MP4; ranges are known.", Scope.ADMIN),
+        lambda h: h.recordings.download,
+    ),
+    (
+        RouteRow("DELETE", "/recordings/{recording}", "Deletes a recording.", Scope.ADMIN),
+        lambda h: h.recordings.delete,
+    ),
     (
         RouteRow(
             "POST",
@@ -232,6 +266,13 @@ class PeersAndStreams(Streams, SpeechStreams, Sessions, StreamsView, Protocol):
     def free(self) -> int: ...
 
 
+@dataclass(frozen=True, slots=True)
+class Outlets:
+    """Where streams go beside their viewers; None where that is off."""
+
+    recordings: RecordingControl | None = None
+
+
 def routes() -> list[RouteRow]:
     """Every route, in the order of the README's table."""
     return [row for row, _ in _ROUTES]
@@ -259,6 +300,7 @@ def create_app(
     access: Access | None = None,
     watch: Watch | None = None,
     texts: TextSpeeches | None = None,
+    outlets: Outlets | None = None,
 ) -> web.Application:
     """The application. ``static`` is the page's folder; raises InputError if it lacks one of its files. Without
     ``access`` everybody is let in who needs no permission of another origin's; without ``texts`` no text is said."""
@@ -273,7 +315,10 @@ def create_app(
     queue = Queue()
     streams.reservations = queue
     places = Places(queue, health, access.clients, lambda: streams.free)
-    handlers = Handlers(pages, Signalling(streams, health), speech, places, avatars, whip, whep, health, metrics, admin)
+    outlets = outlets or Outlets()
+    recordings = RecordingHandlers(StreamAccess(streams, access.authorisation), outlets.recordings)
+    signalling = Signalling(streams, health)
+    handlers = Handlers(pages, signalling, speech, places, avatars, whip, whep, recordings, health, metrics, admin)
     scopes: dict[web.AbstractRoute, Scope] = {}
     answering = answering_problems(watch.refusals)
     limiting = _limiting(Limits(access.limits, access.clients), scopes)

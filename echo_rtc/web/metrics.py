@@ -108,6 +108,27 @@ _WORKER_COUNTERS: tuple[WorkerFigure, ...] = (
 )
 
 
+class RecordingsView(Protocol):
+    """What is seen of the recordings."""
+
+    @property
+    def active(self) -> int: ...
+
+    @property
+    def counters(self) -> RecordingCounts: ...
+
+    @property
+    def ended(self) -> Names: ...
+
+
+class RecordingCounts(Protocol):
+    """What recordings count."""
+
+    begun: int
+    bytes: int
+    dropped_packets: int
+
+
 class NoLogFile:
     """Where there is no log file."""
 
@@ -129,11 +150,26 @@ class NoConnections:
     closed = Names()
 
 
+@dataclass(slots=True)
+class NoRecordings:
+    """Where nothing is recorded."""
+
+    begun: int = 0
+    bytes: int = 0
+    dropped_packets: int = 0
+    active: int = 0
+    ended: Names = field(default_factory=Names)
+
+    @property
+    def counters(self) -> RecordingCounts:
+        return self
+
+
 @dataclass(frozen=True, slots=True)
 class Watch:
     """What operators see beside streams and readiness: the version that runs, the workers as they stand, the log file,
-    what the workers use, how many HTTP requests were refused, by the kind of problem, the avatars that come and go, and
-    the HTTP connections."""
+    what the workers use, how many HTTP requests were refused, by the kind of problem, the avatars that come and go, the
+    HTTP connections, and the recordings."""
 
     version: str = ""
     workers: Callable[[], Sequence[WorkerStatus]] = tuple
@@ -142,6 +178,7 @@ class Watch:
     refusals: Names = field(default_factory=Names)
     avatars: AvatarsView = field(default_factory=NoAvatars)
     connections: ConnectionsView = field(default_factory=NoConnections)
+    recordings: RecordingsView = field(default_factory=NoRecordings)
 
 
 @dataclass(frozen=True, slots=True)
@@ -202,6 +239,16 @@ class ServerCollector:
         )
         changes = (("added", watched.watch.avatars.added), ("deleted", watched.watch.avatars.deleted))
         yield _named("avatars_changed", "Avatars uploaded, and uploaded ones deleted.", "change", changes)
+        recordings = watched.watch.recordings
+        yield _gauge("recordings", "Streams that are being recorded.", recordings.active)
+        yield _counter("recordings_begun", "Recordings begun.", recordings.counters.begun)
+        yield _named("recordings_ended", "Recordings ended, by why.", "reason", recordings.ended.items())
+        yield _counter("recorded_bytes", "Bytes of the recordings that have ended.", recordings.counters.bytes)
+        yield _counter(
+            "recording_dropped_packets",
+            "Packets that a disk did not take in time, which ends their recording.",
+            recordings.counters.dropped_packets,
+        )
         yield _counter("log_lines_lost", "Lines that could not be written to the log file.", watched.watch.log.lost)
         yield _gauge(
             "log_file_writable", "1 if the latest line went to the log file, else 0.", float(watched.watch.log.writable)

@@ -18,6 +18,7 @@ from echo_rtc.errors import (
     AvatarConflictError,
     BusyError,
     CapacityError,
+    ConflictError,
     EchoRtcError,
     IceRestartError,
     NameTakenError,
@@ -54,6 +55,7 @@ class ProblemType(StrEnum):
     FORBIDDEN = "urn:echo-rtc:problem:forbidden"
     UNKNOWN_SESSION = "urn:echo-rtc:problem:unknown-session"
     NAME_TAKEN = "urn:echo-rtc:problem:name-taken"
+    CONFLICT = "urn:echo-rtc:problem:conflict"
     NO_SPEECH = "urn:echo-rtc:problem:no-speech"
     NOT_LIVE = "urn:echo-rtc:problem:not-live"
     NO_RESTART = "urn:echo-rtc:problem:no-restart"
@@ -81,6 +83,7 @@ _TITLES = {
     ProblemType.FORBIDDEN: "The token does not allow this",
     ProblemType.UNKNOWN_SESSION: "There is no such session",
     ProblemType.NAME_TAKEN: "The name is taken",
+    ProblemType.CONFLICT: "It is there already, or there are enough of it",
     ProblemType.NO_SPEECH: "Nobody can speak to the stream now",
     ProblemType.NOT_LIVE: "Nothing is live under this name",
     ProblemType.NO_RESTART: "ICE is not restarted",
@@ -177,6 +180,8 @@ def _from_error(error: EchoRtcError) -> Problem:
         return Problem(404, detail, ProblemType.UNKNOWN_AVATAR)
     if isinstance(error, AvatarConflictError):
         return Problem(409, detail, ProblemType.AVATAR_CONFLICT)
+    if isinstance(error, ConflictError):
+        return Problem(409, detail, ProblemType.CONFLICT)
     if isinstance(error, StorageError):
         logger.warning("%s", text)
         return Problem(507, detail, ProblemType.STORAGE)

@@ -57,7 +57,7 @@ const QUEUE_LEAST_MS = 1_000;
 
 /**
  * Events, all CustomEvents: "state" (CallState), "media" (the MediaStream to show, anew for each connection), "stats"
- * (StreamStatistics or null), "caption" (Caption), "wait" (Wait), "steady" (whether packets arrive at the moment), "end"
+ * (StreamStatistics or null), "caption" (Caption), "recording" (whether the server records), "wait" (Wait), "steady" (whether packets arrive), "end"
  * (End), which is the last. One object is one call: make it, `start` it, `close` it.
  */
 export class EchoCall extends EventTarget {
@@ -170,6 +170,7 @@ export class EchoCall extends EventTarget {
     connection.addEventListener("state", (event) => this.#setState(detailOf(event).state));
     connection.addEventListener("stats", (event) => this.#emit("stats", detailOf(event)));
     connection.addEventListener("caption", (event) => this.#emit("caption", detailOf(event)));
+    connection.addEventListener("recording", (event) => this.#emit("recording", detailOf(event)));
     connection.addEventListener("steady", (event) => this.#emit("steady", detailOf(event)));
     try {
       await connection.open();

@@ -50,7 +50,7 @@ const STATS_GAP_MS = 1_200;
 /**
  * Events, all CustomEvents: "media" (the avatar's MediaStream, once, when it begins), "state" (one of the server's, or
  * "watching"), "stats" (StreamStatistics once a second; null in a view that is told none), "caption" (Caption),
- * "steady" (whether packets arrive at the moment).
+ * "recording" (whether the server records), "steady" (whether packets arrive at the moment).
  */
 export class Connection extends EventTarget {
   /** @type {Server} */ #server;
@@ -218,6 +218,8 @@ export class Connection extends EventTarget {
       if (caption !== null) {
         this.#emit("caption", caption);
       }
+    } else if (message?.type === "recording") {
+      this.#emit("recording", message.active === true);
     }
   }
 

@@ -57,6 +57,7 @@ export class EchoRtc extends HTMLElement {
   #states = this.attachInternals().states;
   #link = new LinkMeter();
   #captions = new Captions((caption) => this.#onCaption(caption));
+  #recorded = false;
   /** @type {Choice} */ #choice = { source: "microphone", device: "" };
   /** What the present voice was opened for. */
   #sent = this.#choice;
@@ -542,6 +543,7 @@ export class EchoRtc extends HTMLElement {
     on("media", (/** @type {MediaStream} */ media) => this.#onMedia(media));
     on("stats", (/** @type {StreamStatistics | null} */ statistics) => this.#onStatistics(call, statistics));
     on("caption", (/** @type {Caption} */ caption) => this.#captions.take(caption));
+    on("recording", (/** @type {boolean} */ active) => this.#onRecording(active));
     on("steady", (/** @type {boolean} */ steady) => this.#showBanner(steady ? "" : BANNERS.unsteady, false));
     on("wait", (/** @type {Wait} */ wait) => this.#onWait(wait));
     on("end", (/** @type {End} */ end) => this.#onEnd(end));
@@ -641,9 +643,27 @@ export class EchoRtc extends HTMLElement {
     this.#emit("caption", caption);
   }
 
+  /** @param {boolean} active */
+  #onRecording(active) {
+    if (active === this.#recorded) {
+      return;
+    }
+    this.#recorded = active;
+    this.#view.showRecording(active);
+    this.#view.announce(active ? ANNOUNCEMENTS.recorded : ANNOUNCEMENTS.unrecorded);
+    this.#emit("recording", { active });
+  }
+
+  /** What was recorded was another connection. */
+  #forgetRecording() {
+    this.#recorded = false;
+    this.#view.showRecording(false);
+  }
+
   /** @param {Wait} wait */
   #onWait(wait) {
     this.#captions.clear();
+    this.#forgetRecording();
     const notice = this.#words.waiting(wait, this.getAttribute("name") ?? "");
     this.#enter("waiting", { why: wait.why, message: `${notice.title}. ${notice.text}`, retryMs: wait.delayMs });
     this.#showPhase("calling");
@@ -657,6 +677,7 @@ export class EchoRtc extends HTMLElement {
     const length = this.#liveSince === null ? null : durationOf((performance.now() - this.#liveSince) / 1000);
     this.#call = null;
     this.#captions.clear();
+    this.#forgetRecording();
     this.#voiceTurn += 1;
     this.#voice?.close();
     this.#voice = null;

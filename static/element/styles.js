@@ -403,6 +403,18 @@ video,
   font-variant-numeric: tabular-nums;
 }
 
+.recording {
+  top: 3.1rem;
+}
+
+.chip[hidden] + .recording {
+  top: 0.85rem;
+}
+
+.recording .dot {
+  background: #ff6b5e;
+}
+
 .dot {
   width: 0.6rem;
   height: 0.6rem;

@@ -57,6 +57,13 @@ export class View extends EventTarget {
     element("span", { class: "dot", "aria-hidden": "true" }),
     this.#state,
   );
+  // No part: a page's styles cannot hide it.
+  #recording = element(
+    "p",
+    { class: "chip recording", hidden: "" },
+    element("span", { class: "dot", "aria-hidden": "true" }),
+    element("span", {}, "Recording"),
+  );
   #time = element("span", {}, "0:00");
   #clock = element(
     "p",
@@ -80,6 +87,7 @@ export class View extends EventTarget {
     this.#poster,
     this.#overlay,
     this.#chip,
+    this.#recording,
     this.#clock,
     this.#unmute,
     this.#banner,
@@ -197,6 +205,11 @@ export class View extends EventTarget {
     if (this.#overlay.hidden) {
       this.#state.textContent = word;
     }
+  }
+
+  /** @param {boolean} active Whether the server records what is said and shown. */
+  showRecording(active) {
+    this.#recording.hidden = !active;
   }
 
   /**

@@ -70,6 +70,8 @@ export const ANNOUNCEMENTS = Object.freeze({
   muted: "Muted: the avatar hears silence.",
   unmuted: "No longer muted.",
   behind: "The picture is late; the sound goes on.",
+  recorded: "This is being recorded.",
+  unrecorded: "The recording has ended.",
 });
 
 /** @param {ShownState} state */

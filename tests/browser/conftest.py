@@ -251,10 +251,12 @@ async def server(tmp_path: Path) -> AsyncIterator[ServerFactory]:
 @pytest_asyncio.fixture(scope="package", loop_scope="session")
 async def card(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[RunningServer]:
     """A server with the test card for all tests that leave it as it is. It tells speech from silence."""
-    servers = Servers(tmp_path_factory.mktemp("card") / "logs")
+    folder = tmp_path_factory.mktemp("card")
+    servers = Servers(folder / "logs")
     flags = ("--vad-threshold", "0.01", "--width", "256", "--height", "256", "--max-streams", "8")
+    recording = ("--recording-dir", str(folder / "recordings"), "--min-free-disk", "1")
     try:
-        yield await servers.start(TEST_CARD, *flags)
+        yield await servers.start(TEST_CARD, *flags, *recording)
     finally:
         await servers.close()
 

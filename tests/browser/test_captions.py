@@ -1,4 +1,4 @@
-"""Captions over the picture: the words of pushed speech while they are said, and no longer."""
+"""What is said over the picture: the words of pushed speech while they are said, and that the stream is recorded."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ LONG = base64.b64encode(b"\x00\x20\x00\xe0" * 240_000).decode()
 """20 s of sound at 24 kHz."""
 
 
-async def test_words_are_shown_until_an_interruption(card: RunningServer, page: PageFactory) -> None:
+async def test_words_and_recordings_are_shown_while_they_last(card: RunningServer, page: PageFactory) -> None:
     async with aiohttp.ClientSession() as session:
         response = await session.post(f"{card.url}/streams", json={"name": "captioned"})
         opened = await response.json()
@@ -36,4 +36,10 @@ async def test_words_are_shown_until_an_interruption(card: RunningServer, page: 
             await expect(text).to_have_css("user-select", "text")
             await channel.send_json({"type": "agent.interrupt"})
             await expect(text).to_be_hidden(timeout=WORDS_MS)
+        recorded = visit.page.get_by_text("Recording", exact=True)
+        await expect(recorded).to_be_hidden()
+        assert (await session.post(f"{card.url}{opened['stream']}/recordings")).status == 201
+        await expect(recorded).to_be_visible(timeout=WORDS_MS)
+        assert (await session.delete(f"{card.url}{opened['stream']}/recordings")).status == 200
+        await expect(recorded).to_be_hidden(timeout=WORDS_MS)
         await session.delete(f"{card.url}{opened['stream']}")

@@ -44,7 +44,7 @@ class Bank(EncoderBank):
 
 
 def _packet(pts: int, rate: int) -> EncodedFrame:
-    return EncodedFrame((b"x",), pts, Fraction(1, rate), size=1, is_keyframe=True)
+    return EncodedFrame((b"x",), pts, Fraction(1, rate), data=b"x", is_keyframe=True)
 
 
 class Voice(MediaStreamTrack):

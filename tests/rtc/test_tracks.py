@@ -25,7 +25,7 @@ async def test_a_packet_track_gives_frames_and_when_they_were_due() -> None:
     reading = asyncio.create_task(track.recv())
     await asyncio.sleep(0)
     assert live == [True]
-    frame = EncodedFrame((b"x",), 7, Fraction(1, 90_000), size=1, is_keyframe=True)
+    frame = EncodedFrame((b"x",), 7, Fraction(1, 90_000), data=b"x", is_keyframe=True)
     viewer.take_picture(frame, 2.5)
     assert await reading is frame
     assert track.due_s == 2.5

@@ -107,6 +107,15 @@ async def test_key_frames_come_when_asked_but_not_too_often(bank: EncoderBank) -
     assert keys == [0, spacing, 2 * spacing, 40]
 
 
+async def test_what_takes_any_bitrate_has_no_say_in_it(bank: EncoderBank) -> None:
+    bank.use([VideoCodec.H264], [VideoCodec.H264])
+    bank.estimate(VideoCodec.H264, 0, 3_000_000)
+    await encode(bank, 0)
+    assert bank.bitrates == {VideoCodec.H264: 3_000_000}
+    bank.use([VideoCodec.VP8], [VideoCodec.H264])
+    assert set((await encode(bank, 1)).pictures) == set(VideoCodec)
+
+
 async def test_a_viewer_that_keeps_losing_packets_does_not_blur_others(bank: EncoderBank) -> None:
     bank.use([VideoCodec.H264] * 3)
     keys = []

@@ -18,6 +18,7 @@ from echo_rtc.media.playout import FrameKind
 from echo_rtc.stream.encoder_bank import EncodedFrame, EncodedPortion, Portion
 from echo_rtc.stream.pump import LEAD_S, MAX_LAG_S, MAX_PORTION_BLOCKS, PORTION_BLOCKS, Pump
 from echo_rtc.stream.queues import MediaQueue
+from echo_rtc.stream.sinks import PacketSink
 from echo_rtc.stream.taps import FrameQueue, Tap
 from echo_rtc.stream.viewers import DueFrame, Viewer
 from tests.support.virtual import run
@@ -85,13 +86,14 @@ class Bank:
 
 
 def packet(pts: int, rate: int, payload: bytes) -> EncodedFrame:
-    return EncodedFrame((payload,), pts, Fraction(1, rate), len(payload), is_keyframe=True)
+    return EncodedFrame((payload,), pts, Fraction(1, rate), payload, is_keyframe=True)
 
 
 @dataclass
 class Receivers:
     viewers: list[Viewer] = field(default_factory=list)
     taps: list[Tap] = field(default_factory=list)
+    sinks: tuple[PacketSink, ...] = ()
 
 
 @dataclass

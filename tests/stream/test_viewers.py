@@ -14,7 +14,7 @@ from echo_rtc.stream.viewers import PICTURE_QUEUE_PACKETS, SOUND_QUEUE_PACKETS, 
 
 
 def packet(pts: int, key: bool = False) -> EncodedFrame:
-    return EncodedFrame((b"x",), pts, Fraction(1, 90_000), size=1, is_keyframe=key)
+    return EncodedFrame((b"x",), pts, Fraction(1, 90_000), data=b"x", is_keyframe=key)
 
 
 class Calls:

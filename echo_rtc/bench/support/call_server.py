@@ -1,9 +1,9 @@
 """A server of calls in a process of its own, without HTTP: what benchmarks measure and tests may kill.
 
-``python -m echo_rtc.bench.support.call_server '{"format": {"width": 512, ...}, "delay_s": 0.0, "core": null}'`` serves
-test cards; requests and answers are lines of JSON over standard input and output: {"offer": sdp}, which publishes with
-"publish": name and views with "view": name or id -> {"stream": id, "answer": sdp} or {"error": words};
-{"statistics": id} -> {"statistics": {...}}; {"end": id} -> {"ended": true}. End of input ends it.
+``python -m echo_rtc.bench.support.call_server '{"format": {"width": 512, ...}, "delay_s": 0.0, "core": null, "record":
+null}'`` serves test cards; requests and answers are lines of JSON over standard input and output: {"offer": sdp},
+which publishes with "publish": name and views with "view": name or id -> {"stream": id, "answer": sdp} or {"error":
+words}; {"statistics": id} -> {"statistics": {...}}; {"end": id} -> {"ended": true}. End of input ends it.
 """
 
 from __future__ import annotations
@@ -13,11 +13,14 @@ import json
 import os
 import sys
 from collections.abc import Mapping
+from pathlib import Path
 from types import TracebackType
 
 from echo_rtc.clips import ClipFormat
 from echo_rtc.engine.testcard import ScriptedFaults, TestCardEngine
 from echo_rtc.errors import EchoRtcError
+from echo_rtc.recording.options import RecordingOptions
+from echo_rtc.recording.recordings import Recordings
 from echo_rtc.rtc.manager import ManagerOptions, StreamManager
 
 MAX_LINE_BYTES = 1024 * 1024
@@ -27,10 +30,14 @@ CLOSE_TIMEOUT_S = 15.0
 class CallServer:
     """The server's process, seen from outside. An async context manager."""
 
-    def __init__(self, format: Mapping[str, int], delay_s: float = 0.0, core: int | None = None) -> None:
+    def __init__(
+        self, format: Mapping[str, int], delay_s: float = 0.0, core: int | None = None, record: Path | None = None
+    ) -> None:
         """``format``: arguments of ClipFormat; ``delay_s``: what each clip takes to render; ``core``: the number of the
-        one processor core that all of it runs on, None for any."""
-        self._options = json.dumps({"format": dict(format), "delay_s": delay_s, "core": core})
+        one processor core that all of it runs on, None for any; ``record``: the folder into which every stream is
+        recorded, None for no recordings."""
+        folder = None if record is None else str(record)
+        self._options = json.dumps({"format": dict(format), "delay_s": delay_s, "core": core, "record": folder})
         self._process: asyncio.subprocess.Process | None = None
         self._lock = asyncio.Lock()
 
@@ -113,6 +120,12 @@ async def serve(options: Mapping[str, object]) -> None:
     engine = TestCardEngine(ClipFormat(**format), ScriptedFaults(delay_s=delay_s))
     await engine.start(lambda _: None)
     manager = StreamManager(engine, ManagerOptions())
+    recordings = None
+    if isinstance(folder := options["record"], str):
+        recordings = Recordings(
+            RecordingOptions(Path(folder), all_streams=True), lambda each: manager.streams.get(each)
+        )
+        manager.on_open = recordings.opened
     reader = asyncio.StreamReader(limit=MAX_LINE_BYTES)
     transport, _ = await asyncio.get_running_loop().connect_read_pipe(
         lambda: asyncio.StreamReaderProtocol(reader), sys.stdin
@@ -124,6 +137,8 @@ async def serve(options: Mapping[str, object]) -> None:
     finally:
         transport.close()
         await manager.close()
+        if recordings is not None:
+            await recordings.close()
         await engine.close()
 
 

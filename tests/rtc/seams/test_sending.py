@@ -58,7 +58,7 @@ class Wire:
 
 
 def parcel(pts: int, *payloads: bytes) -> EncodedFrame:
-    return EncodedFrame(payloads, pts, Fraction(1, 90_000), sum(map(len, payloads)), is_keyframe=True)
+    return EncodedFrame(payloads, pts, Fraction(1, 90_000), b"".join(payloads), is_keyframe=True)
 
 
 async def sending(track: Parcels, wire: Wire) -> RTCRtpSender:

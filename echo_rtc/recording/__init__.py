@@ -1,0 +1,1 @@
+"""Recordings of streams: files on disk, made of the packets that viewers get."""

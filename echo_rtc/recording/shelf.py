@@ -1,0 +1,193 @@
+"""The folder of recordings: names, listing, and what a server that was killed has left.
+
+A recording is ``<start>-<id>.mp4`` with a small JSON file of the same name; while it is being made,
+``<start>-<id>.partial.mp4``. No part of a name comes from a client. Everything here reads or writes the disk, and is
+called on threads.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import re
+import secrets
+import shutil
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from echo_rtc.codec.movie import whole_length
+from echo_rtc.errors import EchoRtcError, InputError, StorageError
+from echo_rtc.recording.facts import RecordingFacts, RecordingState
+from echo_rtc.recording.options import FinishingStep
+
+LOCK = ".lock"
+PARTIAL, COMPLETE, ABOUT = ".partial.mp4", ".mp4", ".json"
+KILLED = "the server was killed while it recorded"
+_NAME = re.compile(r"(?P<start>[0-9]{8}T[0-9]{6}Z)-(?P<id>[0-9a-f]{16})(?P<partial>\.partial)?\.mp4")
+_FORM = "%Y%m%dT%H%M%SZ"
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Shelf:
+    """A folder of recordings."""
+
+    folder: Path
+    finishing: tuple[FinishingStep, ...] = ()
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """The folder is this server's to record into while inside; it is made if need be. Raises InputError where
+        another server records into it, StorageError where it cannot be written."""
+        lock = FileLock(self.folder / LOCK, mode=0o600)
+        try:
+            self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            lock.acquire(timeout=0)
+        except Timeout:
+            raise InputError(
+                f"recording_dir is {self.folder}, where another server records; stop it, or name another with "
+                "--recording-dir"
+            ) from None
+        except NotImplementedError:
+            logger.warning(
+                "recording_dir %s is on a file system without locks; no other server must record there", self.folder
+            )
+        except OSError as error:
+            raise StorageError(
+                f"recording_dir is {self.folder}, which cannot be written: {error.strerror or error}; name another "
+                "with --recording-dir"
+            ) from error
+        try:
+            yield
+        finally:
+            lock.release()
+
+    def new(self, stream: str | None, avatar: str) -> RecordingFacts:
+        """A recording that begins now."""
+        started = datetime.now(UTC).strftime(_FORM)
+        return RecordingFacts(secrets.token_hex(8), RecordingState.RECORDING, _iso(started), stream, avatar)
+
+    def require_free(self, least_bytes: int) -> None:
+        """Raises StorageError unless the disk has so many bytes left."""
+        free = self.free_bytes()
+        if free < least_bytes:
+            raise StorageError(
+                f"nothing is recorded because the disk has {free >> 20} MiB left and --min-free-disk is "
+                f"{least_bytes >> 20} MiB; delete recordings"
+            )
+
+    def free_bytes(self) -> int:
+        """Raises StorageError."""
+        try:
+            return shutil.disk_usage(self.folder).free
+        except OSError as error:
+            raise StorageError(f"recording_dir {self.folder} cannot be read: {error.strerror or error}") from error
+
+    def partial(self, facts: RecordingFacts) -> Path:
+        """The file while it is being made."""
+        return self.folder / f"{_stem(facts)}{PARTIAL}"
+
+    def complete(self, facts: RecordingFacts) -> Path:
+        """The file once it is complete."""
+        return self.folder / f"{_stem(facts)}{COMPLETE}"
+
+    def discard(self, facts: RecordingFacts) -> None:
+        """Deletes a file in which there is nothing whole."""
+        self.partial(facts).unlink(missing_ok=True)
+
+    def finish(self, facts: RecordingFacts) -> RecordingFacts:
+        """Takes a closed file through the finishing steps and lists it as complete; as unfinished where one fails."""
+        path = self.partial(facts)
+        self._describe(replace(facts, state=RecordingState.UNFINISHED))
+        try:
+            for step in self.finishing:
+                step(path)
+            facts = replace(facts, state=RecordingState.COMPLETE, bytes=path.stat().st_size)
+            os.replace(path, self.complete(facts))
+        except (OSError, EchoRtcError) as error:
+            logger.error("the recording %s cannot be finished; the next start tries again: %s", path, error)
+            return replace(facts, state=RecordingState.UNFINISHED)
+        self._describe(facts)
+        return facts
+
+    def recover(self) -> None:
+        """Finishes what a server left that was killed: files are cut to what is whole of them."""
+        for path, facts in self._files():
+            if facts.state is RecordingState.COMPLETE:
+                continue
+            try:
+                with path.open("r+b") as file:
+                    length = whole_length(file)
+                    file.truncate(length)
+                if length == 0:
+                    path.unlink()
+                    path.with_name(f"{_stem(facts)}{ABOUT}").unlink(missing_ok=True)
+                    continue
+            except OSError as error:
+                logger.error("the recording %s cannot be mended: %s", path, error.strerror or error)
+                continue
+            logger.info("a recording that was cut off is finished: %s", path)
+            self.finish(replace(facts, reason=facts.reason or KILLED))
+
+    def list(self) -> list[RecordingFacts]:
+        """Every recording in the folder, the newest first. Raises StorageError."""
+        try:
+            return sorted((facts for _, facts in self._files()), key=lambda facts: facts.started, reverse=True)
+        except OSError as error:
+            raise StorageError(f"recording_dir {self.folder} cannot be read: {error.strerror or error}") from error
+
+    def find(self, recording_id: str) -> Path | None:
+        """The file of a complete recording."""
+        if not re.fullmatch(r"[0-9a-f]{16}", recording_id):
+            return None
+        found = self.folder.glob(f"*-{recording_id}{COMPLETE}")
+        return next((path for path in found if _NAME.fullmatch(path.name)), None)
+
+    def delete(self, recording_id: str) -> bool:
+        """Whether there was such a recording. Raises StorageError."""
+        path = self.find(recording_id)
+        if path is None:
+            return False
+        try:
+            path.unlink()
+            path.with_suffix(ABOUT).unlink(missing_ok=True)
+        except OSError as error:
+            raise StorageError(f"the recording {path} cannot be deleted: {error.strerror or error}") from error
+        return True
+
+    def _files(self) -> Iterable[tuple[Path, RecordingFacts]]:
+        for path in tuple(self.folder.iterdir()):
+            match = _NAME.fullmatch(path.name)
+            if match is None or not path.is_file():
+                continue
+            state = RecordingState.UNFINISHED if match["partial"] else RecordingState.COMPLETE
+            facts = RecordingFacts(match["id"], state, _iso(match["start"]), bytes=path.stat().st_size)
+            about = self.folder / f"{match['start']}-{match['id']}{ABOUT}"
+            with suppress(OSError, ValueError):
+                facts = RecordingFacts.read(about.read_text(encoding="utf-8"), facts)
+            yield path, facts
+
+    def _describe(self, facts: RecordingFacts) -> None:
+        """Writes what is known of a recording beside it; without that it is listed by its name and size."""
+        path = self.folder / f"{_stem(facts)}{ABOUT}"
+        draft = path.with_suffix(".json.new")
+        try:
+            draft.write_text(json.dumps(facts.as_json()) + "\n", encoding="utf-8")
+            os.replace(draft, path)
+        except OSError as error:
+            logger.warning("%s cannot be written: %s", path, error.strerror or error)
+
+
+def _stem(facts: RecordingFacts) -> str:
+    return f"{datetime.fromisoformat(facts.started).strftime(_FORM)}-{facts.id}"
+
+
+def _iso(start: str) -> str:
+    return datetime.strptime(start, _FORM).replace(tzinfo=UTC).isoformat()

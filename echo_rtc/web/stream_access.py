@@ -1,0 +1,64 @@
+"""Who may do something to a stream whose address they know: where tokens are used, whoever may publish under its name.
+
+The address of a stream (``/streams/{id}``) cannot be guessed, and is what its publisher was given; looking at the
+stream and ending it take no more than that.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+from aiohttp import hdrs, web
+
+from echo_rtc.web.auth import REALM, Authorisation, Right, grant_of
+from echo_rtc.web.problems import Problem, ProblemType
+from echo_rtc.web.signalling import unknown_stream
+
+
+class OwnedStreams(Protocol):
+    """Streams by what their owners hold of them."""
+
+    def stream_of(self, key: str) -> str | None: ...
+
+    def name_of(self, key: str) -> str | None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class OwnedStream:
+    """A stream that a request's address names: its id, and the name under which it is viewed, if it has one."""
+
+    id: str
+    name: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class StreamAccess:
+    """Finds the stream of a request."""
+
+    streams: OwnedStreams
+    authorisation: Authorisation
+
+    def known(self, request: web.Request) -> OwnedStream:
+        """The stream that the address names. Raises Problem 404."""
+        key = request.match_info["id"]
+        stream_id = self.streams.stream_of(key)
+        if stream_id is None:
+            raise unknown_stream()
+        return OwnedStream(stream_id, self.streams.name_of(key))
+
+    def published(self, request: web.Request) -> OwnedStream:
+        """The same, for a request that may publish it. Raises Problem 404; 401 without a token where one is needed, 403
+        for one of another scope or stream."""
+        found = self.known(request)
+        if not self.authorisation.required:
+            return found
+        if hdrs.AUTHORIZATION not in request.headers:
+            detail = "This needs a token; send it in the header Authorization: Bearer."
+            challenge = {"WWW-Authenticate": f'Bearer realm="{REALM}"'}
+            raise Problem(401, detail, ProblemType.UNAUTHORISED, challenge)
+        grant = grant_of(request)
+        if Right.PUBLISH not in grant.rights or not grant.covers(found.name):
+            detail = "The token does not allow this; it must have the scope publish, for this stream's name."
+            raise Problem(403, detail, ProblemType.FORBIDDEN)
+        return found

@@ -1,0 +1,208 @@
+"""A recording's file plays from its first packet to its last, whatever happens to the disk and to the process."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import resource
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from echo_rtc.codec.picture import VideoCodec
+from echo_rtc.errors import InputError, StorageError
+from echo_rtc.recording.facts import RecordingFacts, RecordingState
+from echo_rtc.recording.options import FinishingStep, RecordingLimits
+from echo_rtc.recording.recorder import STREAM_ENDED, TOO_SLOW, Recorder
+from echo_rtc.recording.shelf import KILLED, Shelf
+from echo_rtc.recording.tape import Tape
+from tests.recording.film import FORMAT, film, watch
+
+NO_LIMITS = RecordingLimits()
+
+
+class Session:
+    """A recorder with the reason of its end, as it is told."""
+
+    def __init__(self, shelf: Shelf, limits: RecordingLimits = NO_LIMITS) -> None:
+        self.shelf = shelf
+        self.reasons: list[str] = []
+        self.recorder = Recorder(shelf.new("studio", "ann"), shelf, limits, FORMAT.fps, self.reasons.append)
+
+    @property
+    def facts(self) -> RecordingFacts:
+        return self.recorder.facts
+
+    async def end(self) -> Path:
+        """Ends it; where the complete file is, if there is one."""
+        self.recorder.close()
+        await self.recorder.finished()
+        return self.shelf.complete(self.facts)
+
+
+async def test_the_file_is_in_sync_and_outlives_new_bitrates(tmp_path: Path) -> None:
+    session = Session(Shelf(tmp_path))
+    async with film() as reel:
+        await reel.play(session.recorder, 60)
+        reel.bank.use([VideoCodec.H264], [VideoCodec.H264])
+        reel.bank.estimate(VideoCodec.H264, 0, 400_000)
+        await reel.play(session.recorder, 90)
+        assert reel.bank.counters.builds == 2
+    path = await session.end()
+    seen = watch(path)
+    assert seen.frames == 150
+    assert seen.duration_s == pytest.approx(6.0, abs=0.05)
+    assert len(seen.light_s) == 6
+    assert max(map(abs, seen.offsets_ms)) < 5
+    assert session.facts.state is RecordingState.COMPLETE
+    assert session.reasons == [STREAM_ENDED]
+    assert [facts.as_json() for facts in Shelf(tmp_path).list()] == [session.facts.as_json()]
+    assert json.loads(path.with_suffix(".json").read_text())["stream"] == "studio"
+    assert path.stat().st_mode & 0o077 == 0
+
+
+async def test_what_a_killed_server_leaves_is_finished(tmp_path: Path) -> None:
+    session = Session(Shelf(tmp_path / "first"))
+    (tmp_path / "first").mkdir()
+    (tmp_path / "second").mkdir()
+    async with film() as reel:
+        await reel.play(session.recorder, 120)
+        partial = session.shelf.partial(session.facts)
+        await asyncio.to_thread(_until_bytes, partial, 20_000)
+        left = partial.read_bytes()
+    assert watch(partial).frames >= 50
+    second = Shelf(tmp_path / "second")
+    (second.folder / partial.name).write_bytes(left + left[-500:])
+    (second.folder / "20260101T000000Z-0123456789abcdef.partial.mp4").write_bytes(left[:700])
+    (second.folder / "notes.txt").write_text("not ours")
+    second.recover()
+    [facts] = second.list()
+    assert (facts.state, facts.reason) == (RecordingState.COMPLETE, KILLED)
+    found = second.find(facts.id)
+    assert found is not None
+    assert watch(found).frames >= 50
+    assert sorted(path.suffix for path in second.folder.iterdir()) == [".json", ".mp4", ".txt"]
+    await session.end()
+
+
+async def test_a_full_disk_ends_the_recording_and_nothing_else(tmp_path: Path) -> None:
+    session = Session(Shelf(tmp_path))
+    async with film() as reel:
+        with files_of_at_most(40_000):
+            await reel.play(session.recorder, 150)
+            await session.recorder.finished()
+        assert session.reasons == ["the disk is full"]
+        await reel.play(session.recorder, 5)
+    path = session.shelf.complete(session.facts)
+    assert path.stat().st_size <= 40_000
+    assert 20 < watch(path).frames < 150
+
+
+@pytest.mark.parametrize(
+    ("limits", "free", "reason"),
+    [
+        (RecordingLimits(most_s=2.0), 1 << 40, "it lasts --max-recording-time (2 s)"),
+        (RecordingLimits(most_bytes=1 << 15), 1 << 40, "it would be larger than --max-recording-size (0 MiB)"),
+        (RecordingLimits(least_free_bytes=1 << 30), 1 << 20, "the disk has less than --min-free-disk left (1024 MiB)"),
+    ],
+)
+async def test_limits_end_a_recording(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limits: RecordingLimits, free: int, reason: str
+) -> None:
+    monkeypatch.setattr(Shelf, "free_bytes", lambda _: free)
+    session = Session(Shelf(tmp_path), limits)
+    async with film() as reel:
+        await reel.play(session.recorder, 100)
+        await session.recorder.finished()
+    assert session.reasons == [reason]
+    if limits.least_free_bytes:
+        assert session.facts.state is RecordingState.EMPTY
+        assert os.listdir(tmp_path) == []
+        with pytest.raises(StorageError, match="1 MiB left"):
+            session.shelf.require_free(limits.least_free_bytes)
+    else:
+        assert watch(session.shelf.complete(session.facts)).frames >= 25
+
+
+async def test_a_disk_that_hangs_holds_up_no_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    answers = threading.Event()
+    monkeypatch.setattr(Tape, "write", lambda *_: answers.wait())
+    session = Session(Shelf(tmp_path))
+    async with film() as reel:
+        await reel.play(session.recorder, 250)
+    assert session.reasons == [TOO_SLOW]
+    assert session.recorder.dropped_packets > 0
+    answers.set()
+    await session.recorder.finished()
+    assert session.facts.state is RecordingState.EMPTY
+
+
+async def test_finishing_steps_run_before_a_file_is_listed(tmp_path: Path) -> None:
+    states: list[RecordingState] = []
+    tries = 0
+
+    def sign(path: Path) -> None:
+        nonlocal tries
+        tries += 1
+        states.append(next(facts.state for facts in shelf.list()))
+        if tries == 1:
+            raise OSError("no key")
+        with path.open("ab") as file:
+            file.write(b"\0\0\0\x0cfreesign")
+
+    steps: tuple[FinishingStep, ...] = (sign,)
+    shelf = Shelf(tmp_path, steps)
+    session = Session(shelf)
+    async with film() as reel:
+        await reel.play(session.recorder, 30)
+    await session.end()
+    assert session.facts.state is RecordingState.UNFINISHED
+    assert shelf.find(session.facts.id) is None
+    shelf.recover()
+    assert states == [RecordingState.UNFINISHED] * 2
+    path = shelf.find(session.facts.id)
+    assert path is not None
+    assert path.read_bytes().endswith(b"sign")
+    assert shelf.list()[0].reason == STREAM_ENDED
+    assert shelf.delete(session.facts.id)
+    assert os.listdir(tmp_path) == []
+
+
+async def test_a_recording_without_a_picture_leaves_nothing(tmp_path: Path) -> None:
+    session = Session(Shelf(tmp_path))
+    await session.end()
+    assert session.facts.state is RecordingState.EMPTY
+    assert os.listdir(tmp_path) == []
+
+
+def test_two_servers_do_not_share_a_folder(tmp_path: Path) -> None:
+    with Shelf(tmp_path).locked(), pytest.raises(InputError, match="--recording-dir"), Shelf(tmp_path).locked():
+        pass
+    (tmp_path / "file").write_text("")
+    with pytest.raises(StorageError, match="--recording-dir"), Shelf(tmp_path / "file").locked():
+        pass
+
+
+@contextmanager
+def files_of_at_most(size: int) -> Iterator[None]:
+    """While inside, no file of this process may grow beyond ``size`` bytes."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def _until_bytes(path: Path, size: int) -> None:
+    """Waits until a thread has written so many bytes."""
+    paused = threading.Event()
+    for _ in range(200):
+        if path.exists() and path.stat().st_size >= size:
+            return
+        paused.wait(0.02)
+    raise AssertionError(f"{path} does not grow")
