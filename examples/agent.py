@@ -1,14 +1,16 @@
 """A voice agent with a face: the caller's microphone goes to a server of the OpenAI Realtime API (any compatible one),
-never to the face; the answers go to the face, and are interrupted when the caller begins to speak. In the checkout:
-REALTIME_URL="wss://api.openai.com/v1/realtime?model=gpt-realtime" OPENAI_API_KEY=... python -m examples.agent
-"""
+never to the face; the answers go to the face, and are interrupted when the caller begins to speak:
+REALTIME_URL="wss://api.openai.com/v1/realtime?model=gpt-realtime" OPENAI_API_KEY=... python examples/agent.py"""
 
 from __future__ import annotations
 
 import asyncio
 import base64
+import logging
 import os
+import sys
 from collections.abc import AsyncIterator
+from pathlib import Path
 
 import aiohttp
 import av
@@ -16,8 +18,7 @@ from aiohttp import web
 from aiortc import MediaStreamTrack, RTCConfiguration, RTCPeerConnection, RTCSessionDescription
 
 from echo_rtc.avatar import AvatarService, SpokenFace
-from echo_rtc.errors import CapacityError
-from examples.avatar_app import page
+from echo_rtc.errors import CapacityError, EchoRtcError
 
 RATE = 24_000  # of the Realtime API's PCM in both directions, in Hz
 AVATARS, CALLS = web.AppKey("avatars", AvatarService), web.AppKey("calls", set[asyncio.Task[None]])
@@ -27,43 +28,34 @@ async def send_voice(voice: MediaStreamTrack, agent: aiohttp.ClientWebSocketResp
     resampler = av.AudioResampler(format="s16", layout="mono", rate=RATE)
     while isinstance(frame := await voice.recv(), av.AudioFrame):
         for part in resampler.resample(frame):
-            pcm = base64.b64encode(part.to_ndarray().tobytes()).decode()
-            await agent.send_json({"type": "input_audio_buffer.append", "audio": pcm})
-
-
-async def say(answers: asyncio.Queue[tuple[str, bytes | None]], face: SpokenFace) -> None:
-    while True:  # ``say`` waits where enough is queued, and drops what was interrupted
-        item, pcm = await answers.get()
-        await (face.end_event(item) if pcm is None else face.say(pcm, RATE, item))
+            audio = base64.b64encode(part.to_ndarray().tobytes()).decode()
+            await agent.send_json({"type": "input_audio_buffer.append", "audio": audio})
 
 
 async def follow(agent: aiohttp.ClientWebSocketResponse, face: SpokenFace) -> None:
-    answers, item = asyncio.Queue[tuple[str, bytes | None]](10_000), ""
-    async with asyncio.TaskGroup() as tasks:
-        saying = tasks.create_task(say(answers, face))
+    item = ""
+    async with asyncio.TaskGroup() as tasks:  # ``say`` waits, in turn, where enough is queued
         async for message in agent:
             event = message.json()
             kind = event["type"].replace("output_audio", "audio")
-            if kind in ("response.audio.delta", "response.audio.done"):
-                item, delta = event["item_id"], event.get("delta")
-                answers.put_nowait((item, None if delta is None else base64.b64decode(delta)))
-            elif kind == "input_audio_buffer.speech_started":
-                while not answers.empty():
-                    answers.get_nowait()
-                if played_s := await face.interrupt():
-                    heard = {"item_id": item, "content_index": 0, "audio_end_ms": round(1000 * played_s)}
-                    await agent.send_json({"type": "conversation.item.truncate", **heard})
-        saying.cancel()
+            if kind == "response.audio.delta":
+                item = event["item_id"]
+                tasks.create_task(face.say(base64.b64decode(event["delta"]), RATE, item))
+            elif kind == "response.audio.done":
+                tasks.create_task(face.end_event(event["item_id"]))
+            elif kind == "input_audio_buffer.speech_started" and (played_s := await face.interrupt()):
+                heard = {"item_id": item, "content_index": 0, "audio_end_ms": round(1000 * played_s)}
+                await agent.send_json({"type": "conversation.item.truncate", **heard})
+            await asyncio.sleep(0)  # what was given to the face is known to it before the next message
 
 
 async def call(peer: RTCPeerConnection, voice: MediaStreamTrack, face: SpokenFace, url: str) -> None:
     headers = {"Authorization": f"Bearer {os.environ.get('OPENAI_API_KEY', '')}"}
     try:
         async with face, aiohttp.ClientSession(headers=headers) as http, http.ws_connect(url) as agent:
-            sides = [asyncio.create_task(side) for side in (send_voice(voice, agent), follow(agent, face))]
-            await asyncio.wait(sides, return_when=asyncio.FIRST_COMPLETED)
-            [side.cancel() for side in sides]
-            await asyncio.gather(*sides, return_exceptions=True)
+            await asyncio.gather(send_voice(voice, agent), follow(agent, face))
+    except Exception as error:
+        logging.warning("A call has ended: %r", error)
     finally:
         await peer.close()
 
@@ -76,11 +68,11 @@ def application(url: str, **settings: object) -> web.Application:
         try:
             face = request.app[AVATARS].speak()
         except CapacityError as full:
+            await peer.close()
             raise web.HTTPServiceUnavailable(text=str(full)) from full
         _, _ = peer.addTrack(face.audio), peer.addTrack(face.video)
         await peer.setLocalDescription(await peer.createAnswer())
-        task = asyncio.create_task(call(peer, voices[0], face, url))
-        request.app[CALLS].add(task)
+        request.app[CALLS].add(task := asyncio.create_task(call(peer, voices[0], face, url)))
         task.add_done_callback(request.app[CALLS].discard)
         return web.json_response({"sdp": peer.localDescription.sdp, "type": peer.localDescription.type})
 
@@ -88,7 +80,11 @@ def application(url: str, **settings: object) -> web.Application:
         app[CALLS] = set()
         async with AvatarService.open(**settings) as app[AVATARS]:
             yield
-        await asyncio.gather(*app[CALLS], return_exceptions=True)
+            [task.cancel() for task in app[CALLS]]
+            await asyncio.gather(*app[CALLS], return_exceptions=True)
+
+    async def page(_: web.Request) -> web.FileResponse:
+        return web.FileResponse(Path(__file__).with_name("page.html"))
 
     app = web.Application()
     app.cleanup_ctx.append(life)
@@ -97,4 +93,8 @@ def application(url: str, **settings: object) -> web.Application:
 
 
 if __name__ == "__main__":
-    web.run_app(application(os.environ["REALTIME_URL"]), host="127.0.0.1", port=8091)
+    server = os.environ.get("REALTIME_URL") or sys.exit("REALTIME_URL is not set; see the head of examples/agent.py")
+    try:
+        web.run_app(application(server), host="127.0.0.1", port=8091)
+    except (EchoRtcError, OSError) as error:
+        sys.exit(f"The agent cannot start: {error}")

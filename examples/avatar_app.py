@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import AsyncIterator
+from pathlib import Path
 
 from aiohttp import web
 from aiortc import MediaStreamTrack, RTCConfiguration, RTCPeerConnection, RTCSessionDescription
@@ -16,29 +17,14 @@ from echo_rtc.avatar import AvatarService
 from echo_rtc.errors import CapacityError
 
 PORT = 8090
-PAGE = """<!doctype html><meta charset="utf-8"><title>A face for a voice</title>
-<video autoplay playsinline></video><p><button>Speak</button></p>
-<script>
-document.querySelector("button").onclick = async () => {
-  const peer = new RTCPeerConnection();
-  const face = (document.querySelector("video").srcObject = new MediaStream());
-  peer.ontrack = ({ track }) => face.addTrack(track);
-  const voice = await navigator.mediaDevices.getUserMedia({ audio: true });
-  peer.addTransceiver(voice.getAudioTracks()[0]);
-  peer.addTransceiver("video", { direction: "recvonly" });
-  await peer.setLocalDescription();
-  while (peer.iceGatheringState !== "complete") await new Promise((resolve) => setTimeout(resolve, 50));
-  const response = await fetch("/offer", { method: "POST", body: JSON.stringify(peer.localDescription) });
-  await peer.setRemoteDescription(await response.json());
-};
-</script>"""
+PAGE = Path(__file__).with_name("page.html")
 
 AVATARS = web.AppKey("avatars", AvatarService)
 CONNECTIONS = web.AppKey("connections", set[RTCPeerConnection])
 
 
-async def page(_: web.Request) -> web.Response:
-    return web.Response(text=PAGE, content_type="text/html")
+async def page(_: web.Request) -> web.FileResponse:
+    return web.FileResponse(PAGE)
 
 
 async def offer(request: web.Request) -> web.Response:

@@ -8,7 +8,7 @@ import "../echo-rtc.js";
 import { microphones, onDevicesChanged } from "./devices.js";
 import { recall, remember } from "./preferences.js";
 import { bindThemeButton } from "./theme.js";
-import { SAMPLE, UserInterface } from "./ui.js";
+import { SAMPLE, TEXT, UserInterface } from "./ui.js";
 
 /** @import { CallState } from "../element/call.js" */
 /** @import { StreamStatistics } from "../element/connection.js" */
@@ -63,7 +63,10 @@ class App {
       ui.hearsItself = !echo.muted;
     });
     echo.addEventListener("playing", () => ui.showPhase("live"));
-    on("configuration", (/** @type {Configuration} */ configuration) => ui.showConfiguration(configuration));
+    on("configuration", (/** @type {Configuration} */ configuration) => {
+      ui.showConfiguration(configuration);
+      this.#showVoices();
+    });
     on("avatars", (/** @type {Avatar[]} */ avatars) => {
       const kept = recall("avatar");
       const chosen = avatars.find(({ name }) => name === kept) ?? avatars[0];
@@ -86,12 +89,14 @@ class App {
     const echo = this.#echo;
     const ui = this.#ui;
     ui.addEventListener("voice", () => {
-      if (ui.voice === SAMPLE) {
+      const { voice } = ui;
+      if (voice === SAMPLE) {
         echo.useSample();
-      } else {
-        remember("device", ui.voice);
-        echo.setMicrophone(ui.voice);
+      } else if (voice !== TEXT) {
+        remember("device", voice);
+        echo.setMicrophone(voice);
       }
+      this.#changeTo(voice === TEXT ? "text" : "call");
     });
     ui.addEventListener("avatar", () => {
       remember("avatar", ui.avatar);
@@ -113,9 +118,34 @@ class App {
     }
   }
 
+  /**
+   * Changes between a voice and text. A call with the one cannot go on with the other, so another one begins.
+   * @param {"call" | "text"} mode
+   */
+  #changeTo(mode) {
+    const echo = this.#echo;
+    if (this.#isText !== (mode === "text")) {
+      const wasUp = this.#ui.phase !== "off";
+      echo.stop();
+      echo.setAttribute("mode", mode);
+      if (wasUp) {
+        echo.start();
+      }
+      this.#showVoices();
+    }
+  }
+
+  get #isText() {
+    return this.#echo.getAttribute("mode") === "text";
+  }
+
   async #showVoices() {
     const devices = await microphones();
-    this.#ui.showVoices(devices, this.#source === "sample" ? SAMPLE : (recall("device") ?? ""));
+    const chosen =
+      this.#isText ? TEXT
+      : this.#source === "sample" ? SAMPLE
+      : (recall("device") ?? "");
+    this.#ui.showVoices(devices, chosen);
   }
 }
 

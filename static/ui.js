@@ -14,6 +14,9 @@
 /** Stands for the sample voice where microphones have their ids. */
 export const SAMPLE = "sample voice";
 
+/** Stands for typed text there. */
+export const TEXT = "typed text";
+
 /** What stands for a figure that there is not. */
 const NOTHING = "–";
 /** The element shows its picture at most this many times its size; the layout leaves no more room for it. */
@@ -27,6 +30,8 @@ export class UserInterface extends EventTarget {
   /** @type {HTMLSelectElement} */ #voice = element("voice", HTMLSelectElement);
   /** @type {HTMLInputElement} */ #playback = element("playback", HTMLInputElement);
   /** @type {HTMLFieldSetElement} */ #avatars = element("avatar-field", HTMLFieldSetElement);
+  /** Whether the server says text. */
+  #saysText = false;
   #levelSpokenAt = -SPOKEN_LEVEL_MS;
 
   constructor() {
@@ -41,7 +46,7 @@ export class UserInterface extends EventTarget {
     return element("theme", HTMLButtonElement);
   }
 
-  /** The chosen microphone's id, "" for the system's choice, or SAMPLE. */
+  /** The chosen microphone's id, "" for the system's choice, SAMPLE or TEXT. */
   get voice() {
     return this.#voice.value;
   }
@@ -72,7 +77,8 @@ export class UserInterface extends EventTarget {
   }
 
   /** @param {Configuration} configuration */
-  showConfiguration({ width, height, fps, engine }) {
+  showConfiguration({ width, height, fps, engine, speak_text: saysText }) {
+    this.#saysText = saysText === true;
     document.documentElement.style.setProperty("--ratio", String(width / height));
     document.documentElement.style.setProperty("--most", `${MAX_SCALE * width}px`);
     element("picture").textContent = `${width} × ${height}, ${fps} frames a second`;
@@ -91,15 +97,19 @@ export class UserInterface extends EventTarget {
 
   /**
    * @param {Device[]} devices
-   * @param {string} chosen The id of the one that is wanted, "" or SAMPLE.
+   * @param {string} chosen The id of the one that is wanted, "", SAMPLE or TEXT.
    */
   showVoices(devices, chosen) {
     const options = devices.map(({ id, label }) => new Option(label, id));
     const sample = new Option("Sample voice, without a microphone", SAMPLE);
-    this.#voice.replaceChildren(new Option("Default microphone", ""), ...options, sample);
+    const text = this.#saysText ? [new Option("Typed text, in the server's voice", TEXT)] : [];
+    this.#voice.replaceChildren(new Option("Default microphone", ""), ...options, sample, ...text);
     this.#voice.value = chosen;
     if (this.#voice.selectedIndex < 0) {
       this.#voice.value = "";
+    }
+    for (const place of document.querySelectorAll("[data-voice=own]")) {
+      /** @type {HTMLElement} */ (place).hidden = this.voice === TEXT;
     }
   }
 

@@ -94,6 +94,18 @@ def test_more_sound_than_may_wait_waits_and_is_heard() -> None:
     run(live())
 
 
+def test_more_events_than_may_wait_wait() -> None:
+    async def live() -> None:
+        async with spoken() as (_, face, heard):
+            for number in range(600):
+                assert await face.say(loud(0.005), RATE, f"event {number}")
+            await face.end_event()
+            await face.said()
+            assert heard.seconds == pytest.approx(3.0, abs=0.05)
+
+    run(live())
+
+
 def test_any_length_may_be_said_at_once() -> None:
     async def live() -> None:
         async with spoken() as (_, face, heard):

@@ -227,7 +227,7 @@ def test_the_elements_events_are_those_it_sends() -> None:
     told = {"state", "why", "message", "retryMs"}
     assert set(re.findall(r"`([\w-]+)`", rows["state"])) == words("CallState") | reasons | told
     codes = {f"microphone-{fault}" for fault in words("MicrophoneFault")}
-    codes |= {"sample", "unsupported", "nameless", "address", "ended", "rejected", "unauthorized", "gave-up"}
+    codes |= {"sample", "speech", "unsupported", "nameless", "address", "ended", "rejected", "unauthorized", "gave-up"}
     assert set(re.findall(r"`([\w-]+)`", rows["error"])) - {"code", "message"} == codes
     figures = re.findall(r"@property \{.* \| null\} (\w+)", ELEMENT.partition("LinkFigures What")[2].partition("*/")[0])
     assert set(figures) <= set(re.findall(r"`(\w+)`", rows["stats"]))

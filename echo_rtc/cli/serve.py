@@ -132,7 +132,9 @@ async def serve(settings: Settings, log_file: LogFile, make_engine: Callable[[Se
         streams = StreamManager(engine, _stream_settings(settings, network))
         recordings = await _recordings(settings, streams, life)
         life.push_async_callback(_within, CLOSE_STREAMS_S, lambda: streams.close(stop.back_after_s), "the streams")
-        health = Health(engine, lifecycle, settings.engine, network.ice_servers, lambda: streams.free)
+        texts = TextSpeeches(_voice(settings))
+        life.push_async_callback(texts.close)
+        health = Health(engine, lifecycle, settings.engine, network.ice_servers, lambda: streams.free, texts.configured)
         library = AvatarLibrary(engine, Shelf.of(settings), lambda: {each.avatar for each in streams.streams.values()})
         if settings.allow_avatar_upload:
             life.enter_context(locked(settings.avatar_dir))
@@ -140,8 +142,6 @@ async def serve(settings: Settings, log_file: LogFile, make_engine: Callable[[Se
         watch = Watch(__version__, lambda: engine.workers, log_file, avatars=library, connections=places)
         if recordings is not None:
             watch = replace(watch, recordings=recordings)
-        texts = TextSpeeches(_voice(settings))
-        life.push_async_callback(texts.close)
         app = create_app(streams, health, STATIC, gallery, access, watch, texts, Outlets(recordings))
         # The port comes before the engine: one that is taken is told at once, and the page can say "starting".
         url = await life.enter_async_context(_listening(app, places, settings, tls))

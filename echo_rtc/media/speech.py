@@ -73,17 +73,25 @@ class MarkKind(StrEnum):
     ENDED = "ended"
 
 
+@dataclass(slots=True, eq=False)
+class Words:
+    """Words of an event. ``samples``: how many samples (48 kHz) say them so far; ``complete``: no more follow."""
+
+    text: str
+    complete: bool = True
+    samples: int = 0
+
+
 @dataclass(frozen=True, slots=True)
 class Mark:
     """``kind`` of the event ``event`` at the media sample ``sample``. ``played``: samples (48 kHz) of the event before
-    it. ``text``: the words of the ``length`` samples from here on."""
+    it. ``words``: what is said from here on."""
 
     sample: int
     kind: MarkKind
     event: str
     played: int
-    text: str = ""
-    length: int = 0
+    words: Words | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,35 +104,35 @@ class Cut:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Part:
-    """Sound that was pushed at once, and its words, if any."""
+    """Sound that was pushed at once, and the words that begin with it, if any."""
 
     pcm: S16Array
-    text: str = ""
+    words: Words | None = None
 
 
 @dataclass(slots=True)
 class _Event:
-    """An event: ``parts`` are its sound that waits, ``waiting`` samples in all; ``placed`` samples have their place in
-    media time, in ``spans`` of (media sample, count). ``complete``: no further sound comes; ``latest_s``: when the
-    latest came. ``broken_off``: it has run out, and has faded out."""
+    """An event: ``parts`` are its sound that waits, ``waiting`` samples in all, and ``next_words`` begin with the sound
+    that comes next; ``placed`` samples have their place in media time, in ``spans`` of (media sample, count).
+    ``complete``: no further sound comes; ``latest_s``: when the latest came. ``held``: when it has run out it waits for
+    its source, even if others wait behind it. ``broken_off``: it has run out, and has faded out."""
 
     id: str
     latest_s: float
     complete: bool = False
+    held: bool = False
     parts: deque[_Part] = field(default_factory=deque)
+    next_words: Words | None = None
     waiting: int = 0
     placed: int = 0
     spans: list[tuple[int, int]] = field(default_factory=list)
     broken_off: bool = False
-    text_samples: int = 0
-    """How many samples belong to the words of what was taken last."""
 
     def take(self, count: int) -> _Part:
         """The next samples of those that wait: ``count``, or fewer if further words begin before."""
-        text = self.parts[0].text
-        length = len(self.parts[0].pcm) if text else 0
+        words = self.parts[0].words
         taken: list[S16Array] = []
-        while count and self.parts and (not taken or not self.parts[0].text):
+        while count and self.parts and (not taken or self.parts[0].words is None):
             part = self.parts.popleft()
             if len(part.pcm) > count:
                 self.parts.appendleft(_Part(part.pcm[count:]))
@@ -132,8 +140,7 @@ class _Event:
             taken.append(part.pcm)
             count -= len(part.pcm)
             self.waiting -= len(part.pcm)
-        self.text_samples = length
-        return _Part(np.concatenate(taken), text)
+        return _Part(np.concatenate(taken), words)
 
     def before(self, sample: int) -> int:
         """How many placed samples lie before the media sample ``sample``."""
@@ -197,11 +204,12 @@ class SpeechQueue:
         """Samples (48 kHz) that have no place in media time yet."""
         return self._queued
 
-    def queued_s(self, left: int) -> float:
-        """Seconds of sound that have not left when media time up to the sample ``left`` has."""
+    def queued_s(self, left: int, until: str | None = None) -> float:
+        """Seconds of sound that have not left when media time up to the sample ``left`` has; with ``until``, not of
+        events behind that one."""
         # Every event with a place leaves; those behind it only wait.
         placed = sum(event.placed - event.before(left) for event in self._leaving)
-        return (self._queued + placed) / MEDIA_RATE
+        return (self._waiting_until(until) + placed) / MEDIA_RATE
 
     @property
     def pending(self) -> bool:
@@ -213,9 +221,19 @@ class SpeechQueue:
         """The event that further sound without an id appends to: the newest that is not complete."""
         return self._events[-1].id if self._events and not self._events[-1].complete else None
 
-    def push(self, event: str, pcm: S16Array, now: float, text: str = "") -> None:
-        """Appends ``pcm`` (n,) int16 mono at 48 kHz, which says ``text``, to ``event``, which queues up if it is not
-        there. An event behind which another one waits is complete as soon as its sound has run out.
+    @property
+    def waiting_events(self) -> int:
+        """Events of which something may still be placed, MAX_EVENTS at most."""
+        return len(self._events)
+
+    def hold(self, event: str, now: float) -> None:
+        """Queues ``event`` up, if it is not there, for a source that ends it: it is not complete before. Raises as
+        :meth:`push`."""
+        self._queued_event(event, now).held = True
+
+    def push(self, event: str, pcm: S16Array, now: float, words: Words | None = None) -> None:
+        """Appends ``pcm`` (n,) int16 mono at 48 kHz, which says ``words``, to ``event``, which queues up if it is not
+        there. An event behind which another one waits is complete as soon as its sound has run out, unless it is held.
 
         Raises QueueFullError, and takes nothing, if more than MAX_QUEUED_S or MAX_EVENTS would wait; EventOverError for
         an event that is complete; ValueError for anything but mono int16.
@@ -224,19 +242,17 @@ class SpeechQueue:
             raise ValueError(f"sound of shape {pcm.shape} and type {pcm.dtype}; mono int16 is expected")
         if self._queued + len(pcm) > _MAX_QUEUED:
             raise QueueFullError(f"more than {MAX_QUEUED_S:g} s of sound would wait")
-        own = self._find(event)
-        if event in self._over or (own is not None and own.complete):
-            raise EventOverError(f"the event {event[:80]!r} is complete; take another event_id")
-        if own is None:
-            if len(self._events) >= MAX_EVENTS:
-                raise QueueFullError(f"more than {MAX_EVENTS} events would wait")
-            own = _Event(event, now)
-            self._events.append(own)
+        own = self._queued_event(event, now)
+        if words is not None and not words.samples:
+            own.next_words = words
         if len(pcm):
             own.latest_s = now
-            own.parts.append(_Part(pcm.copy(), text))
+            begun, own.next_words = own.next_words, None
+            own.parts.append(_Part(pcm.copy(), begun))
             own.waiting += len(pcm)
             self._queued += len(pcm)
+            if (said := words or begun) is not None:
+                said.samples += len(pcm)
 
     def complete(self, event: str) -> bool:
         """No further sound of ``event`` comes; False if it is not in the queue."""
@@ -330,6 +346,33 @@ class SpeechQueue:
     def _find(self, event: str) -> _Event | None:
         return next((known for known in self._events if known.id == event), None)
 
+    def _waiting_until(self, until: str | None) -> int:
+        """Samples that wait, of events up to ``until``, or of all where that is not in the queue."""
+        if until is None or self._find(until) is None:
+            return self._queued
+        total = 0
+        for event in self._events:
+            total += event.waiting
+            if event.id == until:
+                break
+        return total
+
+    def _queued_event(self, event: str, now: float) -> _Event:
+        """The event of this id, new at the end of the queue if it is not there."""
+        own = self._find(event)
+        if event in self._over or (own is not None and own.complete):
+            raise EventOverError(f"the event {event[:80]!r} is complete; take another event_id")
+        if own is None:
+            if len(self._events) >= MAX_EVENTS:
+                raise QueueFullError(f"more than {MAX_EVENTS} events would wait")
+            own = _Event(event, now)
+            self._events.append(own)
+        return own
+
+    def _gets_no_more(self, event: _Event) -> bool:
+        """Whether the first event has all its sound: its source said so, or has gone on to another one."""
+        return event.complete or (len(self._events) > 1 and not event.held)
+
     def _border(self, clip: int) -> int:
         return self._format.sample_of_frame(clip * self._format.clip_frames, MEDIA_RATE)
 
@@ -346,7 +389,7 @@ class SpeechQueue:
     def _may_begin(self, event: _Event, now: float) -> bool:
         """Whether sound may be placed after silence: enough is there that no gap follows at once."""
         wanted = self._clip_samples + (_REBUFFER if event.broken_off else 0)
-        enough = event.waiting >= wanted or event.complete or len(self._events) > 1
+        enough = event.waiting >= wanted or self._gets_no_more(event)
         return event.waiting > 0 and (enough or now - event.latest_s >= BEGIN_WAIT_S)
 
     def _place_next(self, reached: int, now: float, pieces: list[Piece]) -> bool:
@@ -354,9 +397,7 @@ class SpeechQueue:
         if not self._events or self._head >= reached + self._ahead:
             return False
         event = self._events[0]
-        if len(self._events) > 1 and not event.waiting:
-            event.complete = True
-        if not event.waiting and not event.complete:
+        if not event.waiting and not self._gets_no_more(event):
             return False
         if not self._open:
             if event.waiting and not self._may_begin(event, now):
@@ -370,7 +411,7 @@ class SpeechQueue:
             self._speak(event, event.take(count), pieces)
             if event.waiting:
                 return True
-        if not event.waiting and (event.complete or len(self._events) > 1):
+        if not event.waiting and self._gets_no_more(event):
             self._finish(event)
             return True
         return False
@@ -381,8 +422,8 @@ class SpeechQueue:
         if not event.placed:
             self._marks.append(Mark(self._head, MarkKind.STARTED, event.id, 0))
             self._leaving.append(event)
-        if part.text:
-            self._marks.append(Mark(self._head, MarkKind.TEXT, event.id, event.placed, part.text, event.text_samples))
+        if part.words is not None:
+            self._marks.append(Mark(self._head, MarkKind.TEXT, event.id, event.placed, part.words))
         if event.broken_off:
             pcm = pcm.copy()
             ramp = min(_FADE, len(pcm))

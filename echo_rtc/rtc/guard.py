@@ -18,11 +18,13 @@ PACKETS_PER_S, PACKETS_BURST = 500.0, 500.0
 REPORTS_PER_S, REPORTS_BURST = 200.0, 400.0
 """RTCP packets; a browser under heavy loss sends about 50 a second."""
 DATA_PER_S, DATA_BURST = 200.0, 400.0
-"""Packets of data channels, from which the server reads nothing."""
+"""Packets of data channels, from which the server reads messages of a few bytes."""
 CHUNKS_PER_S, CHUNKS_BURST = 500.0, 1_000.0
 """SCTP chunks in these packets."""
 CHANNELS_PER_S, CHANNELS_BURST = 0.2, 16.0
 """Data channels that are opened; a page needs one."""
+CONTROLS_PER_S, CONTROLS_BURST = 10.0, 20.0
+"""Messages that control the stream; a person presses a button now and then."""
 MAX_INITS = 20
 """Attempts at an association of data channels; an honest peer repeats one eight times at most."""
 DATAGRAMS_PER_S, DATAGRAMS_BURST = 2_000.0, 4_000.0
@@ -69,6 +71,7 @@ class Guard:
         self._reports = TokenBucket(REPORTS_PER_S, REPORTS_BURST, now)
         self._data = TokenBucket(DATA_PER_S, DATA_BURST, now)
         self._chunks = TokenBucket(CHUNKS_PER_S, CHUNKS_BURST, now)
+        self._controls = TokenBucket(CONTROLS_PER_S, CONTROLS_BURST, now)
         self._channels = TokenBucket(CHANNELS_PER_S, CHANNELS_BURST, now)
         self._datagrams = TokenBucket(DATAGRAMS_PER_S, DATAGRAMS_BURST, now)
         self._inits = 0
@@ -123,6 +126,12 @@ class Guard:
             self._enough("it began its data channels' association far too often")
             taken = False
         self.counters.data_refused += not taken
+        return taken
+
+    def control(self) -> bool:
+        """Whether a message on a data channel is looked at."""
+        taken = not self._sent_away and self._controls.take(1, self._clock()) == 1
+        self.counters.controls_refused += not taken
         return taken
 
     def hostile(self, what: str) -> None:

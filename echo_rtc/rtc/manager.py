@@ -101,6 +101,15 @@ class _Request:
     role: Role
     sdp: str
     caller: Caller
+    pushed: bool = False
+    """Whether a call's voice is pushed speech, and no microphone."""
+    is_owner: bool = True
+    """Whether the peer may control the stream."""
+
+    @property
+    def plan(self) -> Callable[[Offer], MediaPlan]:
+        """Finds what the sections of the offer are for."""
+        return plan_viewing if self.pushed else _PLANS[self.role]
 
 
 @dataclass(slots=True, eq=False)
@@ -193,14 +202,16 @@ class StreamManager:
         return {role: roles.count(role) for role in Role}
 
     async def open_call(
-        self, offer_sdp: str, avatar: str, name: str | None = None, caller: Caller | None = None
+        self, offer_sdp: str, avatar: str, name: str | None = None, caller: Caller | None = None, pushed: bool = False
     ) -> Opened:
         """Lets a peer in that sends a microphone and receives the avatar; with ``name``, others may view it under that.
+        ``pushed``: it sends none, and speech is pushed to its stream.
 
         Raises OfferError, UnsupportedMediaError, RenegotiationError, NameTakenError or CapacityError; nothing is left
         behind then. The offer is read only where a name and a place are free for it.
         """
-        return await self._publish(_Request(Role.CALL, offer_sdp, caller or IN_PROCESS), avatar, name)
+        request = _Request(Role.CALL, offer_sdp, caller or IN_PROCESS, pushed)
+        return await self._publish(request, avatar, name)
 
     async def publish(self, name: str, offer_sdp: str, avatar: str, caller: Caller | None = None) -> Opened:
         """Lets a peer in that sends a microphone, whose avatar is to be viewed under ``name``. Raises as above."""
@@ -216,8 +227,7 @@ class StreamManager:
             if name in self._names or name in self._keys:
                 raise self._taken(name)
         self._require_room("")
-        options = replace(self._options.stream, pushed=True, voice_timeout_s=self._options.speech_timeout_s)
-        stream = Stream(self._engine, self._engine.avatars[avatar], options, packetizer)
+        stream = self._stream(avatar, pushed=True)
         live = self._keep(stream, name or secrets.token_urlsafe(12))
         stream.begin()
         stream.log.info("opened%s: avatar %s, pushed speech", f" as {name}" if name else "", stream.avatar)
@@ -251,7 +261,8 @@ class StreamManager:
             raise _stopping()
         live = self._find(name)
         with self._build(), self._seat(live):
-            peer = await self._answer(self._read(_Request(Role.VIEW, offer_sdp, caller or IN_PROCESS)), live.stream)
+            request = _Request(Role.VIEW, offer_sdp, caller or IN_PROCESS, is_owner=name == live.key)
+            peer = await self._answer(self._read(request), live.stream)
             if live.stream.ended.done():  # meanwhile; another one may have its name already
                 await peer.close()
                 raise self._not_live(name)
@@ -334,7 +345,7 @@ class StreamManager:
     async def _publish(self, request: _Request, avatar: str, name: str | None) -> Opened:
         if avatar not in self._engine.avatars:
             raise self._no_avatar(avatar)
-        orphan = self._orphan(name, avatar) if name is not None else None
+        orphan = self._orphan(name, avatar, request.pushed) if name is not None else None
         if orphan is not None:
             with self._build():
                 return await self._resume(orphan, request)
@@ -353,8 +364,9 @@ class StreamManager:
         self.counters.not_live += 1
         return NotLiveError(f"nothing is live under the name {name[:80]!r} now; try again later", NAME_RETRY_S)
 
-    def _orphan(self, name: str, avatar: str) -> _Live | None:
-        """The stream under this name whose publisher was lost, to be taken over; None where the name is free.
+    def _orphan(self, name: str, avatar: str, pushed: bool) -> _Live | None:
+        """The stream under this name whose publisher was lost, to be taken over; None where the name is free. A stream
+        keeps its kind of voice.
 
         Raises NameTakenError, and OfferError for what cannot be a name.
         """
@@ -362,7 +374,8 @@ class StreamManager:
         if name not in self._names and name not in self._keys:
             return None
         live = self._names.get(name)
-        if live is None or not live.seat.can_be_claimed or live.stream.avatar != avatar:
+        is_fitting = live is not None and live.stream.avatar == avatar and pushed == (live.stream.speaker is not None)
+        if live is None or not is_fitting or not live.seat.can_be_claimed:
             raise self._taken(name)
         return live
 
@@ -395,7 +408,7 @@ class StreamManager:
         if name is not None:
             self._names[name] = None
         try:
-            stream = Stream(self._engine, self._engine.avatars[avatar], self._options.stream, packetizer)
+            stream = self._stream(avatar, request.pushed)
             try:
                 peer = await self._answer(terms, stream)
                 if avatar not in self._engine.avatars:  # it was deleted meanwhile, while nobody showed it
@@ -412,8 +425,18 @@ class StreamManager:
         finally:
             self._new_streams -= 1
         live = self._keep(stream, name)
+        if request.pushed:
+            # Speech may come before the connection is up.
+            stream.begin()
         stream.log.info("opened%s: avatar %s, %s", f" as {name}" if name else "", stream.avatar, request.role)
         return self._admit(live, peer, request.role)
+
+    def _stream(self, avatar: str, pushed: bool) -> Stream:
+        """A new stream that does not run yet."""
+        options = self._options.stream
+        if pushed:
+            options = replace(options, pushed=True, voice_timeout_s=self._options.speech_timeout_s)
+        return Stream(self._engine, self._engine.avatars[avatar], options, packetizer)
 
     def _keep(self, stream: Stream, name: str | None) -> _Live:
         """A stream that has been built is one of ours from now on."""
@@ -469,7 +492,7 @@ class StreamManager:
             )
         reach = self._options.peer.network.reach(request.caller.on_loopback)
         offer = read_offer(request.sdp, reach)
-        plan = _PLANS[request.role](offer)
+        plan = request.plan(offer)
         sessions = (session for live in self._live.values() for session in live.sessions.values())
         if any(session.peer.is_up and offer.source.is_same(session.peer.source) for session in sessions):
             raise RenegotiationError(
@@ -477,7 +500,8 @@ class StreamManager:
                 "is, and another one needs an RTCPeerConnection of its own"
             )
         negotiation = Negotiation.of(offer, plan)
-        return Terms(offer, negotiation, reach, client, self._lease(negotiation.transports, request.role))
+        lease = self._lease(negotiation.transports, request.role)
+        return Terms(offer, negotiation, reach, client, lease, request.is_owner)
 
     def _lease(self, transports: int, role: Role) -> Lease | None:
         """UDP ports for a peer, where there is a range of them; some are kept for publishers. Raises CapacityError."""

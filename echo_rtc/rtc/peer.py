@@ -43,6 +43,7 @@ from echo_rtc.rtc.seams.ports import ports_from
 from echo_rtc.rtc.seams.sending import send_parcels
 from echo_rtc.rtc.tracks import PacketTrack
 from echo_rtc.rtc.voice import microphone
+from echo_rtc.stream.control import Control
 from echo_rtc.stream.events import Event
 from echo_rtc.stream.stream import Stream
 from echo_rtc.stream.viewers import Viewer
@@ -72,13 +73,15 @@ class PeerOptions:
 @dataclass(frozen=True, slots=True)
 class Terms:
     """What a peer is answered by: the offer, what is negotiated of it, which addresses may be checked, the ``client``
-    that counts as the one who asks, and the UDP ports that are set aside, None where there is no range."""
+    that counts as the one who asks, and the UDP ports that are set aside, None where there is no range. ``is_owner``:
+    whether its messages control the stream."""
 
     offer: Offer
     negotiation: Negotiation
     reach: Reach
     client: str = ""
     lease: Lease | None = None
+    is_owner: bool = False
 
     def release(self) -> None:
         """Gives the UDP ports back; idempotent."""
@@ -97,7 +100,9 @@ class Peer:
         self._network = options.network
         self._connection = RTCPeerConnection(options.network.configuration())
         self._viewer: Viewer | None = None
-        self._channels: dict[RTCDataChannel, Callable[[], None]] = {}
+        self._control = Control(stream.speaker, terms.is_owner)
+        self._guard = Guard(self._end, loop.time, stream.guard_counters)
+        self._channels: dict[RTCDataChannel, Callable[[], object]] = {}
         self._connect_timer: asyncio.TimerHandle | None = None
         self._closing: asyncio.Task[None] | None = None
         self.answer_sdp = ""
@@ -180,8 +185,7 @@ class Peer:
             self._stream.log.warning("an offer that could be read cannot be answered (%s)", type(error).__name__)
             self._stream.log.debug("where it fails", exc_info=True)
             raise OfferError("the session description cannot be answered; send that of an RTCPeerConnection") from error
-        guard = Guard(self._end, asyncio.get_running_loop().time, self._stream.guard_counters)
-        guard_connection(self._connection, guard, self._terms.reach)
+        guard_connection(self._connection, self._guard, self._terms.reach)
         if self._plan.microphone is not None:
             receiver = transceivers[self._plan.microphone].receiver
             shorten_microphone_buffer(receiver)
@@ -265,7 +269,17 @@ class Peer:
         if len(self._channels) >= MAX_EVENT_CHANNELS:
             channel.close()
             return
-        self._channels[channel] = self._stream.subscribe(lambda event: send_event(channel, event))
+
+        def tell(event: Event) -> bool:
+            return send_event(channel, event)
+
+        def hear(data: str | bytes) -> None:
+            if self._guard.control() and (error := self._control.follow(data)) is not None:
+                tell(error)
+
+        unsubscribe, unwatch = self._stream.subscribe(tell), self._control.watch(tell)
+        self._channels[channel] = lambda: (unsubscribe(), unwatch())
+        channel.on("message", hear)
         channel.on("close", lambda: self._forget(channel))
 
     def _forget(self, channel: RTCDataChannel) -> None:

@@ -22,7 +22,8 @@ from echo_rtc.stream.voice import VoiceCounters
 
 REFUSED_PACKETS = CounterMetric(
     "peer_packets_refused",
-    "Packets of peers that were too many: media, feedback, data, and those they wanted sent again.",
+    "Packets of peers that were too many: media, feedback, data, messages that control the stream, and those they "
+    "wanted sent again.",
     "kind",
 )
 REFUSED_DATAGRAMS = CounterMetric(
@@ -37,13 +38,14 @@ PEERS_SENT_AWAY = CounterMetric("peers_sent_away", "Peers sent away for what the
 @dataclass(slots=True)
 class GuardCounters:
     """What was kept from a stream's peers: datagrams before anybody was known to have sent them; media, feedback and
-    data packets too many; packets that were not sent again; packets that could not be handled; and how many peers were
-    sent away."""
+    data packets too many, and messages of control; packets that were not sent again; packets that could not be handled;
+    and how many peers were sent away."""
 
     datagrams_refused: int = counter(REFUSED_DATAGRAMS)
     packets_refused: int = counter(REFUSED_PACKETS, "media")
     reports_refused: int = counter(REFUSED_PACKETS, "feedback")
     data_refused: int = counter(REFUSED_PACKETS, "data")
+    controls_refused: int = counter(REFUSED_PACKETS, "control")
     resends_refused: int = counter(REFUSED_PACKETS, "resent")
     faults: int = counter(PEER_FAULTS)
     sent_away: int = counter(PEERS_SENT_AWAY)

@@ -20,6 +20,8 @@ QUEUE_S = 5.0
 """While more than this waits to be said, nothing further is taken."""
 PIECE_S = 30
 """Sound is taken in pieces of this length at most."""
+CROWDED_S = 0.05
+"""How often it is looked whether an event has left a queue that is full of them."""
 RATES = range(8_000, 48_001)
 """Sample rates in Hz."""
 
@@ -41,9 +43,9 @@ class PacedSpeech:
         event that runs, or to a new one. A new event queues behind the one before, and ends it. ``text``: the words,
         which events of the type "caption" tell as they are said.
 
-        Waits while more than QUEUE_S is queued. False if the event was interrupted, before or while this waited: what
-        was not taken by then is dropped. Raises InputError for sound or a rate that cannot be used, an event that is
-        complete, and where the face has ended.
+        Waits while more than QUEUE_S, or MAX_EVENTS, are queued. False if the event was interrupted, before or while
+        this waited: what was not taken by then is dropped. Raises InputError for sound or a rate that cannot be used,
+        an event that is complete, and where the face has ended.
         """
         if rate not in RATES:
             raise InputError(f"rate is {rate!r}; it must be a whole number of Hz from {RATES[0]} to {RATES[-1]}")
@@ -87,12 +89,14 @@ class PacedSpeech:
             await self._wait(self._interruption, max(0.02, self._speaker.queued_s))
 
     async def _room(self, interruption: asyncio.Future[None]) -> None:
-        """Waits until no more than QUEUE_S is queued, or for an interruption. Raises InputError at the end of all."""
+        """Waits until no more than QUEUE_S is queued and there is a place for an event, or for an interruption. Raises
+        InputError at the end of all."""
         while not interruption.done() and not self._ended.done():
-            excess_s = self._speaker.queued_s - QUEUE_S
-            if excess_s <= 0:
+            is_crowded = self._speaker.waiting_events >= MAX_EVENTS
+            wait_s = max(self._speaker.queued_s - QUEUE_S, CROWDED_S if is_crowded else 0.0)
+            if wait_s <= 0:
                 break
-            await self._wait(interruption, excess_s)
+            await self._wait(interruption, wait_s)
         if self._ended.done():
             raise InputError("the face has ended; it says nothing more")
 

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from enum import StrEnum
 
 from echo_rtc.clips import MEDIA_RATE, AudioClip, ClipFormat, S16Array
 from echo_rtc.media.playout import Playout
-from echo_rtc.media.speech import Cut, Mark, MarkKind, SpeechQueue
+from echo_rtc.media.speech import Cut, Mark, MarkKind, SpeechQueue, Words
 from echo_rtc.stream.dispatch import Dispatcher
 from echo_rtc.stream.events import EventFeed, EventType
 from echo_rtc.stream.links import Reception
@@ -23,6 +23,8 @@ from echo_rtc.stream.voice import VoiceCounters
 
 GUARD_FRAMES = 2
 """Frames of silence before media time goes on after an interruption; at least one is needed."""
+CHARACTER_S = 1 / 14
+"""How long a character is said for, about; tells when words end whose sound has not come whole yet."""
 
 
 class SpeechStep(StrEnum):
@@ -31,15 +33,46 @@ class SpeechStep(StrEnum):
     STARTED = "started"
     ENDED = "ended"
     INTERRUPTED = "interrupted"
+    FAILED = "failed"
+    """Something of it could not be made; its end is reported as of every event."""
 
 
 @dataclass(frozen=True, slots=True)
 class SpeechReport:
-    """``step`` of ``event``, of which ``played_s`` seconds have left by then."""
+    """``step`` of ``event``, of which ``played_s`` seconds have left by then. Of a failure ``code``, for programs, and
+    ``detail``, one sentence."""
 
     step: SpeechStep
     event: str
-    played_s: float
+    played_s: float = 0.0
+    code: str = ""
+    detail: str = ""
+
+    def as_message(self) -> dict[str, object]:
+        """As whoever speaks to the stream is told it."""
+        if self.step is SpeechStep.FAILED:
+            return {"type": "error", "code": self.code, "detail": self.detail, "event_id": self.event}
+        message: dict[str, object] = {"type": f"agent.speak_{self.step}", "event_id": self.event}
+        if self.step is not SpeechStep.STARTED:
+            message["played_ms"] = round(1000 * self.played_s)
+        return message
+
+
+@dataclass(slots=True)
+class _Caption:
+    """Words that viewers are shown, since ``mark``. ``is_final``: they know the end."""
+
+    mark: Mark
+    words: Words
+    is_final: bool = False
+
+    @property
+    def end(self) -> int:
+        """The media sample behind their sound, estimated as long as that has not come whole."""
+        length = self.words.samples
+        if not self.words.complete:
+            length = max(length, round(len(self.words.text) * CHARACTER_S * MEDIA_RATE))
+        return self.mark.sample + length
 
 
 class Speaker:
@@ -57,11 +90,11 @@ class Speaker:
         self.timeline = SpeechQueue(format)
         self._begun = False
         self._timer: asyncio.TimerHandle | None = None
-        self._reporters: list[Callable[[SpeechReport], None]] = []
-        self.unsaid: Callable[[], list[str]] = list
-        """Forgets events that somebody prepares and has not pushed yet, and names them; asked at an interruption."""
-        self._caption: Mark | None = None
-        """The words that viewers were shown last."""
+        self._reporters: list[Callable[[SpeechReport], object]] = []
+        self.drop_prepared: Callable[[], None] = lambda: None
+        """Drops what is being prepared for events that wait; called at an interruption."""
+        self._caption: _Caption | None = None
+        """What viewers were shown last."""
         self.heard_at = self._loop.time()
         """When somebody last pushed, interrupted, listened or asked to be kept alive."""
         self.claimed = False
@@ -86,6 +119,10 @@ class Speaker:
         """Seconds of sound that have not left yet."""
         return self.timeline.queued_s(self._left())
 
+    def queued_until_s(self, event: str) -> float:
+        """Seconds of sound up to the end of ``event`` that have not left yet."""
+        return self.timeline.queued_s(self._left(), event)
+
     @property
     def speaking(self) -> bool:
         """Whether an event is being said or waits; not while one that is not complete has run dry."""
@@ -108,7 +145,7 @@ class Speaker:
         """Somebody still means to speak."""
         self.heard_at = self._loop.time()
 
-    def report_to(self, reporter: Callable[[SpeechReport], None]) -> Callable[[], None]:
+    def report_to(self, reporter: Callable[[SpeechReport], object]) -> Callable[[], None]:
         """Calls ``reporter`` with what becomes of each event, as it leaves; returns what ends that."""
         self._reporters.append(reporter)
 
@@ -118,10 +155,21 @@ class Speaker:
 
         return forget
 
-    def say(self, event: str, pcm: S16Array, text: str = "") -> None:
-        """Appends ``pcm`` (n,) int16 mono at 48 kHz to ``event``, which queues up if it is new; ``text`` is shown with
-        it. Raises QueueFullError and EventOverError."""
-        self.timeline.push(event, pcm, self._loop.time(), text)
+    @property
+    def waiting_events(self) -> int:
+        """Events of which something may still be placed in media time."""
+        return self.timeline.waiting_events
+
+    def hold(self, event: str) -> None:
+        """Queues ``event`` up, if it is new, and keeps it open until :meth:`complete`. Raises QueueFullError and
+        EventOverError."""
+        self.timeline.hold(event, self._loop.time())
+        self.keep_alive()
+
+    def say(self, event: str, pcm: S16Array, words: Words | None = None) -> None:
+        """Appends ``pcm`` (n,) int16 mono at 48 kHz to ``event``, which queues up if it is new; ``words`` are shown
+        with it. Raises QueueFullError and EventOverError."""
+        self.timeline.push(event, pcm, self._loop.time(), words)
         self.counters.blocks += 1
         self.listening = False
         self.keep_alive()
@@ -138,14 +186,16 @@ class Speaker:
         """Silences the avatar and forgets all that has not left; the events that this cuts short, as far as they were
         heard."""
         self.keep_alive()
-        unsaid = self.unsaid()
+        self.drop_prepared()
         cuts = self._silence() if self._begun else []
-        known = {cut.event for cut in cuts}
-        cuts += [Cut(event, 0) for event in unsaid if event not in known]
         reports = [SpeechReport(SpeechStep.INTERRUPTED, cut.event, cut.played / MEDIA_RATE) for cut in cuts]
         for report in reports:
             self._report(report)
         return reports
+
+    def fail(self, event: str, code: str, detail: str) -> None:
+        """Reports that something of ``event`` could not be made."""
+        self._report(SpeechReport(SpeechStep.FAILED, event, code=code, detail=detail))
 
     def _silence(self) -> list[Cut]:
         """Forgets all that is pushed and has not left; the events that this cuts short."""
@@ -175,6 +225,8 @@ class Speaker:
         self._playout.discipline(self.timeline.arrived(now), now)
         self._feed.take(pieces, now, self._wanted)
         self._pass_marks()
+        if self._caption is not None and self._caption.words.complete:
+            self._show_caption()
 
     def _wanted(self, clip: AudioClip) -> bool:
         return self.timeline.wanted(clip.first_frame, clip.frames)
@@ -195,30 +247,38 @@ class Speaker:
             self._timer = self._loop.call_at(self._playout.playout_time(upcoming + 1), self._pass_marks)
 
     def _pass(self, mark: Mark) -> None:
-        if mark.kind is MarkKind.TEXT:
-            self._caption = mark
-            self._show_caption(mark)
+        if mark.words is not None:
+            self._caption = _Caption(mark, mark.words)
+            self._show_caption()
         else:
             step = SpeechStep.STARTED if mark.kind is MarkKind.STARTED else SpeechStep.ENDED
             self._report(SpeechReport(step, mark.event, mark.played / MEDIA_RATE))
 
-    def _show_caption(self, mark: Mark) -> None:
+    def _show_caption(self) -> None:
+        """Shows the words that are being said, again if their end has become known."""
+        caption = self._caption
+        if caption is None or caption.is_final:
+            return
+        caption.is_final = caption.words.complete
+        self._tell_caption(caption.mark, caption.words.text, caption.end)
+
+    def _take_caption_away(self, left: int) -> None:
+        """Viewers are shown no further the words whose sound goes on behind the media sample ``left``."""
+        caption, self._caption = self._caption, None
+        if caption is not None and caption.end > left:
+            self._tell_caption(caption.mark, "", max(caption.mark.sample, left))
+
+    def _tell_caption(self, mark: Mark, text: str, end: int) -> None:
         start = self._playout.position(mark.sample)
         self._events.emit(
             {
                 "type": EventType.CAPTION,
                 "event_id": mark.event,
-                "text": mark.text,
+                "text": text,
                 "start_ms": round(1000 * start / MEDIA_RATE),
-                "end_ms": round(1000 * (start + mark.length) / MEDIA_RATE),
+                "end_ms": round(1000 * (start + end - mark.sample) / MEDIA_RATE),
             }
         )
-
-    def _take_caption_away(self, left: int) -> None:
-        """Viewers are shown no further the words whose sound goes on behind the media sample ``left``."""
-        mark, self._caption = self._caption, None
-        if mark is not None and mark.sample + mark.length > left:
-            self._show_caption(replace(mark, text="", length=max(0, left - mark.sample)))
 
     def _report(self, report: SpeechReport) -> None:
         for reporter in tuple(self._reporters):

@@ -10,13 +10,20 @@ from typing import Protocol
 
 from echo_rtc.clips import S16Array
 from echo_rtc.codec.resampling import PcmConverter
-from echo_rtc.media.speech import MAX_EVENTS, EventOverError, QueueFullError
+from echo_rtc.media.speech import MAX_EVENTS, EventOverError, QueueFullError, Words
+
+
+def begun_words(text: str) -> Words:
+    """Words whose sound comes bit by bit; ``complete`` is set when it has come."""
+    return Words(text, complete=False)
 
 
 class EventSink(Protocol):
     """The part of a speaker that takes sound."""
 
-    def say(self, event: str, pcm: S16Array, text: str = "") -> None: ...
+    def say(self, event: str, pcm: S16Array, words: Words | None = None) -> None: ...
+
+    def hold(self, event: str) -> None: ...
 
     def complete(self, event: str) -> bool: ...
 
@@ -38,13 +45,29 @@ class SpeechInput:
         self.running: str | None = None
         """The event that sound without a name belongs to; None where it begins one."""
 
+    def rate_of(self, event: str) -> int | None:
+        """The rate that further sound of ``event`` must have; None where it may have any."""
+        converter = self._open.get(event)
+        return None if converter is None else converter.rate
+
     @property
     def open_events(self) -> tuple[str, ...]:
         """Events that may get further sound."""
         return tuple(self._open)
 
-    def push(self, event: str, pcm: bytes, rate: int, text: str = "") -> None:
-        """Appends 16-bit little-endian mono PCM at ``rate`` Hz, an even number of bytes, to ``event``.
+    def hold(self, event: str) -> None:
+        """Queues ``event`` up and keeps it open, with sound or without, until it is completed. Raises
+        SpeechRefusedError."""
+        try:
+            self._sink.hold(event)
+        except QueueFullError as error:
+            raise SpeechRefusedError("queue_full", str(error)) from None
+        except EventOverError as error:
+            raise SpeechRefusedError("event_over", str(error)) from None
+
+    def push(self, event: str, pcm: bytes, rate: int, words: Words | str = "") -> None:
+        """Appends 16-bit little-endian mono PCM at ``rate`` Hz, an even number of bytes, which says ``words``, to
+        ``event``.
 
         Raises SpeechRefusedError; nothing that was queued before is lost. Raises ValueError for another rate than that
         of the event's sound before.
@@ -52,32 +75,40 @@ class SpeechInput:
         if event not in self._open and len(self._open) >= MAX_EVENTS:
             # A client that never ends its events has long gone on to others.
             self.complete(next(iter(self._open)))
+        said = (Words(words) if words else None) if isinstance(words, str) else words
         converter = self._open.get(event) or PcmConverter(rate)
         if converter.rate != rate:
             raise ValueError(f"rate is {rate}; the event {event!r} has {converter.rate} Hz, and keeps it")
         self.running = event
         try:
-            self._sink.say(event, converter.push(pcm), text)
+            self._sink.say(event, converter.push(pcm), said)
         except QueueFullError as error:
-            self._forget(event)
+            self.forget(event)
             self._sink.complete(event)
             raise SpeechRefusedError("queue_full", f"{error}; the event {event!r} takes no more") from None
         except EventOverError as error:
-            self._forget(event)
+            self.forget(event)
             raise SpeechRefusedError("event_over", str(error)) from None
         self._open[event] = converter
 
     def complete(self, event: str) -> bool:
         """No further sound of ``event`` comes; False if it is not open."""
-        converter = self._open.get(event)
-        if converter is None:
+        if event not in self._open:
             return False
-        self._forget(event)
-        # Where there is no place for the filter's last millisecond, nothing is missed.
-        with suppress(QueueFullError, EventOverError):
-            self._sink.say(event, converter.flush())
+        self.flush(event)
         self._sink.complete(event)
         return True
+
+    def flush(self, event: str, words: Words | None = None) -> None:
+        """Says what the filter still holds of ``event``, whose next sound, of any rate, begins another one."""
+        converter = self._open.get(event)
+        if converter is None:
+            return
+        self.forget(event)
+        if len(rest := converter.flush()):
+            # Where there is no place for the filter's last millisecond, nothing is missed.
+            with suppress(QueueFullError, EventOverError):
+                self._sink.say(event, rest, words)
 
     def complete_all(self) -> None:
         """Nobody pushes any more: what is there is said to its end."""
@@ -89,7 +120,8 @@ class SpeechInput:
         self._open.clear()
         self.running = None
 
-    def _forget(self, event: str) -> None:
+    def forget(self, event: str) -> None:
+        """The event was interrupted, or takes no more."""
         self._open.pop(event, None)
         if self.running == event:
             self.running = None

@@ -96,7 +96,8 @@ _ROUTES: tuple[tuple[RouteRow, Callable[[Handlers], Handler]], ...] = (
         RouteRow(
             "POST",
             "/offer",
-            "Opens a call: JSON with sdp, type, avatar and name (both optional) in; sdp, type and stream (its id) out.",
+            "Opens a call: JSON with sdp, type and perhaps avatar, name, source (pushed: speech is pushed to it) in; "
+            "sdp, type and stream (its id) out.",
             Scope.CALL,
         ),
         lambda h: h.signalling.offer,

@@ -69,7 +69,7 @@ class Health:
     """Answers for the engine, the phase and the settings that a page needs. ``engine_name`` is ``--engine``.
 
     ``ice_servers`` yields what clients are told to use, anew for each answer, because credentials expire.
-    ``free_places`` says how many more streams there may be.
+    ``free_places`` says how many more streams there may be. ``says_text``: whether texts can be said.
     """
 
     engine: EngineView
@@ -77,6 +77,7 @@ class Health:
     engine_name: str
     ice_servers: Callable[[], Sequence[IceServer]] = no_ice_servers
     free_places: Callable[[], int] = lambda: 1
+    says_text: bool = False
 
     def require_ready(self) -> None:
         """Raises the 503 that fits, unless the server is up and can render."""
@@ -129,6 +130,7 @@ class Health:
                 "fps": format.fps,
                 "avatars": list(self.engine.avatars) if known else [],
                 "ice_servers": ice_servers,
+                "speak_text": self.says_text,
             }
         )
 

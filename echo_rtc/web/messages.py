@@ -26,12 +26,6 @@ MAX_REFUSED_EVENTS = 256
 
 Message: TypeAlias = dict[str, object]
 
-_REPORTS = {
-    SpeechStep.STARTED: "agent.speak_started",
-    SpeechStep.ENDED: "agent.speak_ended",
-    SpeechStep.INTERRUPTED: "agent.speak_interrupted",
-}
-
 
 class MessageError(Exception):
     """A message that cannot be followed: ``code`` for programs, the text for people. ``fatal``: it broke a bound."""
@@ -54,8 +48,6 @@ class SpeechMessages:
         self._send = send
         self._input = SpeechInput(speaker)
         self._texts = texts
-        if texts is not None:
-            texts.failed = self._text_failed
         self._refused: deque[str] = deque(maxlen=MAX_REFUSED_EVENTS)
         self._made_ids = 0
         self._handlers: dict[str, Callable[[Message], None]] = {
@@ -78,16 +70,13 @@ class SpeechMessages:
 
     def report(self, report: SpeechReport) -> None:
         """Tells what became of an event."""
-        message: Message = {"type": _REPORTS[report.step], "event_id": report.event}
-        if report.step is not SpeechStep.STARTED:
-            message["played_ms"] = round(1000 * report.played_s)
-        self._send(message)
+        if report.step is SpeechStep.INTERRUPTED:
+            self._input.forget(report.event)
+        self._send(report.as_message())
 
     def close(self) -> None:
         """The client is gone: what it has pushed is said to its end."""
         self._input.complete_all()
-        if self._texts is not None:
-            self._texts.failed = None
 
     def _followed(self, follow: Callable[[], None]) -> bool:
         try:
@@ -131,11 +120,14 @@ class SpeechMessages:
         if len(pcm) % 2:
             raise MessageError("bad_audio", f"the PCM has {len(pcm)} bytes; 16-bit samples have an even number")
         if event is None:
-            event = self._input.running or self._new_id()
+            event = self._speaker.running or self._new_id()
         if event in self._refused:
             raise MessageError("queue_full", f"the event {event!r} was refused; take another event_id")
         try:
-            self._input.push(event, pcm, self._rate, text)
+            if self._texts is not None and self._texts.holds(event):
+                self._texts.push(event, pcm, self._rate, text)
+            else:
+                self._input.push(event, pcm, self._rate, text)
         except SpeechRefusedError as error:
             if error.code == "queue_full":
                 self._refused.append(event)
@@ -145,6 +137,9 @@ class SpeechMessages:
         event = event_id_of(message)
         if self._texts is None:
             raise MessageError("not_configured", NOT_CONFIGURED)
+        if event is not None:
+            # The text ends the event, and sound that follows waits behind it.
+            self._input.flush(event)
         try:
             self._texts.say(checked_text(message.get("text")), event)
         except ValueError as error:
@@ -152,12 +147,10 @@ class SpeechMessages:
         except SpeechRefusedError as error:
             raise MessageError(error.code, str(error)) from None
 
-    def _text_failed(self, event: str, code: str, detail: str) -> None:
-        self._send({"type": "error", "code": code, "detail": detail, "event_id": event})
-
     def _speak_end(self, message: Message) -> None:
-        event = event_id_of(message) or self._input.running
-        if event is None or not self._input.complete(event):
+        event = event_id_of(message) or self._speaker.running
+        ends_itself = event is not None and self._texts is not None and self._texts.holds(event)
+        if event is None or not (ends_itself or self._input.complete(event)):
             raise MessageError("unknown_event", "there is no such event to end")
 
     def _interrupt(self) -> None:

@@ -14,6 +14,7 @@ from typing import Protocol
 from aiohttp import web
 
 from echo_rtc.rtc.session import Caller, Opened
+from echo_rtc.stream.stream import VoiceSource
 from echo_rtc.web.auth import grant_of, require_name
 from echo_rtc.web.bodies import read_body
 from echo_rtc.web.health import Health
@@ -30,9 +31,10 @@ class Streams(Protocol):
     """What the HTTP edge asks of the streams."""
 
     async def open_call(
-        self, offer_sdp: str, avatar: str, name: str | None = None, caller: Caller | None = None
+        self, offer_sdp: str, avatar: str, name: str | None = None, caller: Caller | None = None, pushed: bool = False
     ) -> Opened:
-        """Raises OfferError, UnsupportedMediaError, RenegotiationError, NameTakenError, CapacityError."""
+        """``pushed``: speech is pushed to the stream, and the offer needs no microphone. Raises OfferError,
+        UnsupportedMediaError, RenegotiationError, NameTakenError, CapacityError."""
         ...
 
     def stream_of(self, key: str) -> str | None:
@@ -51,11 +53,12 @@ class Streams(Protocol):
 @dataclass(frozen=True, slots=True)
 class OfferBody:
     """The body of POST /offer, checked. ``avatar`` is None where the client leaves the choice to the server, ``name``
-    where nobody is to find the stream by one."""
+    where nobody is to find the stream by one. ``pushed``: the voice is pushed speech, and no microphone."""
 
     sdp: str
     avatar: str | None
     name: str | None
+    pushed: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,9 +81,8 @@ class Signalling:
         name = grant_of(request).name if offer.name is None else offer.name
         require_name(request, name)
         self.health.require_ready()
-        opened = await self.streams.open_call(
-            offer.sdp, choose_avatar(self.health, offer.avatar), name, request[CLAIM].caller
-        )
+        avatar = choose_avatar(self.health, offer.avatar)
+        opened = await self.streams.open_call(offer.sdp, avatar, name, request[CLAIM].caller, offer.pushed)
         request[CLAIM].keep(opened.over)
         return web.json_response(
             {"sdp": opened.answer_sdp, "type": "answer", "stream": opened.stream}, headers={"Cache-Control": "no-store"}
@@ -103,7 +105,8 @@ class Signalling:
 
 
 def parse_offer(body: bytes) -> OfferBody:
-    """Reads ``{"sdp": ..., "type": "offer", "avatar": ...?, "name": ...?}``. Raises Problem 400 with what is wrong."""
+    """Reads ``{"sdp": ..., "type": "offer", "avatar": ...?, "name": ...?, "source": ...?}``. Raises Problem 400 with
+    what is wrong."""
     try:
         content = json.loads(body.decode("utf-8"))
     except UnicodeDecodeError:
@@ -125,7 +128,10 @@ def parse_offer(body: bytes) -> OfferBody:
     name = content.get("name")
     if name is not None and not isinstance(name, str):
         raise _bad_offer(f"name is {_shown(content, 'name')}; it must be the stream's name as text, or left out.")
-    return OfferBody(sdp, avatar, name)
+    source = content.get("source", VoiceSource.MICROPHONE)
+    if source not in list(VoiceSource):
+        raise _bad_offer(f"source is {_shown(content, 'source')}; it must be 'microphone' or 'pushed', or left out.")
+    return OfferBody(sdp, avatar, name, source == VoiceSource.PUSHED)
 
 
 def choose_avatar(health: Health, name: str | None) -> str:

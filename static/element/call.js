@@ -57,8 +57,8 @@ const QUEUE_LEAST_MS = 1_000;
 
 /**
  * Events, all CustomEvents: "state" (CallState), "media" (the MediaStream to show, anew for each connection), "stats"
- * (StreamStatistics or null), "caption" (Caption), "recording" (whether the server records), "wait" (Wait), "steady" (whether packets arrive), "end"
- * (End), which is the last. One object is one call: make it, `start` it, `close` it.
+ * (StreamStatistics or null), "caption" (Caption), "speech" (SpeechReport), "recording" (whether the server records),
+ * "wait" (Wait), "steady" (whether packets arrive at the moment), "end" (End), which is the last. One object is one call: make it, `start` it, `close` it.
  */
 export class EchoCall extends EventTarget {
   /** @type {Server} */ #server;
@@ -84,6 +84,11 @@ export class EchoCall extends EventTarget {
     return this.#state;
   }
 
+  /** Where the server keeps the present connection or its stream; null while there is none. */
+  get session() {
+    return this.#connection?.session ?? null;
+  }
+
   /**
    * Begins the call and keeps it up until it ends.
    * @param {MediaStreamTrack | null} voice The caller's: it is never stopped here. null in a view.
@@ -107,6 +112,23 @@ export class EchoCall extends EventTarget {
   async setVoice(voice) {
     this.#voice = voice;
     await this.#connection?.setVoice(voice);
+  }
+
+  /**
+   * Has a text said by a call of the mode "text". Rejects with a Refusal.
+   * @param {string} text
+   * @param {string} eventId
+   */
+  async say(text, eventId) {
+    if (this.#connection === null) {
+      throw new Refusal("offline", "There is no call that could say it.");
+    }
+    await this.#connection.say(text, eventId);
+  }
+
+  /** Silences what is being said, where the stream is this caller's. */
+  interrupt() {
+    this.#connection?.interrupt();
   }
 
   /** Makes the next attempt now, if the call is waiting for it. */
@@ -171,6 +193,7 @@ export class EchoCall extends EventTarget {
     connection.addEventListener("stats", (event) => this.#emit("stats", detailOf(event)));
     connection.addEventListener("caption", (event) => this.#emit("caption", detailOf(event)));
     connection.addEventListener("recording", (event) => this.#emit("recording", detailOf(event)));
+    connection.addEventListener("speech", (event) => this.#emit("speech", detailOf(event)));
     connection.addEventListener("steady", (event) => this.#emit("steady", detailOf(event)));
     try {
       await connection.open();

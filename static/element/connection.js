@@ -30,6 +30,13 @@ import { Refusal } from "./server.js";
  */
 
 /**
+ * @typedef {object} SpeechReport What becomes of an event of pushed speech; only whoever owns the stream is told.
+ * @property {"started" | "ended" | "interrupted" | "failed"} step
+ * @property {string} eventId
+ * @property {string} detail Of a failure, a phrase.
+ */
+
+/**
  * @typedef {object} Wish What is to be opened.
  * @property {Mode} mode
  * @property {string} avatar Of a call; "" for the server's first.
@@ -50,7 +57,7 @@ const STATS_GAP_MS = 1_200;
 /**
  * Events, all CustomEvents: "media" (the avatar's MediaStream, once, when it begins), "state" (one of the server's, or
  * "watching"), "stats" (StreamStatistics once a second; null in a view that is told none), "caption" (Caption),
- * "recording" (whether the server records), "steady" (whether packets arrive at the moment).
+ * "speech" (SpeechReport), "recording" (whether the server records), "steady" (whether packets arrive at the moment).
  */
 export class Connection extends EventTarget {
   /** @type {Server} */ #server;
@@ -58,6 +65,7 @@ export class Connection extends EventTarget {
   /** @type {MediaStreamTrack | null} */ #voice;
   /** @type {RTCPeerConnection | null} */ #peer = null;
   /** @type {RTCRtpSender | null} */ #sender = null;
+  /** @type {RTCDataChannel | null} */ #events = null;
   /** @type {string | null} */ #session = null;
   /** @type {MediaStream} */ #media = new MediaStream();
   /** @type {(outcome: Outcome) => void} */ #finish = () => {};
@@ -89,6 +97,11 @@ export class Connection extends EventTarget {
   /** Whether sound and picture have ever had a way. */
   get connected() {
     return this.#connected;
+  }
+
+  /** Where the server keeps what was opened; null while there is nothing. */
+  get session() {
+    return this.#session;
   }
 
   /** Resolves when the connection is over. */
@@ -137,6 +150,25 @@ export class Connection extends EventTarget {
     }
   }
 
+  /**
+   * Has a text said. Rejects with a Refusal.
+   * @param {string} text
+   * @param {string} eventId
+   */
+  async say(text, eventId) {
+    if (this.#closed || this.#session === null) {
+      throw new Refusal("offline", "There is no call that could say it.");
+    }
+    await this.#server.say(this.#session, text, eventId);
+  }
+
+  /** Silences pushed speech; the server lets nobody but the owner of the stream do that. */
+  interrupt() {
+    if (this.#events?.readyState === "open") {
+      this.#events.send(JSON.stringify({ type: "agent.interrupt" }));
+    }
+  }
+
   /** The browser's own figures; null while there is no connection. */
   async report() {
     return this.#closed || this.#peer === null ? null : this.#peer.getStats();
@@ -168,6 +200,7 @@ export class Connection extends EventTarget {
     }
     peer.addTransceiver("video", { direction: "recvonly" });
     const events = peer.createDataChannel("events");
+    this.#events = events;
     events.addEventListener("message", (message) => this.#onMessage(message.data));
     if (!this.#isView) {
       // Servers of the standard alone have no such channel for their viewers.
@@ -220,6 +253,11 @@ export class Connection extends EventTarget {
       }
     } else if (message?.type === "recording") {
       this.#emit("recording", message.active === true);
+    } else if (message !== null) {
+      const report = reportOf(message);
+      if (report !== null) {
+        this.#emit("speech", report);
+      }
     }
   }
 
@@ -315,6 +353,23 @@ export class Connection extends EventTarget {
   #emit(name, detail) {
     this.dispatchEvent(new CustomEvent(name, { detail }));
   }
+}
+
+/**
+ * @param {Record<string, unknown>} message Of the server.
+ * @returns {SpeechReport | null} null for another message.
+ */
+export function reportOf({ type, event_id: eventId, detail }) {
+  const step = { "agent.speak_started": "started", "agent.speak_ended": "ended", "agent.speak_interrupted": "interrupted" };
+  const found = type === "error" ? "failed" : step[/** @type {keyof typeof step} */ (type)];
+  if (found === undefined || typeof eventId !== "string") {
+    return null;
+  }
+  return {
+    step: /** @type {SpeechReport["step"]} */ (found),
+    eventId,
+    detail: typeof detail === "string" ? detail : "",
+  };
 }
 
 /**

@@ -11,11 +11,11 @@ import { LevelMeter, SpeechDetector } from "./meter.js";
 import { Refusal, Server } from "./server.js";
 import { View, durationOf } from "./view.js";
 import { MicrophoneError, borrow, openMicrophone, openSample } from "./voice.js";
-import { ANNOUNCEMENTS, BANNERS, Words } from "./words.js";
+import { ANNOUNCEMENTS, BANNERS, Words, unsaid } from "./words.js";
 
 /** @import { CallState, End, Wait } from "./call.js" */
 /** @import { Caption } from "./captions.js" */
-/** @import { StreamStatistics } from "./connection.js" */
+/** @import { SpeechReport, StreamStatistics } from "./connection.js" */
 /** @import { Avatar } from "./server.js" */
 /** @import { Phase } from "./view.js" */
 /** @import { Voice } from "./voice.js" */
@@ -75,6 +75,10 @@ export class EchoRtc extends HTMLElement {
   #autoplayBlocked = false;
   /** Whether the server is still loading. */
   #isStarting = false;
+  /** @type {Set<string>} Events of pushed speech that are being said or wait for it, by their ids. */ #saying = new Set();
+  /** Whether the present stream is ours: then we are told of its pushed speech. */
+  #isOwner = false;
+  #madeEvents = 0;
   /** The volume to go back to from silence. */
   #lastVolume = 1;
   /** @type {LevelMeter | null} Of the voice; made by the first one. */ #meter = null;
@@ -112,6 +116,8 @@ export class EchoRtc extends HTMLElement {
     on("unmute", () => (this.muted = false));
     on("volume", () => (this.volume = view.volume));
     on("token", (/** @type {string} */ token) => this.#useToken(token));
+    view.say.addEventListener("say", (event) => this.say(detailOf(event)));
+    view.say.addEventListener("interrupt", () => this.interrupt());
     this.addEventListener("keydown", (event) => this.#onKey(event));
     this.addEventListener("pointerdown", this.#onVisible);
     view.video.addEventListener("pause", () => this.#onPause());
@@ -183,6 +189,15 @@ export class EchoRtc extends HTMLElement {
     return this.#state;
   }
 
+  /**
+   * The id of a call's stream, which looks at it, speaks to it and ends it; null while there is none, and in a view.
+   * @returns {string | null}
+   */
+  get stream() {
+    const session = this.#mode === "view" ? null : (this.#call?.session ?? null);
+    return session === null ? null : decodeURIComponent(session.slice(session.lastIndexOf("/") + 1));
+  }
+
   /** The avatar's sound and picture, for a page that does more with them; null while there is none. */
   get media() {
     return /** @type {MediaStream | null} */ (this.#view.video.srcObject);
@@ -249,7 +264,7 @@ export class EchoRtc extends HTMLElement {
     this.#view.showNotice(this.#words.connecting());
     this.#view.announce("", true);
     this.#view.announce(this.#words.connecting().title);
-    if (wish.mode === "view") {
+    if (wish.mode !== "call") {
       call.start(null);
     } else {
       setTimeout(() => {
@@ -260,6 +275,41 @@ export class EchoRtc extends HTMLElement {
       this.#takeVoice(call);
     }
     return isLive;
+  }
+
+  /**
+   * Has the avatar say a text, behind what it is saying already; in the mode "text", at a server that says text.
+   * @param {string} text
+   * @returns {Promise<boolean>} Whether the server has taken it.
+   */
+  async say(text) {
+    const call = this.#call;
+    this.#madeEvents += 1;
+    const eventId = `said-${this.#madeEvents}`;
+    if (call === null || this.#mode !== "text") {
+      return false;
+    }
+    this.#saying.add(eventId);
+    this.#showSaying();
+    try {
+      await call.say(text, eventId);
+      return true;
+    } catch (error) {
+      if (!(error instanceof Refusal)) {
+        throw error; // a fault of this module, which the console should show
+      }
+      if (this.#call === call) {
+        this.#view.say.giveBack(text);
+        this.#onSpeech({ step: "failed", eventId, detail: error.detail });
+        this.#onSpeech({ step: "ended", eventId, detail: "" });
+      }
+      return false;
+    }
+  }
+
+  /** Silences what the avatar is saying, and all that waits, where the stream is one's own. */
+  interrupt() {
+    this.#call?.interrupt();
   }
 
   /** Ends the call, if there is one, and gives everything back. */
@@ -293,7 +343,8 @@ export class EchoRtc extends HTMLElement {
 
   /** @returns {Mode} */
   get #mode() {
-    return this.getAttribute("mode") === "view" ? "view" : "call";
+    const mode = this.getAttribute("mode");
+    return mode === "view" || mode === "text" ? mode : "call";
   }
 
   get #words() {
@@ -391,9 +442,10 @@ export class EchoRtc extends HTMLElement {
       return;
     }
     this.#view.showSize(configuration.width, configuration.height);
+    this.#view.showText(configuration.speak_text === true);
     this.#emit("configuration", configuration);
     // It has none before it has started.
-    if (this.#mode === "call" && configuration.avatars.length > this.#avatars.length) {
+    if (this.#mode !== "view" && configuration.avatars.length > this.#avatars.length) {
       const avatars = await server.avatars();
       if (!isWanted()) {
         return;
@@ -432,7 +484,7 @@ export class EchoRtc extends HTMLElement {
     this.#choice = choice;
     this.#emitVoice();
     if (this.#call !== null) {
-      return this.#mode === "view" || this.#takeVoice(this.#call);
+      return this.#mode !== "call" || this.#takeVoice(this.#call);
     }
     if (start) {
       return this.start();
@@ -544,6 +596,7 @@ export class EchoRtc extends HTMLElement {
     on("stats", (/** @type {StreamStatistics | null} */ statistics) => this.#onStatistics(call, statistics));
     on("caption", (/** @type {Caption} */ caption) => this.#captions.take(caption));
     on("recording", (/** @type {boolean} */ active) => this.#onRecording(active));
+    on("speech", (/** @type {SpeechReport} */ report) => this.#onSpeech(report));
     on("steady", (/** @type {boolean} */ steady) => this.#showBanner(steady ? "" : BANNERS.unsteady, false));
     on("wait", (/** @type {Wait} */ wait) => this.#onWait(wait));
     on("end", (/** @type {End} */ end) => this.#onEnd(end));
@@ -590,7 +643,8 @@ export class EchoRtc extends HTMLElement {
     this.#showBanner("");
     this.#showState();
     this.#showSilence();
-    this.#view.announce(this.#mode === "view" ? ANNOUNCEMENTS.watching : ANNOUNCEMENTS.calling);
+    const connected = { call: ANNOUNCEMENTS.calling, view: ANNOUNCEMENTS.watching, text: ANNOUNCEMENTS.typing };
+    this.#view.announce(connected[this.#mode]);
     this.#resolveStarts(true);
     this.dispatchEvent(new Event("playing"));
   }
@@ -660,9 +714,41 @@ export class EchoRtc extends HTMLElement {
     this.#view.showRecording(false);
   }
 
+  /** @param {SpeechReport} report */
+  #onSpeech(report) {
+    const { step, eventId, detail } = report;
+    this.#isOwner = true;
+    if (step === "started") {
+      this.#saying.add(eventId);
+    } else if (step === "failed") {
+      const message = unsaid(detail);
+      this.#showBanner(message);
+      this.#emit("error", { code: "speech", message });
+    } else {
+      this.#saying.delete(eventId);
+    }
+    if (step === "interrupted") {
+      this.#view.announce(BANNERS.interrupted);
+    }
+    this.#showSaying();
+    this.#emit("speech", { step, eventId });
+  }
+
+  /** What was being said is no longer, because the connection is gone. */
+  #forgetSpeech() {
+    this.#captions.clear();
+    this.#saying.clear();
+    this.#isOwner = false;
+    this.#showSaying();
+  }
+
+  #showSaying() {
+    this.#view.showSaying(this.#isOwner, this.#saying.size > 0);
+  }
+
   /** @param {Wait} wait */
   #onWait(wait) {
-    this.#captions.clear();
+    this.#forgetSpeech();
     this.#forgetRecording();
     const notice = this.#words.waiting(wait, this.getAttribute("name") ?? "");
     this.#enter("waiting", { why: wait.why, message: `${notice.title}. ${notice.text}`, retryMs: wait.delayMs });
@@ -676,7 +762,7 @@ export class EchoRtc extends HTMLElement {
   #onEnd(end) {
     const length = this.#liveSince === null ? null : durationOf((performance.now() - this.#liveSince) / 1000);
     this.#call = null;
-    this.#captions.clear();
+    this.#forgetSpeech();
     this.#forgetRecording();
     this.#voiceTurn += 1;
     this.#voice?.close();
@@ -831,6 +917,8 @@ export class EchoRtc extends HTMLElement {
     const key = String(event.key).toLowerCase(); // browsers that fill fields in send events without one
     if (key === "m" && this.#mode === "call") {
       this.microphoneMuted = !this.#microphoneMuted;
+    } else if (key === "i" && this.#saying.size > 0) {
+      this.interrupt();
     } else if (key === "s") {
       this.muted = !this.muted;
     } else if (key === "escape") {

@@ -26,4 +26,5 @@ export const ICONS = Object.freeze({
     "M10.4 16.6a2.6 2.6 0 0 1 3.2 0M12 19.6h.01M4 4l16 16",
   warning: "M12 4.2 21 19.5H3zM12 10v4.4M12 17h.01",
   play: "M8 5.5v13l11-6.5z",
+  stop: "M7 7h10v10H7z",
 });

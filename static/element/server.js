@@ -19,6 +19,7 @@
  * @property {string[]} avatars Empty until the engine has started.
  * @property {string} engine
  * @property {string} status "starting", "ready" or "stopping".
+ * @property {boolean} [speak_text] Whether the server says text.
  * @property {RTCIceServer[]} [ice_servers]
  */
 
@@ -144,19 +145,33 @@ export class Server {
   }
 
   /**
-   * Opens a call. An empty `avatar` leaves the choice to the server, an empty `name` the stream without one.
+   * Opens a call. An empty `avatar` leaves the choice to the server, an empty `name` the stream without one. In the mode
+   * "text" the offer has no microphone, and the avatar says what is pushed to its stream.
    * @param {string} sdp
-   * @param {{ avatar: string, name: string }} wish
+   * @param {{ avatar: string, name: string, mode: string }} wish
    * @returns {Promise<Answer>}
    */
-  async call(sdp, { avatar, name }) {
-    const body = JSON.stringify({ sdp, type: "offer", ...(avatar && { avatar }), ...(name && { name }) });
+  async call(sdp, { avatar, name, mode }) {
+    const source = mode === "text" && { source: "pushed" };
+    const body = JSON.stringify({ sdp, type: "offer", ...(avatar && { avatar }), ...(name && { name }), ...source });
     const headers = { "Content-Type": "application/json" };
     const answer = await contentOf(await this.#fetch("/offer", { method: "POST", headers, body }, ANSWER_TIMEOUT_MS));
     if (typeof answer.sdp !== "string" || typeof answer.stream !== "string") {
       throw new Refusal("unreachable", "The answer is not one of an echo_rtc server.");
     }
     return { sdp: answer.sdp, session: `${this.#base}/streams/${encodeURIComponent(answer.stream)}` };
+  }
+
+  /**
+   * Has a text said by the stream of a call that was opened for that.
+   * @param {string} session
+   * @param {string} text
+   * @param {string} eventId
+   */
+  async say(session, text, eventId) {
+    const headers = { "Content-Type": "application/json" };
+    const request = { method: "POST", headers, body: JSON.stringify({ text, event_id: eventId }) };
+    await contentOf(await this.#fetch(`${session}/speak`, request, ANSWER_TIMEOUT_MS));
   }
 
   /**

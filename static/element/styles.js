@@ -580,9 +580,46 @@ video,
   background: var(--tint);
 }
 
+.control[aria-disabled="true"] {
+  background: transparent;
+  opacity: 0.5;
+  cursor: default;
+}
+
 .control[aria-pressed="true"] {
   background: var(--warning-tint);
   color: var(--warning);
+}
+
+/* Text that the avatar is to say */
+
+.say {
+  display: grid;
+  width: min(100%, max(20rem, var(--stage-width)));
+  max-width: 36rem;
+  grid-template-columns: minmax(0, 1fr) auto;
+  align-items: end;
+  gap: 0.6rem;
+}
+
+.say-field {
+  display: grid;
+  gap: 0.25rem;
+  font-size: 0.85rem;
+  font-weight: 600;
+}
+
+.say-text {
+  width: 100%;
+  min-height: 2.9rem;
+  padding: 0.5rem 0.75rem;
+  border: 1px solid var(--edge);
+  border-radius: 0.75rem;
+  background: var(--surface);
+  font: inherit;
+  font-size: 1rem;
+  font-weight: 400;
+  resize: vertical;
 }
 
 .hang-up,
@@ -727,6 +764,11 @@ video,
     left: 50%;
     translate: -50%;
     width: max-content;
+  }
+
+  .frame:has(> .say:not([hidden])) .controls {
+    position: static;
+    translate: none;
   }
 
   .caption {

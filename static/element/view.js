@@ -3,6 +3,7 @@
  */
 
 import { control, draw, element, icon } from "./dom.js";
+import { SayForm } from "./say.js";
 import { STYLE } from "./styles.js";
 import { stateWords } from "./words.js";
 
@@ -101,15 +102,22 @@ export class View extends EventTarget {
   #slider = element("input", { type: "range", min: "0", max: "100", step: "5", value: "100" });
   #volume = element("label", { part: "volume", class: "volume" }, element("span", {}, "Volume"), this.#slider);
   #end = control("End the call", "Escape", icon("phone-end"), element("span", {}, "End"));
+  #say = new SayForm();
   #controls = element(
     "div",
     { part: "controls", class: "controls", role: "group", "aria-label": "Call controls", hidden: "" },
     this.#mute,
     this.#silence,
     this.#volume,
+    this.#say.interrupt,
     this.#end,
   );
   #hasControls = false;
+  /** @type {Mode} */ #mode = "call";
+  /** Whether the server says text. */
+  #saysText = false;
+  /** Whether what is said can be interrupted from here. */
+  #isOwner = false;
   #hasCaptions = false;
   #caption = element("p", { part: "caption", class: "caption", hidden: "" });
   #status = element("p", { class: "unseen", role: "status" });
@@ -126,7 +134,7 @@ export class View extends EventTarget {
     root.adoptedStyleSheets = [sheet];
     this.#end.classList.add("hang-up");
     this.#video.disablePictureInPicture = true;
-    const frame = element("div", { class: "frame" }, this.#stage, this.#controls, this.#caption);
+    const frame = element("div", { class: "frame" }, this.#stage, this.#controls, this.#caption, this.#say.form);
     root.append(frame, this.#status, this.#alert);
     this.#end.addEventListener("click", () => this.#emit("action", "stop"));
     this.#mute.addEventListener("click", () => this.#emit("mute"));
@@ -143,6 +151,11 @@ export class View extends EventTarget {
 
   get video() {
     return this.#video;
+  }
+
+  /** The field for text and the button that interrupts it. */
+  get say() {
+    return this.#say;
   }
 
   /** The echo's volume, 0..1. */
@@ -175,11 +188,29 @@ export class View extends EventTarget {
    */
   showControls(shown, mode) {
     this.#hasControls = shown;
+    this.#mode = mode;
     this.#chip.hidden = !shown;
-    this.#mute.hidden = mode === "view";
+    this.#mute.hidden = mode !== "call";
     const label = mode === "view" ? "End: stop watching" : "End the call";
     this.#end.setAttribute("aria-label", label);
     this.#end.title = `${label} (Escape)`;
+    this.#arrange();
+  }
+
+  /** @param {boolean} saysText Whether the server says text. */
+  showText(saysText) {
+    this.#saysText = saysText;
+    this.#arrange();
+  }
+
+  /**
+   * Pushed speech, of which whoever owns the stream is told.
+   * @param {boolean} isOwner
+   * @param {boolean} isSaying Whether anything is being said, or waits for it.
+   */
+  showSaying(isOwner, isSaying) {
+    this.#isOwner = isOwner;
+    this.#say.showSaying(isSaying);
     this.#arrange();
   }
 
@@ -198,7 +229,7 @@ export class View extends EventTarget {
 
   /** @param {ShownState} state Its word is shown while there is no notice, which knows more. */
   showState(state) {
-    const { word, caption } = stateWords(state);
+    const { word, caption } = stateWords(state, this.#mode === "text");
     this.#chip.dataset.state = state;
     this.#stage.dataset.state = state;
     this.#caption.textContent = caption;
@@ -339,9 +370,13 @@ export class View extends EventTarget {
   /** The bar and the line below belong to a running picture. */
   #arrange() {
     const isLive = this.#stage.dataset.phase === "live";
-    this.#focusLost ||= !isLive && this.#controls.contains(this.#root.activeElement);
+    const { activeElement } = this.#root;
+    const hadFocus = this.#controls.contains(activeElement) || this.#say.form.contains(activeElement);
+    const isText = this.#mode === "text";
+    this.#focusLost ||= !isLive && hadFocus;
     this.#controls.hidden = !this.#hasControls || !isLive;
-    this.#caption.hidden = !this.#hasControls || !isLive || this.#mute.hidden;
+    this.#caption.hidden = this.#controls.hidden || this.#mode === "view";
+    this.#say.arrange(!this.#controls.hidden && isText && this.#saysText, isText || this.#isOwner);
   }
 
   /**

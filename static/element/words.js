@@ -13,7 +13,10 @@
 
 /** @typedef {{ name: ActionName, label: string }} Action */
 
-/** @typedef {"call" | "view"} Mode call: a voice goes out, its avatar comes back. view: somebody else's avatar. */
+/**
+ * @typedef {"call" | "view" | "text"} Mode call: a voice goes out, its avatar comes back. view: somebody else's avatar.
+ * text: an avatar of one's own without a voice, which says text.
+ */
 
 /** @typedef {"microphone" | "sample" | "track"} Source Where the voice comes from; track: from the page around. */
 
@@ -52,6 +55,9 @@ const STATE_WORDS = Object.freeze({
   closed: { word: "Ended", caption: "" },
 });
 
+/** @type {Readonly<Partial<Record<ShownState, string>>>} The line below, where the avatar says text. */
+const TEXT_CAPTIONS = Object.freeze({ idle: "Type what it is to say", speaking: "The avatar is saying your text" });
+
 /** Short lines over the running picture. */
 export const BANNERS = Object.freeze({
   unsteady: "The connection is unsteady",
@@ -61,12 +67,14 @@ export const BANNERS = Object.freeze({
   muted: "You are muted",
   unheard: "You are muted. Unmute to be heard",
   endByKey: "Press Esc again to end the call",
+  interrupted: "Interrupted",
 });
 
 /** What a screen reader is told beyond the notices. */
 export const ANNOUNCEMENTS = Object.freeze({
   calling: "Connected. The avatar speaks with your voice.",
   watching: "Connected. The avatar is live.",
+  typing: "Connected. The avatar says what you type.",
   muted: "Muted: the avatar hears silence.",
   unmuted: "No longer muted.",
   behind: "The picture is late; the sound goes on.",
@@ -74,9 +82,21 @@ export const ANNOUNCEMENTS = Object.freeze({
   unrecorded: "The recording has ended.",
 });
 
-/** @param {ShownState} state */
-export function stateWords(state) {
-  return STATE_WORDS[state];
+/**
+ * @param {ShownState} state
+ * @param {boolean} isText Whether the avatar says text.
+ */
+export function stateWords(state, isText) {
+  const words = STATE_WORDS[state];
+  return { ...words, caption: (isText ? TEXT_CAPTIONS[state] : undefined) ?? words.caption };
+}
+
+/**
+ * A text that could not be said.
+ * @param {string} detail The server's phrase.
+ */
+export function unsaid(detail) {
+  return sentence(detail, "That could not be said.");
 }
 
 /** What the element says over its stage. `hasSample`: whether there is a sample voice to offer. */
@@ -96,7 +116,10 @@ export class Words {
    * @returns {Notice}
    */
   welcome(mode, source, isStarting) {
-    const actions = mode === "view" ? [action("start", "Watch")] : this.#voices(source, "Start the call");
+    const actions =
+      mode === "view" ? [action("start", "Watch")]
+      : mode === "text" ? [action("start", "Start")]
+      : this.#voices(source, "Start the call");
     if (isStarting) {
       return { ...loading(), text: "You can start already: the call then begins by itself.", actions };
     }
@@ -107,6 +130,16 @@ export class Words {
         chip: "Ready",
         title: "Watch the avatar",
         text: "Somebody speaks, and the avatar says it. Picture and sound begin with a tap.",
+        actions,
+      };
+    }
+    if (mode === "text") {
+      return {
+        icon: "mark",
+        tone: "calm",
+        chip: "Ready",
+        title: "Type, and a face says it",
+        text: "This person says your text with the server's voice. No microphone is used.",
         actions,
       };
     }
@@ -308,7 +341,10 @@ export class Words {
       chip: "Ended",
       title: isView ? "You have stopped watching" : "The call has ended",
       text: isView ? `You watched for ${length}.` : `It lasted ${length}.`,
-      actions: isView ? [action("start", "Watch again")] : this.#voices(source, "Start again"),
+      actions:
+        isView ? [action("start", "Watch again")]
+        : mode === "text" ? [action("start", "Start again")]
+        : this.#voices(source, "Start again"),
     };
   }
 

@@ -115,7 +115,7 @@ async def test_mute_sends_silence_and_the_avatar_rests(card: RunningServer, page
 
 async def test_the_sample_voice_needs_no_microphone(card: RunningServer, page: PageFactory) -> None:
     visit = await page(card.url, microphone="missing")
-    await visit.page.get_by_role("combobox", name="Microphone").select_option(label=SAMPLE_VOICE)
+    await visit.page.get_by_role("combobox", name="Voice").select_option(label=SAMPLE_VOICE)
     assert await visit.page.evaluate("navigator.mediaDevices.enumerateDevices()") == []
     await visit.start("Start with the sample voice")
     await visit.listen()
@@ -129,7 +129,7 @@ async def test_the_voice_changes_within_a_call(card: RunningServer, page: PageFa
     await visit.state("Idle")
     await visit.listen()
     await visit.hears(below=SILENT)
-    voices = visit.page.get_by_role("combobox", name="Microphone")
+    voices = visit.page.get_by_role("combobox", name="Voice")
     await voices.select_option(label=SAMPLE_VOICE)
     await visit.until("keptTracks[0].readyState === 'ended'")
     await visit.hears(above=HEARD)

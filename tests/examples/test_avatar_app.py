@@ -53,7 +53,7 @@ async def test_a_peer_of_the_application_gets_the_avatar_in_sync() -> None:
                     return str((await response.json())["sdp"])
 
             async with http.get(url) as response:
-                assert await response.text() == PAGE
+                assert await response.text() == PAGE.read_text()
             await caller.connect(exchange)
             with pytest.raises(aiohttp.ClientResponseError) as full:
                 await late.connect(exchange)

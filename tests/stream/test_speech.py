@@ -13,7 +13,7 @@ import pytest
 
 from echo_rtc.clips import MEDIA_RATE, ClipFormat, S16Array
 from echo_rtc.engine.testcard import AVATAR, ScriptedFaults, TestCardEngine
-from echo_rtc.media.speech import EventOverError
+from echo_rtc.media.speech import EventOverError, Words
 from echo_rtc.stream.queues import QueueClosedError
 from echo_rtc.stream.speech import Speaker, SpeechReport, SpeechStep
 from echo_rtc.stream.stream import Stream, StreamOptions, StreamState, VoiceSource
@@ -85,8 +85,8 @@ def test_pushed_events_are_said_in_order_and_reported() -> None:
     async def live() -> None:
         async with talking() as watched:
             pushed = watched.loop.time()
-            watched.speaker.say("a", loud(1.2), "one")
-            watched.speaker.say("b", loud(0.8), "two")
+            watched.speaker.say("a", loud(1.2), Words("one"))
+            watched.speaker.say("b", loud(0.8), Words("two"))
             watched.speaker.complete("b")
             assert watched.speaker.queued_s == pytest.approx(2.0, abs=0.01)
             await asyncio.sleep(4.0)
@@ -217,8 +217,8 @@ def test_a_worker_that_dies_mid_event_costs_no_sound() -> None:
 def test_streams_spoken_to_at_once_stay_apart() -> None:
     async def live() -> None:
         async with talking() as first, talking() as second:
-            first.speaker.say("same", loud(3.0), "one")
-            second.speaker.say("same", loud(2.0), "two")
+            first.speaker.say("same", loud(3.0), Words("one"))
+            second.speaker.say("same", loud(2.0), Words("two"))
             second.speaker.complete("same")
             await asyncio.sleep(1.0)
             [report] = first.speaker.interrupt()
@@ -261,7 +261,7 @@ def test_a_clip_that_is_lost_costs_no_sound() -> None:
 def test_an_interruption_takes_the_words_away(after_s: float, taken_away: bool) -> None:
     async def live() -> None:
         async with talking() as watched:
-            watched.speaker.say("a", loud(2.0), "one")
+            watched.speaker.say("a", loud(2.0), Words("one"))
             watched.speaker.say("a", loud(2.0))
             await asyncio.sleep(after_s)
             watched.speaker.interrupt()

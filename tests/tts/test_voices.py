@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import shutil
 from collections.abc import AsyncIterator
+from contextlib import aclosing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from aiohttp import web
 from echo_rtc.errors import SettingsError
 from echo_rtc.tts import voices
 from echo_rtc.tts.sentences import MAX_SENTENCE_CHARACTERS, sentences
-from echo_rtc.tts.voices import LocalVoice, ServerVoice, TtsError, TtsServer, make_voice
+from echo_rtc.tts.voices import LocalVoice, ServerVoice, TtsError, TtsServer, Voice, make_voice
 
 KEY = "a-key-of-the-server"
 PCM = b"\x01\x02" * 1200
@@ -42,7 +43,9 @@ class Stub:
         try:
             while self.script == "endless":
                 await response.write(bytes(1 << 16))
-            if self.script == "silent":
+            if self.script == "slow":
+                await response.write(PCM)
+            if self.script in ("silent", "slow"):
                 await asyncio.Event().wait()
         except (ConnectionError, asyncio.CancelledError):
             self.gone.set()
@@ -53,6 +56,14 @@ class Stub:
             request.transport.abort()
         await response.write({"odd": PCM + b"\x05", "empty": b""}.get(self.script, PCM))
         return response
+
+
+async def said(voice: Voice, sentence: str = "Hello.") -> tuple[bytes, int]:
+    """All the sound of a sentence, and its rate."""
+    async with aclosing(voice.say(sentence)) as sound:
+        parts = [part async for part in sound]
+    [rate] = {part.rate for part in parts}
+    return b"".join(part.pcm for part in parts), rate
 
 
 @pytest.fixture
@@ -72,12 +83,11 @@ async def made() -> AsyncIterator[tuple[Stub, ServerVoice]]:
 
 async def test_a_server_is_asked_as_openais_is(made: tuple[Stub, ServerVoice]) -> None:
     stub, voice = made
-    spoken = await voice.say("Hello.")
-    assert (spoken.pcm, spoken.rate) == (PCM, 24_000)
+    assert await said(voice) == (PCM, 24_000)
     assert stub.asked == [{"model": "tts-1", "input": "Hello.", "voice": "alloy", "response_format": "pcm"}]
     assert stub.keys == [f"Bearer {KEY}"]
     stub.script = "odd"
-    assert (await voice.say("Hello.")).pcm == PCM
+    assert await said(voice) == (PCM, 24_000)
 
 
 @pytest.mark.parametrize(
@@ -98,15 +108,32 @@ async def test_troubles_of_a_server_are_one_sentence(
     stub.script = script
     monkeypatch.setattr(voices, "SILENCE_S", 0.1 if script == "silent" else 15.0)
     with pytest.raises(TtsError, match=words) as refused:
-        await voice.say("Hello.")
+        await said(voice)
     assert KEY not in str(refused.value)
     assert len(stub.asked) == 1
+
+
+async def test_sound_is_handed_on_before_the_sentence_is_whole(made: tuple[Stub, ServerVoice]) -> None:
+    stub, voice = made
+    stub.script = "slow"
+    async with asyncio.timeout(10), aclosing(voice.say("Hello.")) as sound:
+        first = await anext(sound)
+        assert first.pcm == PCM
+    # Closing it has ended the request.
+    await asyncio.wait_for(stub.gone.wait(), 10)
+
+
+async def test_a_server_that_is_not_there_is_one_sentence() -> None:
+    voice = ServerVoice(TtsServer("http://127.0.0.1:9/v1/audio/speech", "tts-1", "alloy", KEY))
+    with pytest.raises(TtsError, match=r"^the text-to-speech server cannot be reached; .*--tts-url$"):
+        await said(voice)
+    await voice.close()
 
 
 async def test_a_cancelled_sentence_ends_its_request(made: tuple[Stub, ServerVoice]) -> None:
     stub, voice = made
     stub.script = "silent"
-    task = asyncio.create_task(voice.say("Hello."))
+    task = asyncio.create_task(said(voice))
     await asyncio.wait_for(stub.came.wait(), 10)
     task.cancel()
     await asyncio.wait_for(stub.gone.wait(), 10)
@@ -122,13 +149,13 @@ def test_addresses_lead_to_the_interface() -> None:
 async def test_espeak_says_a_sentence(tmp_path: Path) -> None:
     program = shutil.which("espeak-ng")
     if program is not None:
-        spoken = await LocalVoice(program, "en").say("Good\ud800 morning.")
-        assert 0.3 < len(spoken.pcm) / 2 / spoken.rate < 5
+        pcm, rate = await said(LocalVoice(program, "en"), "Good\ud800 morning.")
+        assert 0.3 < len(pcm) / 2 / rate < 5
     broken = tmp_path / "espeak-ng"
     broken.write_text("#!/bin/sh\ncat > /dev/null\necho nonsense\n")
     broken.chmod(0o755)
     with pytest.raises(TtsError, match="returned no WAV"):
-        await LocalVoice(str(broken), "en").say("Good morning.")
+        await said(LocalVoice(str(broken), "en"))
 
 
 def test_espeak_that_is_missing_is_said_at_the_start(monkeypatch: pytest.MonkeyPatch) -> None:

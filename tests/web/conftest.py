@@ -43,6 +43,7 @@ class FakeStreams:
     closed: list[tuple[str, str]] = field(default_factory=list)
     live: dict[str, dict[str, object]] = field(default_factory=lambda: {"known-id": {"rendered": 24}})
     names: list[str | None] = field(default_factory=list)
+    pushed: list[bool] = field(default_factory=list)
     sessions: dict[tuple[Role, str, str], Opened] = field(default_factory=dict)
     fragments: list[str] = field(default_factory=list)
 
@@ -58,10 +59,11 @@ class FakeStreams:
         return self.ledger.total(())
 
     async def open_call(
-        self, offer_sdp: str, avatar: str, name: str | None = None, caller: Caller | None = None
+        self, offer_sdp: str, avatar: str, name: str | None = None, caller: Caller | None = None, pushed: bool = False
     ) -> Opened:
         self.offers.append((offer_sdp, avatar))
         self.names.append(name)
+        self.pushed.append(pushed)
         return self._open(Role.CALL, name or "")
 
     async def publish(self, name: str, offer_sdp: str, avatar: str, caller: Caller | None = None) -> Opened:

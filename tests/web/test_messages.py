@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import base64
 import json
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import numpy as np
 import pytest
 
 from echo_rtc.clips import S16Array
-from echo_rtc.media.speech import EventOverError, QueueFullError
+from echo_rtc.media.speech import EventOverError, QueueFullError, Words
 from echo_rtc.stream.speech import SpeechReport, SpeechStep
 from echo_rtc.web.messages import MAX_PCM_BYTES, Message, SpeechMessages
 
@@ -28,14 +29,32 @@ class FakeSpeaker:
     kept_alive: int = 0
     listening: bool = False
     failure: Exception | None = None
+    running: str | None = None
+    failures: list[tuple[str, str, str]] = field(default_factory=list)
+    drop_prepared: Callable[[], None] = lambda: None
 
-    def say(self, event: str, pcm: S16Array, text: str = "") -> None:
+    def say(self, event: str, pcm: S16Array, words: Words | None = None) -> None:
         if self.failure is not None:
             raise self.failure
-        self.said.append((event, len(pcm), text))
+        if event not in self.completed:
+            self.running = event
+        is_new = words is not None and not words.samples
+        self.said.append((event, len(pcm), words.text if words is not None and is_new else ""))
+        if words is not None:
+            words.samples += len(pcm)
+
+    def hold(self, event: str) -> None:
+        self.running = event
+
+    def fail(self, event: str, code: str, detail: str) -> None:
+        self.failures.append((event, code, detail))
+
+    def queued_until_s(self, event: str) -> float:
+        return 0.0
 
     def complete(self, event: str) -> bool:
         self.completed.append(event)
+        self.running = None if self.running == event else self.running
         return True
 
     def interrupt(self) -> list[SpeechReport]:

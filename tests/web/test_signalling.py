@@ -62,6 +62,13 @@ async def test_a_call_may_have_a_name(edge: Edge) -> None:
     assert edge.streams.names == ["studio"]
 
 
+async def test_a_call_may_be_of_pushed_speech(edge: Edge) -> None:
+    for source in ({"source": "pushed"}, {"source": "microphone"}, {}):
+        async with edge.client.post("/offer", json={**GOOD, **source}) as response:
+            assert response.status == 200
+    assert edge.streams.pushed == [True, False, False]
+
+
 async def test_without_a_choice_the_first_avatar_speaks(edge: Edge) -> None:
     for body in (GOOD, {**GOOD, "avatar": None}):
         async with edge.client.post(
@@ -97,6 +104,8 @@ async def test_another_content_type_is_415(edge: Edge, content_type: str) -> Non
         ({"type": "offer", "sdp": "v=0 \ud800"}, "sdp has half of a surrogate pair"),
         ({**GOOD, "avatar": {"a": "b" * 500}}, "..."),
         ({**GOOD, "name": 7}, "name is 7; it must be the stream's name"),
+        ({**GOOD, "source": "radio"}, "source is 'radio'; it must be 'microphone' or 'pushed'"),
+        ({**GOOD, "source": []}, "source is []"),
     ],
 )
 async def test_a_body_that_is_no_offer_is_400(edge: Edge, body: Any, words: str) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -169,8 +169,8 @@ async def test_speaking_needs_a_token_for_the_streams_name(
 class HalfSecondVoice:
     """Says every sentence in half a second."""
 
-    async def say(self, sentence: str) -> Spoken:
-        return Spoken(HALF, 24_000)
+    async def say(self, sentence: str) -> AsyncGenerator[Spoken, None]:
+        yield Spoken(HALF, 24_000)
 
     async def close(self) -> None: ...
 

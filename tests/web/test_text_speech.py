@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import AsyncGenerator
 
 import pytest
 
@@ -20,67 +21,69 @@ class Talker(FakeSpeaker):
     queued_s = 0.0
     __hash__ = object.__hash__
 
+    def queued_until_s(self, event: str) -> float:
+        return self.queued_s
+
     @property
     def texts(self) -> list[str]:
         return [text for _, _, text in self.said if text]
 
 
 class ScriptedVoice:
-    """Needs a second for each sentence; fails at those that hold "bad"."""
+    """Needs a second for each sentence, and another one for its second half; fails at those that hold "bad", and in the
+    middle of those that hold "worse"."""
 
     def __init__(self) -> None:
         self.asked: list[str] = []
         self.cancelled = 0
         self.closed = False
 
-    async def say(self, sentence: str) -> Spoken:
+    async def say(self, sentence: str) -> AsyncGenerator[Spoken, None]:
         self.asked.append(sentence)
         try:
-            await asyncio.sleep(1.0)
-        except asyncio.CancelledError:
+            for half in range(2):
+                await asyncio.sleep(1.0)
+                if "bad" in sentence or (half and "worse" in sentence):
+                    raise TtsError("the text-to-speech server answers 500")
+                yield Spoken(b"\x01\x00" * 12_000, 24_000)
+        except (asyncio.CancelledError, GeneratorExit):
             self.cancelled += 1
             raise
-        if "bad" in sentence:
-            raise TtsError("the text-to-speech server answers 500")
-        return Spoken(b"\x01\x00" * 24_000, 24_000)
 
     async def close(self) -> None:
         self.closed = True
 
 
-def scene() -> tuple[Talker, ScriptedVoice, TextSpeech, list[tuple[str, str]]]:
+def scene() -> tuple[Talker, ScriptedVoice, TextSpeech]:
     speaker, voice = Talker(), ScriptedVoice()
-    speech = TextSpeech(speaker, voice)  # type: ignore[arg-type]
-    failures: list[tuple[str, str]] = []
-    speech.failed = lambda event, code, detail: failures.append((event, code))
-    return speaker, voice, speech, failures
+    return speaker, voice, TextSpeech(speaker, voice)  # type: ignore[arg-type]
 
 
 def test_sentences_and_texts_are_said_in_order() -> None:
     async def live() -> None:
-        speaker, voice, speech, failures = scene()
+        speaker, voice, speech = scene()
         assert speech.say("One. Two.") == "text-1"
         assert speech.say("Three.", "mine") == "mine"
+        assert speech.say("Four.", "text-1") == "text-1"
         await asyncio.sleep(1.5)
-        assert speaker.texts == ["One."]
-        assert voice.asked == ["One.", "Two."]
-        await asyncio.sleep(5)
-        assert speaker.texts == ["One.", "Two.", "Three."]
+        assert (speaker.texts, voice.asked) == (["One."], ["One."])
+        assert 0 < speaker.samples("text-1") <= 24_000
+        await asyncio.sleep(8)
+        assert speaker.texts == ["One.", "Two.", "Four.", "Three."]
         assert speaker.completed == ["text-1", "mine"]
-        assert speaker.samples("text-1") == pytest.approx(96_000, abs=20)
-        assert failures == []
+        assert speaker.samples("text-1") == pytest.approx(3 * 48_000, abs=20)
+        assert speaker.failures == []
 
     run(live())
 
 
 def test_no_more_is_queued_than_is_needed() -> None:
     async def live() -> None:
-        speaker, voice, speech, _ = scene()
+        speaker, voice, speech = scene()
         speaker.queued_s = LEAD_S + 5
         speech.say("One. Two.")
         await asyncio.sleep(4)
-        assert voice.asked == ["One."]
-        assert speaker.texts == []
+        assert (speaker.running, voice.asked, speaker.texts) == ("text-1", [], [])
         speaker.queued_s = 0.0
         await asyncio.sleep(10)
         assert speaker.texts == ["One.", "Two."]
@@ -88,14 +91,38 @@ def test_no_more_is_queued_than_is_needed() -> None:
     run(live())
 
 
+def test_sound_of_a_texts_event_follows_the_text() -> None:
+    async def live() -> None:
+        speaker, _, speech = scene()
+        sent: list[Message] = []
+        messages = SpeechMessages(speaker, 48_000, sent.append, speech)  # type: ignore[arg-type]
+        messages.text('{"type": "agent.speak_text", "text": "One. Two.", "event_id": "a"}')
+        messages.binary(bytes(9600))
+        messages.binary(bytes(9600))
+        messages.text('{"type": "agent.speak_end"}')
+        await asyncio.sleep(1.5)
+        assert speaker.running == "a"
+        await asyncio.sleep(5)
+        assert [count for _, count, _ in speaker.said][-2:] == [4800, 4800]
+        assert {event for event, _, _ in speaker.said} == {"a"}
+        assert (speaker.completed, sent) == (["a"], [])
+        messages.binary(bytes(9600))
+        assert speaker.said[-1] == ("event-1", 4800, "")
+
+    run(live())
+
+
 def test_an_error_ends_its_event_and_no_other() -> None:
     async def live() -> None:
-        speaker, _, speech, failures = scene()
-        speech.say("One. A bad one. Three.", "a")
+        speaker, _, speech = scene()
+        speech.say("One. A worse one. Three.", "a")
+        speech.push("a", bytes(4800), 24_000)
         speech.say("Four.", "b")
         await asyncio.sleep(10)
-        assert failures == [("a", "tts_failed")]
-        assert speaker.texts == ["One.", "Four."]
+        detail = "the text-to-speech server answers 500"
+        assert speaker.failures == [("a", "tts_failed", detail)]
+        assert speaker.texts == ["One.", "A worse one.", "Four."]
+        assert speaker.samples("a") == pytest.approx(72_000, abs=20)
         assert speaker.completed == ["a", "b"]
 
     run(live())
@@ -103,14 +130,14 @@ def test_an_error_ends_its_event_and_no_other() -> None:
 
 def test_an_interruption_cancels_what_is_fetched() -> None:
     async def live() -> None:
-        speaker, voice, speech, failures = scene()
+        speaker, voice, speech = scene()
         speech.say("One. Two.", "a")
         speech.say("Three.", "b")
-        await asyncio.sleep(1.5)
-        assert speech.forget() == ["a", "b"]
-        assert speech.forget() == []
+        await asyncio.sleep(2.5)
+        speaker.drop_prepared()
+        speaker.drop_prepared()
         await asyncio.sleep(5)
-        assert (voice.cancelled, speaker.texts, failures) == (1, ["One."], [])
+        assert (voice.cancelled, speaker.texts, speaker.failures) == (1, ["One."], [])
         speech.say("Four.", "c")
         await asyncio.sleep(5)
         assert speaker.texts == ["One.", "Four."]
@@ -120,12 +147,12 @@ def test_an_interruption_cancels_what_is_fetched() -> None:
 
 def test_waiting_texts_are_bounded() -> None:
     async def live() -> None:
-        _, _, speech, _ = scene()
+        _, _, speech = scene()
         for _ in range(MAX_TEXTS):
             speech.say("One.")
         with pytest.raises(SpeechRefusedError, match="16 texts wait"):
             speech.say("One.")
-        speech.forget()
+        speech.drop()
 
     run(live())
 
@@ -151,21 +178,16 @@ def test_the_end_of_a_stream_ends_its_texts() -> None:
 
 def test_the_channel_says_texts_and_tells_errors() -> None:
     async def live() -> None:
-        speaker, _, speech, _ = scene()
+        speaker, _, speech = scene()
         sent: list[Message] = []
         messages = SpeechMessages(speaker, 24_000, sent.append, speech)  # type: ignore[arg-type]
         messages.text('{"type": "agent.speak_text", "text": "One.", "event_id": "a"}')
-        messages.text('{"type": "agent.speak_text", "text": "A bad one.", "event_id": "b"}')
         messages.text('{"type": "agent.speak_text", "text": "?!"}')
         await asyncio.sleep(5)
         assert speaker.texts == ["One."]
-        assert [(message["code"], message.get("event_id")) for message in sent] == [
-            ("bad_message", None),
-            ("tts_failed", "b"),
-        ]
         deaf = SpeechMessages(speaker, 24_000, sent.append)  # type: ignore[arg-type]
         deaf.text('{"type": "agent.speak_text", "text": "One."}')
-        assert sent[-1]["code"] == "not_configured"
+        assert [message["code"] for message in sent] == ["bad_message", "not_configured"]
 
     run(live())
 

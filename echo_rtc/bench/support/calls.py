@@ -112,8 +112,8 @@ class Caller:
         self.sound_clock: SenderClock = watch_sender(sound.receiver, MEDIA_RATE)
         self.picture_clock: SenderClock = watch_sender(picture.receiver, PICTURE_RATE)
         self.picture_receiver = picture.receiver
-        channel = self.connection.createDataChannel("events")
-        channel.on("message", lambda text: self.events.append(json.loads(text)))
+        self.channel = self.connection.createDataChannel("events")
+        self.channel.on("message", lambda text: self.events.append(json.loads(text)))
         self.connection.on("track", self._on_track)
 
     def use_microphone(self, track: MediaStreamTrack) -> None:
