@@ -21,6 +21,7 @@ import aiohttp
 import aioice.ice
 import psutil
 import pytest
+import yaml
 
 from echo_rtc.bench.faults import CLIENT, SERVER, TOKEN, Network
 from echo_rtc.bench.stream import babble
@@ -144,7 +145,11 @@ def test_the_witnesses_see_what_goes_elsewhere(witnesses: Witnesses) -> None:
 
 async def test_a_server_with_its_worker_asks_nobody_but_its_caller(witnesses: Witnesses, tmp_path: Path) -> None:
     command = () if witnesses.network is None else witnesses.network.command
-    flags = ("--host", "0.0.0.0", "--auth-token", TOKEN, "--log-dir", str(tmp_path / "logs"), "--devices", "cpu")
+    # One avatar with few poses: its idle loop is short, and the start with it.
+    mapping = yaml.safe_load((ROOT / "configs" / "embedded.yaml").read_text())
+    (tmp_path / "one.yaml").write_text(yaml.safe_dump({**mapping, "avatars": {}}))
+    flags = ("--host", "0.0.0.0", "--auth-token", TOKEN, "--log-dir", str(tmp_path / "logs"), "--devices", "cpu",
+             "--config", str(tmp_path / "one.yaml"), "--pose-dir", str(ROOT / "tests" / "data" / "poses"))  # fmt: skip
     before = witnesses.sent_nowhere()
     async with RealServer(*flags, command=(*command, sys.executable)) as server:
         host = "127.0.0.1" if witnesses.network is None else SERVER

@@ -22,7 +22,7 @@ LOUD = 0.02
 """RMS above which the returned sound is speech."""
 QUIET = 0.0005
 PAUSE_S = 4
-WATCHED_MS = 20_000
+WATCHED_MS = 12_000
 
 # The mouth of the default avatar, as shares of the picture: left, top, width, height.
 MOUTH = (0.40, 0.42, 0.20, 0.12)

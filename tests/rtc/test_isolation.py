@@ -17,7 +17,7 @@ from echo_rtc.engine.testcard import AVATAR, TestCardEngine
 from tests.rtc.test_calls import House, Sight, house, tone, until
 
 FORMAT = ClipFormat(fps=12, clip_frames=3, width=96, height=96)
-STREAMS, ROUNDS = 5, 10
+STREAMS, ROUNDS = 5, 6
 """In each round as many callers, and a viewer for each: a hundred joins in all."""
 WINDOW = 4_800
 """Samples in which a tone is looked for: 10 Hz apart."""
@@ -65,7 +65,7 @@ async def call(home: House, name: str, caller: Caller) -> str:
     return opened[0]
 
 
-async def test_a_hundred_joins_and_nobody_sees_or_hears_another() -> None:
+async def test_streams_stay_apart_over_many_joins() -> None:
     async with house(TestCardEngine(FORMAT, capacity=STREAMS)) as home:
         for turn in range(ROUNDS):
             tones = {f"room-{number}": 500 + 300 * number + 30 * turn for number in range(STREAMS)}
