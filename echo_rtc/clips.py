@@ -6,7 +6,7 @@ Wall clocks never enter here.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 
@@ -100,6 +100,13 @@ class YuvFrames:
 
     def __iter__(self) -> Iterator[YuvFrames]:
         return (self[i] for i in range(len(self)))
+
+    @classmethod
+    def joined(cls, runs: Sequence[YuvFrames]) -> YuvFrames:
+        """The frames of ``runs``, at least one, in their order; a copy if there are several."""
+        if len(runs) == 1:
+            return runs[0]
+        return cls(*(np.concatenate([getattr(run, plane) for run in runs]) for plane in ("y", "u", "v")))
 
     @property
     def width(self) -> int:

@@ -16,6 +16,9 @@ from echo_rtc.errors import RenderError
 Progress = Callable[[str], None]
 """Called with one line for the log whenever a worker reaches a further step of its start-up."""
 
+TakeFrames = Callable[[YuvFrames], None]
+"""Called with the next frames of a clip, as soon as they are there."""
+
 
 @dataclass(frozen=True, slots=True)
 class RenderRequest:
@@ -45,8 +48,9 @@ class RenderRequest:
 
 @dataclass(frozen=True, slots=True)
 class RenderResult:
-    """A rendered clip: its frames, the final latent (C, h, w) float16 of its last frame (None where a renderer has
-    no latents), and how many milliseconds each stage took."""
+    """A rendered clip: its frames, or those that are left where the first were handed over before; the final latent
+    (C, h, w) float16 of its last frame (None where a renderer has no latents); how many milliseconds each stage took.
+    """
 
     frames: YuvFrames
     final_latent: F16Array | None = None
@@ -179,9 +183,11 @@ class Engine(Protocol):
         """Starts the workers. Raises InputError or SettingsError with the worker's own sentence."""
         ...
 
-    async def render(self, request: RenderRequest) -> RenderResult:
-        """Renders one clip. Raises LateError if it was not begun because it could not be on time, RenderError if it is
-        lost in another way; the engine itself keeps running."""
+    async def render(self, request: RenderRequest, on_frames: TakeFrames | None = None) -> RenderResult:
+        """Renders one clip. With ``on_frames``, its frames are handed to that in runs, as they are decoded, and the
+        result has the last of them; without, the result has all. Raises LateError if it was not begun because it could
+        not be on time, RenderError if it is lost in another way, whatever was handed over of it; the engine itself
+        keeps running."""
         ...
 
     async def prepare_avatar(self, files: AvatarFiles) -> Avatar:

@@ -34,6 +34,7 @@ from echo_rtc.rendering import (
     Progress,
     RenderRequest,
     RenderResult,
+    TakeFrames,
     WorkerStatus,
 )
 from echo_rtc.settings import Settings
@@ -73,7 +74,7 @@ class ScriptedEngine:
         if self.failure is not None:
             raise self.failure
 
-    async def render(self, request: RenderRequest) -> RenderResult:
+    async def render(self, request: RenderRequest, on_frames: TakeFrames | None = None) -> RenderResult:
         raise RenderError("never")
 
     async def remove_avatar(self, name: str) -> None:

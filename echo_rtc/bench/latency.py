@@ -19,6 +19,7 @@ from echo_rtc.bench.support.calls import Caller, Heard
 from echo_rtc.bench.support.report import report
 from echo_rtc.bench.sync import MATCH_S, SETTLE_S, TAIL_S, Beeps, Recording
 from echo_rtc.clips import MEDIA_RATE
+from echo_rtc.errors import SettingsError
 
 LONGEST_WAY_S = 6.0
 """Longer than any delay that a server may be set to."""
@@ -32,8 +33,12 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--seconds", type=float, default=20.0, help="length of the call (s)")
     parser.add_argument("--size", type=int, default=512, help="width and height of the picture (pixels)")
     parser.add_argument("--render", type=float, default=0.0, help="time that each clip takes to render (s)")
+    parser.add_argument("--decode", type=float, default=0.0, help="of it, the time in which its frames come (s)")
     arguments = parser.parse_args(argv)
-    latencies, delay_ms = asyncio.run(measure(arguments.size, arguments.seconds, arguments.render))
+    if not 0.0 <= arguments.decode <= arguments.render:
+        raise SettingsError(f"--decode is {arguments.decode:g}; it must be from 0 to --render")
+    measured = measure(arguments.size, arguments.seconds, arguments.render, arguments.decode)
+    latencies, delay_ms = asyncio.run(measured)
     if not latencies:
         report(["latency"], [], {"mic_to_sound_ms": None, "delay_ms": delay_ms})
         return 1
@@ -47,12 +52,13 @@ def main(argv: list[str]) -> int:
     return 0
 
 
-async def measure(size: int, seconds: float, render_s: float) -> tuple[list[float], float]:
-    """(each beep's way in ms, the server's delay in ms) of a call."""
+async def measure(size: int, seconds: float, render_s: float, decode_s: float = 0.0) -> tuple[list[float], float]:
+    """(each beep's way in ms, the server's delay in ms) of a call whose clips take ``render_s``, of which the last
+    ``decode_s`` while their frames come."""
     beeps = Beeps.lasting(seconds)
     arrivals: list[Heard] = []
     stream_id = ""
-    async with CallServer({"width": size, "height": size, "fps": 24}, delay_s=render_s) as server:
+    async with CallServer({"width": size, "height": size, "fps": 24}, render_s, decode_s=decode_s) as server:
         caller = Caller(beeps.voice, arrivals.append, codec="H264")
 
         async def exchange(offer: str) -> str:

@@ -18,7 +18,7 @@ import threading
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 
-from echo_rtc.clips import ClipFormat, F16Array
+from echo_rtc.clips import ClipFormat, F16Array, YuvFrames
 from echo_rtc.engine.handover import Area, Payload
 from echo_rtc.engine.speed import Speed
 from echo_rtc.engine.worker import ClipWorker, WorkerReport, WorkerSpec
@@ -56,6 +56,25 @@ class AreaFree:
     """The request area of that index is free again."""
 
     area: int
+
+
+@dataclass(frozen=True, slots=True)
+class FramesReady:
+    """The next frames of clip ``number`` lie in the result area: run ``index`` of them."""
+
+    number: int
+    index: int
+    payload: Payload
+
+
+@dataclass(frozen=True, slots=True)
+class Rendered:
+    """A clip is rendered. ``runs``: its frames that lay ready before; ``result``: the rest; ``render_s``: how long
+    rendering took."""
+
+    runs: tuple[Payload, ...]
+    result: Payload
+    render_s: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,11 +191,19 @@ def ping() -> None:
     """Answers: the thread that renders is there and free."""
 
 
-def render(number: int, init_latent: F16Array | None) -> tuple[Payload, float]:
-    """The result lies in the result area."""
-    process = _running()
-    result, render_s = process.worker.render(number, init_latent)
-    return process.channels.results.put(result), render_s
+def render(number: int, init_latent: F16Array | None) -> Rendered:
+    """Frames lie in the result area, one run behind the other, and the result behind them."""
+    process, runs = _running(), list[Payload]()
+
+    def free() -> int:
+        return runs[-1].end if runs else 0
+
+    def send(frames: YuvFrames) -> None:
+        runs.append(process.channels.results.put(frames, free()))
+        process.messages.send(FramesReady(number, len(runs) - 1, runs[-1]))
+
+    result, render_s = process.worker.render(number, init_latent, send)
+    return Rendered(tuple(runs), process.channels.results.put(result, free()), render_s)
 
 
 def prepare_avatar(files: AvatarFiles, first: bool) -> bool:

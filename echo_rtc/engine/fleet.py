@@ -30,6 +30,7 @@ from echo_rtc.rendering import (
     Progress,
     RenderRequest,
     RenderResult,
+    TakeFrames,
     WorkerStatus,
 )
 
@@ -104,7 +105,7 @@ class FleetEngine:
         self._scheduler = Scheduler(self._options.prefetch, self._budget)
         self._slots: dict[str, Slot] = {}
         job_rules = JobRules(
-            float(format.clip_duration),
+            format,
             self._ticket,
             lambda: self._timeout_s,
             lambda slot, worker: self._supervisor.go_down(slot, worker),
@@ -140,14 +141,15 @@ class FleetEngine:
 
     @property
     def expected_render_s(self) -> float:
-        """What a clip takes on the slowest worker that may be chosen for a further stream, beside the clips of the
-        streams that it shares the worker with."""
+        """After how long a clip can be shown that is rendered on the slowest worker that may be chosen for a further
+        stream, beside the clips of the streams that it shares the worker with."""
         place = self._scheduler.place(NEW_STREAM)
         slots = [slot for slot in self._slots.values() if slot.at_start is not None]
         chosen = [slot for slot in slots if slot.name in place.workers] or slots
         cost = self._budget.cost(place.steps, 1.0 + self._budget.overlap * place.spread)
-        turns = 1 + self._scheduler.sharing(place.workers) / max(1, len(place.workers))
-        return max((slot.speed(self._format.clip_frames).most_s for slot in chosen), default=0.0) * cost * turns
+        others = self._scheduler.sharing(place.workers) / max(1, len(place.workers))
+        speeds = [slot.speed(self._format.clip_frames) for slot in chosen]
+        return max((speed.most_need_s + others * speed.most_s for speed in speeds), default=0.0) * cost
 
     @property
     def ready(self) -> bool:
@@ -210,7 +212,7 @@ class FleetEngine:
             await self.close()
             raise
 
-    async def render(self, request: RenderRequest) -> RenderResult:
+    async def render(self, request: RenderRequest, on_frames: TakeFrames | None = None) -> RenderResult:
         """Renders one clip where and when its turn comes. Raises LateError or RenderError if it is lost."""
         if not self._slots:
             raise RenderError("the engine is closed" if self._closed else "the engine is not running; start it first")
@@ -221,7 +223,7 @@ class FleetEngine:
             raise RenderError("the engine is closed" if self._closed else "no worker is up; one is being started")
         if not self._roster.available(request.avatar):
             raise RenderError(f"no worker that is up has avatar {request.avatar!r}")
-        return await self._jobs.render(request)
+        return await self._jobs.render(request, on_frames)
 
     async def prepare_avatar(self, files: AvatarFiles) -> Avatar:
         """Prepares an avatar on all workers that are up and renders its idle loop on one of them, piece by piece, each
@@ -253,7 +255,9 @@ class FleetEngine:
 
     @property
     def _timeout_s(self) -> float:
-        return self._options.timeout_s(float(self._format.clip_duration), self.expected_render_s)
+        slots = [slot for slot in self._slots.values() if slot.at_start is not None]
+        slowest = max((slot.speed(self._format.clip_frames).most_s for slot in slots), default=0.0)
+        return self._options.timeout_s(float(self._format.clip_duration), slowest)
 
     @property
     def _piece_timeout_s(self) -> float:

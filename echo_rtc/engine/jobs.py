@@ -10,11 +10,12 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeAlias
 
-from echo_rtc.clips import F16Array
-from echo_rtc.engine.scheduling import NOBODY, Drop, Prepare, Recall, Scheduler, Start, Ticket
-from echo_rtc.engine.slots import Slot, Worker, WorkerGoneError
+from echo_rtc.clips import ClipFormat, F16Array, YuvFrames
+from echo_rtc.engine.arrivals import Arrivals
+from echo_rtc.engine.scheduling import NOBODY, Done, Drop, Prepare, Recall, Scheduler, Start, Ticket
+from echo_rtc.engine.slots import ClipTimes, Slot, Worker, WorkerGoneError
 from echo_rtc.errors import LateError, RenderError
-from echo_rtc.rendering import RenderRequest, RenderResult
+from echo_rtc.rendering import RenderRequest, RenderResult, TakeFrames
 
 logger = logging.getLogger(__name__)
 
@@ -32,6 +33,7 @@ class ClipJob:
     ticket: Ticket
     result: asyncio.Future[RenderResult]
     request: RenderRequest
+    arrivals: Arrivals
     followers: list[ClipJob] = field(default_factory=list)
     running: bool = False
 
@@ -69,11 +71,11 @@ Job: TypeAlias = ClipJob | CallJob
 
 @dataclass(frozen=True, slots=True)
 class JobRules:
-    """What jobs are told by the engine. ``clip_s``: length of a clip. ``ticket``: that of a clip, from its number,
-    request and the number of the clip that it continues. ``timeout_s``: for a clip on a worker. ``go_down``: a worker
-    is dead or to be replaced."""
+    """What jobs are told by the engine. ``format``: of clips. ``ticket``: that of a clip, from its number, request and
+    the number of the clip that it continues. ``timeout_s``: for a clip on a worker. ``go_down``: a worker is dead or to
+    be replaced."""
 
-    clip_s: float
+    format: ClipFormat
     ticket: Callable[[int, RenderRequest, int | None], Ticket]
     timeout_s: Callable[[], float]
     go_down: Callable[[Slot, Worker], None]
@@ -94,17 +96,19 @@ class Jobs:
     def __len__(self) -> int:
         return len(self._jobs)
 
-    async def render(self, request: RenderRequest) -> RenderResult:
-        """Renders a clip, which follows on the one that it continues. Raises LateError or RenderError."""
-        result = await self._through(self._clip_job(request))
+    async def render(self, request: RenderRequest, on_frames: TakeFrames | None) -> RenderResult:
+        """Renders a clip, which follows on the one that it continues; its frames go to ``on_frames``, the last of them,
+        or all where it is None, with the result. Raises LateError or RenderError."""
+        kept: list[YuvFrames] = []
+        result = await self._through(self._clip_job(request, on_frames or kept.append))
         assert isinstance(result, RenderResult)
-        return result
+        return replace(result, frames=YuvFrames.joined([*kept, result.frames])) if kept else result
 
     async def call(self, slot: Slot, call: Callable[[Worker], Awaitable[Any]]) -> Any:
         """Runs a call on a worker, in a gap between clips. Raises WorkerGoneError, or what the call raises."""
         waiting_since = self._now
         while slot.up and (left_s := waiting_since + CALL_PATIENCE_S - self._now) > 0:
-            wait_s = slot.gaps.wait_s(self._now, self._rules.clip_s)
+            wait_s = slot.gaps.wait_s(self._now, float(self._rules.format.clip_duration))
             if wait_s <= 0:
                 break
             slot.job_ended.clear()
@@ -163,10 +167,13 @@ class Jobs:
     def _now(self) -> float:
         return asyncio.get_running_loop().time()
 
-    def _clip_job(self, request: RenderRequest) -> ClipJob:
+    def _clip_job(self, request: RenderRequest, on_frames: TakeFrames) -> ClipJob:
         before = self._latest.get(request.stream) if request.chained and request.stream else None
         ticket = self._rules.ticket(next(self._numbers), request, None if before is None else before.ticket.number)
-        job = ClipJob(ticket, asyncio.get_running_loop().create_future(), request)
+        loop = asyncio.get_running_loop()
+        job = ClipJob(
+            ticket, loop.create_future(), request, Arrivals(self._rules.format, request, on_frames, loop.time)
+        )
         if before is not None:
             before.followers.append(job)
         if request.stream:
@@ -181,6 +188,8 @@ class Jobs:
         try:
             return await job.result
         finally:
+            if isinstance(job, ClipJob):
+                job.arrivals.close()
             if job.ticket.number in self._jobs and job.result.cancelled():
                 self._withdraw(job)
             # Break the cycle traceback -> frame -> job -> exception: lost clips would live until the next collection.
@@ -191,10 +200,13 @@ class Jobs:
         worker, begun = slot.running, self._now
         if isinstance(job, ClipJob) or job.counted:
             slot.gaps.began(begun, isinstance(job, ClipJob))
-        took_s: float | None = None
+        done: Done | None = None
         try:
-            answer = await (self._clip(slot, worker, job) if isinstance(job, ClipJob) else job.call(worker))
-            took_s = self._now - begun
+            if isinstance(job, ClipJob):
+                answer, done = await self._clip(slot, worker, job)
+            else:
+                answer = await job.call(worker)
+                done = Done(self._now - begun, self._now - begun)
             if not job.result.done():
                 job.result.set_result(answer)
         except Exception as error:
@@ -202,7 +214,7 @@ class Jobs:
         finally:
             job.fail(RenderError("the engine is closed"))  # where all this was cancelled
             self._end(job)
-            self._scheduler.finished(slot.name, job.ticket, self._now, took_s)
+            self._scheduler.finished(slot.name, job.ticket, self._now, done)
             slot.answered_s = self._now
             if isinstance(job, ClipJob):
                 slot.clip_ended_s = self._now
@@ -212,13 +224,17 @@ class Jobs:
             del job  # as in _through
         self.act()
 
-    async def _clip(self, slot: Slot, worker: Worker, job: ClipJob) -> RenderResult:
-        begun = self._now
+    async def _clip(self, slot: Slot, worker: Worker, job: ClipJob) -> tuple[RenderResult, Done]:
+        begun, arrivals = self._now, job.arrivals
+        arrivals.begin()
         try:
-            result, rendering_s = await worker.render(job.ticket.number, job.request, self._rules.timeout_s())
+            timeout_s = self._rules.timeout_s()
+            result, rendering_s = await worker.render(job.ticket.number, job.request, timeout_s, arrivals.take)
+            arrivals.note(result.frames)
             job.pass_on(result.final_latent)
-            slot.clip_rendered(self._now - begun, rendering_s, job.ticket.cost)
-            return result
+            took_s = self._now - begun
+            slot.clip_rendered(ClipTimes(took_s, rendering_s, arrivals.need_s, job.ticket.cost))
+            return result, Done(took_s, rendering_s, arrivals.slack_s)
         finally:
             del job  # as in _through
 

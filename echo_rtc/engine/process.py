@@ -15,20 +15,20 @@ import os
 import pickle
 import signal
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import BrokenExecutor, Future, ProcessPoolExecutor
 from dataclasses import replace
 from typing import ParamSpec, TypeVar
 
-from echo_rtc.clips import ClipFormat
+from echo_rtc.clips import ClipFormat, YuvFrames
 from echo_rtc.engine import child
-from echo_rtc.engine.child import AreaFree, ProgressLine, Spawned, ToDiscard, ToPrepare, WorkerChannels
-from echo_rtc.engine.handover import Area
+from echo_rtc.engine.child import AreaFree, FramesReady, ProgressLine, Spawned, ToDiscard, ToPrepare, WorkerChannels
+from echo_rtc.engine.handover import Area, Payload
 from echo_rtc.engine.slots import WorkerGoneError
 from echo_rtc.engine.speed import Speed
 from echo_rtc.engine.worker import WorkerReport, WorkerSpec
 from echo_rtc.errors import RenderError
-from echo_rtc.rendering import Avatar, AvatarFiles, Progress, RenderRequest, RenderResult
+from echo_rtc.rendering import Avatar, AvatarFiles, Progress, RenderRequest, RenderResult, TakeFrames
 
 logger = logging.getLogger(__name__)
 
@@ -54,6 +54,30 @@ KILL = getattr(signal, "SIGKILL", signal.SIGTERM)
 """The signal that ends a process at once; on Windows each does."""
 
 
+class Arriving:
+    """The frames of the clip that is being rendered, as they come: told by a message each, and all of them once more
+    by the answer, which may overtake messages."""
+
+    def __init__(self, number: int, area: Area, on_frames: TakeFrames) -> None:
+        self.number = number
+        self._area = area
+        self._on_frames = on_frames
+        self._taken = 0
+
+    def take(self, index: int, payload: Payload) -> None:
+        """Run ``index`` of the frames lies ready."""
+        if index == self._taken:
+            self._taken += 1
+            frames = self._area.take(payload)
+            assert isinstance(frames, YuvFrames)
+            self._on_frames(frames)
+
+    def take_all(self, runs: Sequence[Payload]) -> None:
+        """These runs have lain ready."""
+        for index, payload in enumerate(runs):
+            self.take(index, payload)
+
+
 class WorkerProcess:
     """One worker process, from start to exit. Not reusable: a replacement is a new object."""
 
@@ -69,6 +93,7 @@ class WorkerProcess:
         for area in range(REQUEST_AREAS):
             self._free_areas.put_nowait(area)
         self._handed: set[int] = set()
+        self._arriving: Arriving | None = None
         self._results = Area(context, RESULT_CLIPS * format.clip_frames * frame_bytes + RESULT_EXTRA_BYTES)
         self._messages, self._theirs = context.Pipe(duplex=False)
         self._their_commands, self._commands = context.Pipe(duplex=False)
@@ -125,9 +150,12 @@ class WorkerProcess:
             with contextlib.suppress(OSError):  # the worker is dead, and the clip with it
                 self._commands.send(ToDiscard(number))
 
-    async def render(self, number: int, request: RenderRequest, timeout_s: float) -> tuple[RenderResult, float]:
-        """Renders clip ``number``, prepared or not; only one at a time. With it go the seconds that rendering itself
-        took. Raises RenderError; WorkerGoneError if the worker is no more.
+    async def render(
+        self, number: int, request: RenderRequest, timeout_s: float, on_frames: TakeFrames
+    ) -> tuple[RenderResult, float]:
+        """Renders clip ``number``, prepared or not; only one at a time. Frames go to ``on_frames`` as they come, the
+        last of them with the result; with it go the seconds that rendering itself took. Raises RenderError;
+        WorkerGoneError if the worker is no more.
 
         ``stages_ms`` of the result gets ``handover``: all that was not spent in the worker itself.
         """
@@ -141,12 +169,16 @@ class WorkerProcess:
                 raise WorkerGoneError(f"worker {self.name} took no clip for {timeout_s:g} s and was ended") from None
             self._hand_over(number, request, area)
         self._handed.discard(number)
-        doing = "rendering a clip"
-        payload, render_s = await self._call(timeout_s, doing, child.render, number, request.init_latent)
-        result = self._results.take(payload)
+        arriving = self._arriving = Arriving(number, self._results, on_frames)
+        try:
+            rendered = await self._call(timeout_s, "rendering a clip", child.render, number, request.init_latent)
+            arriving.take_all(rendered.runs)
+        finally:
+            self._arriving = None
+        result = self._results.take(rendered.result)
         assert isinstance(result, RenderResult)
-        result.stages_ms["handover"] = (clock() - begun - render_s) * 1000
-        return result, render_s
+        result.stages_ms["handover"] = (clock() - begun - rendered.render_s) * 1000
+        return result, rendered.render_s
 
     async def idle_piece(self, avatar: str, first: bool, timeout_s: float) -> Avatar | None:
         """Renders the next piece of an idle loop, or the ``first``; None after the last. Raises as :meth:`render`."""
@@ -273,8 +305,11 @@ class WorkerProcess:
                     loop.call_soon_threadsafe(self._on_message, message)
             loop.call_soon_threadsafe(self._end)
 
-    def _on_message(self, message: Spawned | ProgressLine | AreaFree) -> None:
+    def _on_message(self, message: Spawned | ProgressLine | AreaFree | FramesReady) -> None:
         match message:
+            case FramesReady(number, index, payload):
+                if self._arriving is not None and self._arriving.number == number:
+                    self._arriving.take(index, payload)
             case ProgressLine(text):
                 self._progress(f"worker {self.name}: {text}")
             case AreaFree(area):

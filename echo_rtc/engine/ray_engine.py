@@ -38,7 +38,7 @@ from echo_rtc.engine.slots import WorkerGoneError
 from echo_rtc.engine.speed import Speed
 from echo_rtc.engine.worker import WorkerReport, WorkerSpec
 from echo_rtc.errors import InputError, RenderError, SettingsError, first_line
-from echo_rtc.rendering import Avatar, AvatarFiles, Progress, RenderRequest, RenderResult
+from echo_rtc.rendering import Avatar, AvatarFiles, Progress, RenderRequest, RenderResult, TakeFrames
 
 logger = logging.getLogger(__name__)
 
@@ -357,7 +357,9 @@ class RayWorker:
             with contextlib.suppress(RayError):  # it is dead, and so is the clip
                 self._actor.handle.discard.remote(self._incarnation, number)
 
-    async def render(self, number: int, request: RenderRequest, timeout_s: float) -> tuple[RenderResult, float]:
+    async def render(
+        self, number: int, request: RenderRequest, timeout_s: float, on_frames: TakeFrames
+    ) -> tuple[RenderResult, float]:
         clock = asyncio.get_running_loop().time
         begun = clock()
         if number not in self._handed:

@@ -40,6 +40,9 @@ SMOOTHING = 0.3
 TYPICAL_CLIPS = 5
 """Streams are placed by the median of what so many of a worker's latest clips took: one hiccup moves no stream."""
 
+HANDOVERS = 12
+"""A hand-over takes as long as the quickest of so many that a worker had lately; nothing before it had these."""
+
 KNOWN_S = 15.0
 """What a worker took for a number of steps that it has not been given for so long (s) is not known any more."""
 
@@ -71,6 +74,16 @@ class Ticket:
     worker: str | None = None
     unable: frozenset[str] = frozenset()
     droppable: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Done:
+    """A clip took ``took_s`` seconds from hand-over to hand-back, ``render_s`` of them on the worker. ``slack_s``: the
+    least time by which one of its frames came before it was due; None: they came all at once, just now."""
+
+    took_s: float
+    render_s: float
+    slack_s: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,6 +142,7 @@ class _Worker:
     running: Ticket | None = None
     prepared: Ticket | None = None
     recent: dict[int, _Recent] = field(default_factory=dict)
+    handovers_s: deque[float] = field(default_factory=lambda: deque(maxlen=HANDOVERS))
 
     def took(self, steps: int, seconds: float, now: float) -> None:
         """A clip of so many steps, and as many frames as an ordinary one, took so long."""
@@ -139,8 +153,10 @@ class _Worker:
             del self.recent[other]
 
     def times(self) -> dict[int, float]:
-        """Seconds of a clip by its steps, lately."""
-        return {steps: statistics.median(recent.seconds) for steps, recent in self.recent.items()}
+        """Seconds of a clip by its steps, lately: what rendering takes, and a hand-over at its quickest. What a busy
+        machine adds to that now and then takes no steps off a worker that is quick enough."""
+        handover_s = min(self.handovers_s) if len(self.handovers_s) == HANDOVERS else 0.0
+        return {steps: statistics.median(recent.seconds) + handover_s for steps, recent in self.recent.items()}
 
     def overdue(self, now: float) -> bool:
         """Whether it should have been done long ago."""
@@ -262,26 +278,26 @@ class Scheduler:
                 return name
         return None
 
-    def finished(self, worker: str, ticket: Ticket, now: float, took_s: float | None) -> None:
-        """A worker is done with a clip that it had started, after ``took_s`` seconds; None: without a result."""
+    def finished(self, worker: str, ticket: Ticket, now: float, done: Done | None) -> None:
+        """A worker is done with a clip that it had started; None: without a result."""
         self._unfinished.discard(ticket.number)
         stream = self._streams.get(ticket.stream)
         if stream is not None:
             stream.seen_s = now
-            stream.missed = 0 if took_s is not None else stream.missed + 1
+            stream.missed = 0 if done is not None else stream.missed + 1
         state = self._workers.get(worker)
         if state is None or state.running != ticket:
             return
         state.running = None
-        if took_s is not None and ticket.cost > 0:
-            ordinary_s = max(took_s / ticket.cost, 1e-6)
-            state.clip_s += SMOOTHING * (ordinary_s - state.clip_s)
+        if done is not None and ticket.cost > 0:
+            state.clip_s += SMOOTHING * (max(done.took_s / ticket.cost, 1e-6) - state.clip_s)
             steps = ticket.steps or self._budget.steps
-            state.took(steps, ordinary_s * self._budget.cost(steps), now)
+            state.took(steps, max(done.render_s / ticket.cost, 1e-6) * self._budget.cost(steps), now)
+            state.handovers_s.append(done.took_s - done.render_s)
             self._places_stand = False
             if stream is not None:
                 stream.home = worker
-            self._judge(ticket, ticket.due_s - now, took_s)
+            self._judge(ticket, ticket.due_s - now if done.slack_s is None else done.slack_s, done.took_s)
 
     # What to do
 

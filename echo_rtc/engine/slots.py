@@ -9,6 +9,7 @@ import asyncio
 import math
 from collections import deque
 from collections.abc import Callable
+from dataclasses import dataclass
 from enum import Enum
 from typing import Protocol
 
@@ -17,7 +18,7 @@ from echo_rtc.engine.meter import WorkerMeter
 from echo_rtc.engine.speed import Speed
 from echo_rtc.engine.worker import WorkerReport, WorkerSpec
 from echo_rtc.errors import RenderError
-from echo_rtc.rendering import Avatar, AvatarFiles, Progress, RenderRequest, RenderResult
+from echo_rtc.rendering import Avatar, AvatarFiles, Progress, RenderRequest, RenderResult, TakeFrames
 
 RECENT_CLIPS, ENOUGH_CLIPS = 48, 12
 """A worker's speed is that of its latest clips, once it has rendered enough of them."""
@@ -57,8 +58,11 @@ class Worker(Protocol):
         """Discards a prepared clip."""
         ...
 
-    async def render(self, number: int, request: RenderRequest, timeout_s: float) -> tuple[RenderResult, float]:
-        """Renders a clip, prepared or not; with it go the seconds that rendering itself took. Raises RenderError;
+    async def render(
+        self, number: int, request: RenderRequest, timeout_s: float, on_frames: TakeFrames
+    ) -> tuple[RenderResult, float]:
+        """Renders a clip, prepared or not; with it go the seconds that rendering itself took. Frames may be handed to
+        ``on_frames`` as they come; the result has those that are left, at least one. Raises RenderError;
         WorkerGoneError if the worker is no more."""
         ...
 
@@ -110,6 +114,17 @@ _NEXT = {
 }
 
 
+@dataclass(frozen=True, slots=True)
+class ClipTimes:
+    """How long a clip of ``cost`` times an ordinary one took: in all, to render, and until its first frame could be
+    shown so that no other would be late (s)."""
+
+    took_s: float
+    rendering_s: float
+    need_s: float
+    cost: float
+
+
 class Slot:
     """The place of one worker."""
 
@@ -131,6 +146,8 @@ class Slot:
         self.at_start: Speed | None = None
         self.recent_s: deque[float] = deque(maxlen=RECENT_CLIPS)
         """What ordinary clips took lately, or would have."""
+        self.recent_needs_s: deque[float] = deque(maxlen=RECENT_CLIPS)
+        """Until their first frame could be shown, likewise."""
         self.gaps = Gaps()
         self.job_ended = asyncio.Event()
         """Set whenever a job has ended, or the worker is down."""
@@ -163,6 +180,7 @@ class Slot:
         self._become(SlotState.UP)
         self.failures = self.rendered = 0
         self.recent_s.clear()
+        self.recent_needs_s.clear()
         self.answered_s = self.clip_ended_s = now
 
     def go_down(self) -> bool:
@@ -178,25 +196,29 @@ class Slot:
         self._become(SlotState.WAITING)
         self.retry_at_s = until_s
 
-    def clip_rendered(self, took_s: float, rendering_s: float, cost: float) -> None:
-        """A clip of ``cost`` times an ordinary one took so long in all, and so long to render."""
+    def clip_rendered(self, times: ClipTimes) -> None:
+        """A clip was rendered."""
         self.failures = 0
         self.rendered += 1
         if self.rendered >= STEADY_CLIPS:
             self.deaths = 0
-        self.meter.rendered(took_s, rendering_s)
-        self.recent_s.append(took_s / cost)
+        self.meter.rendered(times.took_s, times.rendering_s)
+        self.recent_s.append(times.took_s / times.cost)
+        self.recent_needs_s.append(times.need_s / times.cost)
 
     def measured(self, speed: Speed, now: float) -> None:
         """The speed was measured again."""
         self.clip_ended_s = now
-        self.recent_s.clear()
-        self.recent_s.extend(speed.median_s for _ in range(ENOUGH_CLIPS))
+        for recent, seconds in ((self.recent_s, speed.median_s), (self.recent_needs_s, speed.most_need_s)):
+            recent.clear()
+            recent.extend([seconds] * ENOUGH_CLIPS)
 
     def speed(self, frames: int) -> Speed:
         """With ordinary clips, which have ``frames`` frames: as seen lately, or at the start."""
         assert self.at_start is not None
-        return Speed(frames, tuple(self.recent_s)) if len(self.recent_s) >= ENOUGH_CLIPS else self.at_start
+        if len(self.recent_s) < ENOUGH_CLIPS:
+            return self.at_start
+        return Speed(frames, tuple(self.recent_s), tuple(self.recent_needs_s))
 
     def _become(self, state: SlotState) -> None:
         assert state in _NEXT[self.state], f"slot {self.name} cannot go from {self.state.value} to {state.value}"

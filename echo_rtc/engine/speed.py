@@ -17,10 +17,13 @@ NEARLY_ALL = 0.95
 
 @dataclass(frozen=True, slots=True)
 class Speed:
-    """How long clips of ``frames`` frames took on one worker, warmed up (s, at least one)."""
+    """How long clips of ``frames`` frames took on one worker, warmed up (s, at least one). ``need_s``: how long after
+    each began its first frame could have been shown, so that no other would have been late; none where its frames come
+    all at once."""
 
     frames: int
     clip_s: tuple[float, ...]
+    need_s: tuple[float, ...] = ()
 
     @property
     def median_s(self) -> float:
@@ -28,9 +31,19 @@ class Speed:
 
     @property
     def most_s(self) -> float:
-        """What nearly every clip keeps, by nearest rank."""
-        return sorted(self.clip_s)[math.ceil(NEARLY_ALL * len(self.clip_s)) - 1]
+        """What nearly every clip keeps."""
+        return _nearly_most(self.clip_s)
+
+    @property
+    def most_need_s(self) -> float:
+        """After how long nearly every clip can be shown."""
+        return _nearly_most(self.need_s or self.clip_s)
 
     @property
     def frames_per_second(self) -> float:
         return self.frames / self.median_s
+
+
+def _nearly_most(seconds: tuple[float, ...]) -> float:
+    """By nearest rank."""
+    return sorted(seconds)[math.ceil(NEARLY_ALL * len(seconds)) - 1]

@@ -12,7 +12,7 @@ import contextlib
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -29,11 +29,12 @@ from echo_rtc.engine.card import (
 )
 from echo_rtc.engine.devices import usable_cores
 from echo_rtc.engine.fleet import FleetEngine, FleetOptions
+from echo_rtc.engine.pace import DENOISING_SHARE
 from echo_rtc.engine.slots import WorkerGoneError
 from echo_rtc.engine.speed import Speed
 from echo_rtc.engine.worker import AVATAR, Renderer, WorkerReport, WorkerSpec
 from echo_rtc.errors import RenderError
-from echo_rtc.rendering import Avatar, AvatarFiles, Progress, RenderRequest, RenderResult
+from echo_rtc.rendering import Avatar, AvatarFiles, Progress, RenderRequest, RenderResult, TakeFrames
 
 __all__ = [
     "AVATAR",
@@ -53,6 +54,9 @@ __all__ = [
 IDLE_S = 2.0
 """Length of the idle loop."""
 
+RUN_FRAMES = 4
+"""Frames that are handed over at a time while a clip's time of decoding goes by."""
+
 STREAM_CORES = 0.15
 """What a 512 x 512 stream of this engine costs the server in cores, encoding and echo included (bench ``stream``)."""
 
@@ -62,12 +66,14 @@ USABLE_CORES = 0.7
 
 @dataclass(frozen=True, slots=True)
 class Act:
-    """What happens to one clip: it takes ``delay_s`` seconds on the worker; with ``failure`` it is then lost with
-    that sentence; if ``dies``, with its worker."""
+    """What happens to one clip: it takes ``delay_s`` seconds on the worker, of which it decodes for ``decode_s`` at the
+    end and hands over frames meanwhile; with ``failure`` it is then lost with that sentence; if ``dies``, with its
+    worker."""
 
     delay_s: float = 0.0
     failure: str | None = None
     dies: bool = False
+    decode_s: float = 0.0
 
 
 Script = Callable[[int], Act]
@@ -76,24 +82,25 @@ Script = Callable[[int], Act]
 
 @dataclass(frozen=True, slots=True)
 class ScriptedFaults:
-    """The usual script: every clip takes ``delay_s``; clip n takes ``stalls_s[n]`` more; ``failures`` are lost, and
-    ``deaths`` with their workers."""
+    """The usual script: every clip takes ``delay_s``, of which ``decode_s`` for decoding; clip n takes ``stalls_s[n]``
+    more; ``failures`` are lost, and ``deaths`` with their workers."""
 
     delay_s: float = 0.0
     stalls_s: Mapping[int, float] = field(default_factory=dict)
     failures: frozenset[int] = frozenset()
     deaths: frozenset[int] = frozenset()
+    decode_s: float = 0.0
 
     def __call__(self, clip: int) -> Act:
         failure = f"clip {clip} was scripted to fail" if clip in self.failures else None
-        return Act(self.delay_s + self.stalls_s.get(clip, 0.0), failure, clip in self.deaths)
+        return Act(self.delay_s + self.stalls_s.get(clip, 0.0), failure, clip in self.deaths, self.decode_s)
 
 
 class CardRenderer:
     """Draws test cards, as a worker's renderer: an avatar is a name, and there is nothing to prepare.
 
-    With ``clip_s`` it takes at least so long for a clip of ``steps`` denoising steps, and less for one of fewer, as a
-    model would: for tests and benches of whole workers.
+    With ``clip_s`` it takes at least so long for a clip of ``steps`` denoising steps, and less for one of fewer, and
+    hands over frames while it seems to decode, as a model would: for tests and benches of whole workers.
     """
 
     def __init__(self, format: ClipFormat, clip_s: float = 0.0, steps: int = 1) -> None:
@@ -111,12 +118,26 @@ class CardRenderer:
         """The levels of the clip's frames. Raises RenderError if the audio is too short for the frames."""
         return frame_levels(request, self._format)
 
-    def render(self, request: RenderRequest, prepared: list[float]) -> RenderResult:
+    def render(
+        self, request: RenderRequest, prepared: list[float], on_frames: TakeFrames | None = None
+    ) -> RenderResult:
         begun = time.perf_counter()
         frames = self._artist.draw(request.pose_position, prepared, mark_of_seed(request.seed))
-        whole = request.frames / self._format.clip_frames * (request.steps or self._steps) / self._steps
-        time.sleep(max(0.0, self._clip_s * whole - (time.perf_counter() - begun)))
-        return RenderResult(frames, stages_ms={"draw": (time.perf_counter() - begun) * 1000})
+        first_s, rest_s = self._times_s(request)
+        left = frames
+        while self._clip_s and on_frames is not None and len(left) > RUN_FRAMES:
+            done = (len(frames) - len(left) + RUN_FRAMES) / len(frames)
+            _sleep_until(begun + first_s + rest_s * done)
+            on_frames(left[:RUN_FRAMES])
+            left = left[RUN_FRAMES:]
+        _sleep_until(begun + first_s + rest_s)
+        return RenderResult(left, stages_ms={"draw": (time.perf_counter() - begun) * 1000})
+
+    def _times_s(self, request: RenderRequest) -> tuple[float, float]:
+        """How long a clip takes before and while it is decoded."""
+        whole_s = self._clip_s * request.frames / self._format.clip_frames
+        steps = (request.steps or self._steps) / self._steps
+        return DENOISING_SHARE * whole_s * steps, (1.0 - DENOISING_SHARE) * whole_s
 
     def idle(self, avatar: str) -> Iterator[Avatar]:
         length, step = max(1, round(IDLE_S * self._format.fps)), self._format.clip_frames
@@ -184,7 +205,9 @@ class CardWorker:
     def discard(self, number: int) -> None:
         """Nor to forget."""
 
-    async def render(self, number: int, request: RenderRequest, timeout_s: float) -> tuple[RenderResult, float]:
+    async def render(
+        self, number: int, request: RenderRequest, timeout_s: float, on_frames: TakeFrames
+    ) -> tuple[RenderResult, float]:
         """Raises RenderError for audio that is too short for the frames and for clips that the script loses,
         WorkerGoneError where the script kills the worker, and after ``timeout_s``."""
         renderer = self._loaded()
@@ -194,16 +217,23 @@ class CardWorker:
         begun = loop.time()
         parts = request.frames / self._format.clip_frames * (request.steps or self._steps) / self._steps
         delay_s = act.delay_s * parts
-        await self._idle_for(min(delay_s, timeout_s))
+        decode_s = act.decode_s * request.frames / self._format.clip_frames
+        await self._idle_for(min(delay_s - decode_s, timeout_s))
+        result = renderer.render(request, prepared)
+        left = result.frames
+        while decode_s and len(left) > RUN_FRAMES and not self._killed.is_set():
+            await self._idle_for(decode_s * RUN_FRAMES / request.frames)
+            on_frames(left[:RUN_FRAMES])
+            left = left[RUN_FRAMES:]
+        await self._idle_for(decode_s * len(left) / request.frames)
         if act.dies or delay_s > timeout_s:
             self.kill()
         if self._killed.is_set():
             raise WorkerGoneError(f"worker {self.name} died while rendering a clip")
         if act.failure is not None:
             raise RenderError(act.failure)
-        result = renderer.render(request, prepared)
         result.stages_ms["draw"] = (loop.time() - begun) * 1000
-        return result, loop.time() - begun
+        return replace(result, frames=left), loop.time() - begun
 
     async def idle_piece(self, avatar: str, first: bool, timeout_s: float) -> Avatar | None:
         if first:
@@ -278,6 +308,10 @@ class TestCardEngine(FleetEngine):
     @property
     def expected_render_s(self) -> float:
         return self._first_s
+
+
+def _sleep_until(when_s: float) -> None:
+    time.sleep(max(0.0, when_s - time.perf_counter()))
 
 
 def frame_levels(request: RenderRequest, format: ClipFormat) -> list[float]:

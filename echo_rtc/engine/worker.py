@@ -20,12 +20,12 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
-from echo_rtc.clips import ClipFormat, F16Array
+from echo_rtc.clips import ClipFormat, F16Array, YuvFrames
 from echo_rtc.engine.devices import usable_cores
 from echo_rtc.engine.speed import Speed
 from echo_rtc.errors import EchoRtcError, RenderError, first_line
 from echo_rtc.model.options import GeneratorSettings, ModelOptions
-from echo_rtc.rendering import Avatar, AvatarFiles, Progress, RenderRequest, RenderResult
+from echo_rtc.rendering import Avatar, AvatarFiles, Progress, RenderRequest, RenderResult, TakeFrames
 
 if TYPE_CHECKING:
     from echo_rtc.model.generator import ClipGenerator, PreparedClip
@@ -59,8 +59,9 @@ class Renderer(Protocol):
         """All that can be computed without the initial latent."""
         ...
 
-    def render(self, request: RenderRequest, prepared: Any) -> RenderResult:
-        """Renders a clip from what :meth:`prepare` made of the same request; only the latent may have changed."""
+    def render(self, request: RenderRequest, prepared: Any, on_frames: TakeFrames | None = None) -> RenderResult:
+        """Renders a clip from what :meth:`prepare` made of the same request; only the latent may have changed. Frames
+        may be handed to ``on_frames`` as they are decoded; the result has those that are left, at least one."""
         ...
 
     def idle(self, avatar: str) -> Iterator[Avatar]:
@@ -152,13 +153,15 @@ class ClipWorker:
         with self._turn:
             self._prepared.pop(number, None)
 
-    def render(self, number: int, init_latent: F16Array | None) -> tuple[RenderResult, float]:
+    def render(
+        self, number: int, init_latent: F16Array | None, on_frames: TakeFrames | None = None
+    ) -> tuple[RenderResult, float]:
         """Renders clip ``number``, which is or is being prepared, from ``init_latent``; with it go the seconds that
-        the rendering itself took. Raises RenderError."""
+        the rendering itself took. ``on_frames`` as in :meth:`Renderer.render`. Raises RenderError."""
         try:
             request, prepared = self._place(number).result()
             begun = time.perf_counter()
-            result = self._loaded.render(replace(request, init_latent=init_latent), prepared)
+            result = self._loaded.render(replace(request, init_latent=init_latent), prepared, on_frames)
             return result, time.perf_counter() - begun
         except RenderError:
             raise
@@ -228,19 +231,29 @@ def measure(
 ) -> Speed:
     """The speed of a renderer with clips of ``frames`` frames by ``clock`` (s), after one that is not counted, and one
     with each of the ``other_steps``: what a renderer records or compiles for them must not wait for a live clip."""
+    came, begun, need_s = 0, clock(), 0.0
+
+    def note(run: YuvFrames) -> None:
+        nonlocal came, need_s
+        need_s = max(need_s, clock() - begun - came / format.fps)
+        came += len(run)
+
     rate = format.sample_rate
     samples = format.sample_of_frame(format.history_frames, rate) + format.sample_of_frame(format.clip_frames, rate)
     request = RenderRequest(renderer.avatars[0], np.zeros(samples, np.float32), frames, pose_position=0, seed=0)
     for steps in other_steps:
-        renderer.render(replace(request, steps=steps), renderer.prepare(request))
-    result = renderer.render(request, renderer.prepare(request))
+        renderer.render(replace(request, steps=steps), renderer.prepare(request), note)
+    result = renderer.render(request, renderer.prepare(request), note)
     clip_s: list[float] = []
+    needs_s: list[float] = []
     while len(clip_s) < MEASURED_CLIPS and sum(clip_s) < MEASURE_S:
-        begun = clock()
+        came, begun, need_s = 0, clock(), 0.0
         request = replace(request, init_latent=result.final_latent)
-        result = renderer.render(request, renderer.prepare(request))
+        result = renderer.render(request, renderer.prepare(request), note)
+        note(result.frames)
         clip_s.append(clock() - begun)
-    return Speed(frames, tuple(clip_s))
+        needs_s.append(need_s)
+    return Speed(frames, tuple(clip_s), tuple(needs_s))
 
 
 def _sentence(error: Exception) -> str:
@@ -343,8 +356,10 @@ class _ModelRenderer:
     def prepare(self, request: RenderRequest) -> PreparedClip:
         return self._generator.prepare(request)
 
-    def render(self, request: RenderRequest, prepared: PreparedClip) -> RenderResult:
-        return self._generator.generate(request, prepared)
+    def render(
+        self, request: RenderRequest, prepared: PreparedClip, on_frames: TakeFrames | None = None
+    ) -> RenderResult:
+        return self._generator.generate(request, prepared, on_frames)
 
     def idle(self, avatar: str) -> Iterator[Avatar]:
         return self._generator.idle_loop(avatar, chained=self._chained)

@@ -6,6 +6,8 @@ not which worker rendered them, nor when they are shown.
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
+
 import numpy as np
 
 from echo_rtc.clips import U8Array, YuvFrames
@@ -45,37 +47,67 @@ def _fade(old: U8Array, new: U8Array) -> U8Array:
     return faded
 
 
+@dataclass(slots=True)
+class _Clip:
+    """What is kept of a clip: the runs of frames of its ``head``, which it shares with the clip before, and of its
+    ``own``; both are emptied once they are blended. ``came``: how many of its frames have come, of any kind."""
+
+    overlap: int
+    head: list[YuvFrames] = field(default_factory=list)
+    own: list[YuvFrames] = field(default_factory=list)
+    came: int = 0
+    complete: bool = False
+
+    def leads_over(self) -> YuvFrames | None:
+        """The head, once all of it is there."""
+        return YuvFrames.joined(self.head) if self.head and self.came >= self.overlap else None
+
+
 class CrossFader:
     """Joins clips, in whatever order they come. A clip that shows K frames of the one before is cross-faded with it,
     however that one began; one that shows none continues it."""
 
     def __init__(self) -> None:
-        self._heads: dict[int, YuvFrames] = {}
-        self._tails: dict[int, YuvFrames] = {}
+        self._clips: dict[int, _Clip] = {}
 
-    def push(self, clip: int, frames: YuvFrames, overlap_frames: int) -> tuple[YuvFrames, list[tuple[int, YuvFrames]]]:
-        """Takes clip number ``clip``: the ``overlap_frames`` frames before it, then its own.
+    def push(
+        self, clip: int, frames: YuvFrames, overlap_frames: int, last: bool = True
+    ) -> tuple[YuvFrames, list[tuple[int, YuvFrames]]]:
+        """Takes the next frames of clip number ``clip``: the ``overlap_frames`` frames before it, then its own.
+        ``last``: no others of it come.
 
-        Returns its own frames, and the cross-fades that are complete now: (clip, what replaces its last frames).
-        Raises ValueError for a negative overlap, and a clip that is not longer than what it shares on both sides.
+        Returns those that are its own, and the cross-fades that are complete now: (clip, what replaces its last
+        frames). Raises ValueError for a negative overlap, and a clip that is not longer than what it shares on both
+        sides.
         """
         if overlap_frames < 0:
             raise ValueError(f"overlap_frames is {overlap_frames}; it must not be negative")
-        if len(frames) < 2 * overlap_frames:
-            raise ValueError(f"a clip of {len(frames)} frames is too short for {overlap_frames} overlap frames")
-        own = frames[overlap_frames:]
-        self._tails[clip] = own
-        if overlap_frames:
-            self._heads[clip] = frames[:overlap_frames]
-        else:
-            self._tails = {number: tail for number, tail in self._tails.items() if number >= clip}
-        closed = []
-        for left in (clip - 1, clip):
-            if left in self._tails and left + 1 in self._heads:
-                tail, head = self._tails.pop(left), self._heads.pop(left + 1)
-                if len(head) <= len(tail):
-                    closed.append((left, cross_fade(tail[len(tail) - len(head) :], head)))
-        for ends in (self._heads, self._tails):
-            for old in [number for number in ends if number < clip - KEPT_CLIPS]:
-                del ends[old]
+        kept = self._clips.setdefault(clip, _Clip(overlap_frames))
+        shared = max(0, overlap_frames - kept.came)
+        head, own = frames[:shared], frames[shared:]
+        kept.came += len(frames)
+        kept.complete = last
+        if last and kept.came < 2 * overlap_frames:
+            raise ValueError(f"a clip of {kept.came} frames is too short for {overlap_frames} overlap frames")
+        kept.head += [head] if len(head) else []
+        kept.own += [own] if len(own) else []
+        closed = [seam for left in (clip - 1, clip) if (seam := self._seam(left)) is not None]
+        for number in [*self._clips]:
+            if number < clip - KEPT_CLIPS:
+                del self._clips[number]
+            elif number < clip and last and not overlap_frames:
+                self._clips[number].own.clear()  # it is continued
         return own, closed
+
+    def _seam(self, left: int) -> tuple[int, YuvFrames] | None:
+        """The cross-fade of clip ``left`` into the next one, once both sides of it are there."""
+        clip, after = self._clips.get(left), self._clips.get(left + 1)
+        if clip is None or after is None or not clip.own or not clip.complete:
+            return None
+        head = after.leads_over()
+        if head is None:
+            return None
+        tail = YuvFrames.joined(clip.own)
+        clip.own.clear()
+        after.head.clear()
+        return (left, cross_fade(tail[len(tail) - len(head) :], head)) if len(head) <= len(tail) else None

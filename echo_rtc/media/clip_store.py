@@ -5,7 +5,7 @@ Knows no sound, no clock and no delay: what has been shown, and what can still b
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from echo_rtc.clips import MEDIA_RATE, AudioClip, ClipFormat, YuvFrames
 
@@ -14,15 +14,14 @@ from echo_rtc.clips import MEDIA_RATE, AudioClip, ClipFormat, YuvFrames
 class _Clip:
     """What is known of an expected clip. ``admitted``: to be rendered; ``lateness_s``: how late its last sound came,
     None if it was announced before its time had come, so that its rendering says nothing of the delay;
-    ``blended``: what takes the place of its last frames; ``late``: how many of its frames came after their time;
-    ``unshown``: how many others have not been shown."""
+    ``came``: how many of its frames have come; ``need_s``: the longest that any of them took, less the time from the
+    clip's first frame to it; ``pictures``: by their number within the clip, those that can still be shown."""
 
     admitted: bool
     lateness_s: float | None
-    frames: YuvFrames | None = None
-    blended: YuvFrames | None = None
-    late: int = 0
-    unshown: int = 0
+    came: int = 0
+    need_s: float = 0.0
+    pictures: dict[int, YuvFrames] = field(default_factory=dict)
 
 
 class ClipStore:
@@ -47,7 +46,7 @@ class ClipStore:
     @property
     def rendered_clips(self) -> list[bool]:
         """Of each clip that is known, the oldest first, whether its frames are kept."""
-        return [clip.frames is not None for clip in self._clips.values()]
+        return [bool(clip.pictures) for clip in self._clips.values()]
 
     def expect(self, clip: AudioClip, rendered: bool, lateness_s: float | None) -> None:
         """Announces the next clip; see :meth:`Playout.expect`."""
@@ -65,26 +64,34 @@ class ClipStore:
         clip = self._admitted(index)
         return clip.lateness_s if clip else 0.0
 
-    def put(self, index: int, frames: YuvFrames, showable: int) -> None:
-        """Takes the frames of an admitted clip; those before media frame ``showable`` are dropped and counted. Raises
-        ValueError for a clip that was not admitted or came already."""
+    def put(self, index: int, frames: YuvFrames, showable: int, render_s: float) -> float | None:
+        """Takes the next frames of an admitted clip, which came after ``render_s`` of rendering; those before media
+        frame ``showable`` are dropped and counted. With the clip's last frame, returns how long after the clip was
+        handed over its first frame could have been shown, so that none of the others would have been late (s). Raises
+        ValueError for a clip that was not admitted, or has more frames."""
         clip = self._admitted(index)
         if clip is None:
             self.dropped += len(frames)
-            return
-        if clip.frames is not None:
+            return None
+        count = self._format.clip_frames
+        if clip.came == count:
             raise ValueError(f"the frames of clip {index} came twice")
-        clip.late = min(len(frames), max(0, showable - index * self._format.clip_frames))
-        self.dropped += clip.late
-        if clip.late < len(frames):
-            clip.frames = frames
-            clip.unshown = len(frames) - clip.late
+        if clip.came + len(frames) > count:
+            raise ValueError(f"clip {index} has {clip.came + len(frames)} frames; {count} are expected")
+        late = min(len(frames), max(0, showable - index * count - clip.came))
+        self.dropped += late
+        clip.pictures |= {clip.came + at: frames[at] for at in range(late, len(frames))}
+        clip.need_s = max(clip.need_s, render_s - clip.came / self._format.fps)
+        clip.came += len(frames)
+        return clip.need_s if clip.came == count else None
 
     def blend(self, index: int, frames: YuvFrames) -> None:
-        """Replaces the last frames of a clip whose frames are kept, as far as they have not been shown."""
+        """Replaces the last frames of a clip that has come, as far as they can still be shown."""
         clip = self._admitted(index)
-        if clip is not None and clip.frames is not None:
-            clip.blended = frames
+        if clip is None:
+            return
+        first = self._format.clip_frames - len(frames)
+        clip.pictures |= {first + at: picture for at, picture in enumerate(frames) if first + at in clip.pictures}
 
     def lose(self, index: int) -> None:
         """The frames of an admitted clip will not come."""
@@ -105,12 +112,7 @@ class ClipStore:
         """The picture of media frame ``frame``, which is shown now; None if it is not there."""
         index, within = divmod(frame, self._format.clip_frames)
         clip = self._clips.get(index)
-        if clip is None or clip.frames is None or within < clip.late:
-            return None
-        clip.unshown -= 1
-        if clip.blended is not None and (at := within - len(clip.frames) + len(clip.blended)) >= 0:
-            return clip.blended[at]
-        return clip.frames[within]
+        return None if clip is None else clip.pictures.pop(within, None)
 
     def release(self, shown: int) -> None:
         """Releases the frames of clips that ended with media frame ``shown`` or before."""
@@ -139,6 +141,6 @@ class ClipStore:
         return clip
 
     def _release(self, clip: _Clip | None) -> None:
-        if clip is not None and clip.frames is not None:
-            self.dropped += clip.unshown
-            clip.frames = clip.blended = None
+        if clip is not None:
+            self.dropped += len(clip.pictures)
+            clip.pictures.clear()

@@ -137,22 +137,21 @@ class Playout:
         self._store.expect(clip, rendered, None if self._line.is_ahead(begin) else self._line.lateness_s(end))
 
     def put(self, clip_index: int, frames: YuvFrames, render_s: float, now: float) -> None:
-        """Takes the ``clip_frames`` frames of an admitted clip, in any order of clips.
+        """Takes the next frames of an admitted clip, which has ``clip_frames`` in all; clips may come in any order.
 
-        ``render_s`` is how long they took from the clip's hand-over to the engine. Frames whose time has passed at
-        ``now``, or for which another was shown, are dropped and counted. Raises ValueError for a clip that was not
-        admitted, came already, or has other frames.
+        ``render_s`` is how long these took from the clip's hand-over to the engine: the delay follows, so that the
+        first frames of a clip can be shown while the last are being rendered. Frames whose time has passed at ``now``,
+        or for which another was shown, are dropped and counted. Raises ValueError for a clip that was not admitted,
+        came already, or has more frames.
         """
         lateness_s = self._store.lateness_s(clip_index)
-        if len(frames) != self._format.clip_frames:
-            raise ValueError(f"clip {clip_index} has {len(frames)} frames; {self._format.clip_frames} are expected")
         self._check_size(frames, f"clip {clip_index}")
         if not (math.isfinite(render_s) and render_s >= 0):
             raise ValueError(f"clip {clip_index} took {render_s} s to render; it must be a number of at least 0")
-        if lateness_s is not None:
-            self._line.rendered(render_s + lateness_s)
         leaving = self._format.frame_of_sample(self._line.media_sample_now(now), MEDIA_RATE)
-        self._store.put(clip_index, frames, max(self._shown_source + 1, leaving))
+        need_s = self._store.put(clip_index, frames, max(self._shown_source + 1, leaving), render_s)
+        if need_s is not None and lateness_s is not None:
+            self._line.rendered(need_s + lateness_s)
 
     def blend(self, clip_index: int, frames: YuvFrames) -> None:
         """Replaces the last frames of a clip that came before, as far as they have not been shown, by ``frames``, which

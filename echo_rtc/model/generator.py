@@ -52,7 +52,7 @@ from echo_rtc.model.sampler import (
 from echo_rtc.model.trained import Trained
 from echo_rtc.model.unet2d import Bank
 from echo_rtc.model.unet3d import KeysValues
-from echo_rtc.rendering import Avatar, RenderRequest, RenderResult
+from echo_rtc.rendering import Avatar, RenderRequest, RenderResult, TakeFrames
 
 log = logging.getLogger(__name__)
 
@@ -147,6 +147,11 @@ class Stopwatch:
             self._marks.append((stage, event))
         else:
             self._marks.append((stage, 1000.0 * time.perf_counter()))
+
+    def latest(self) -> Callable[[], object]:
+        """What waits until the device has passed the latest lap."""
+        mark = self._marks[-1][1]
+        return mark.synchronize if isinstance(mark, torch.cuda.Event) else lambda: None
 
     def finish(self) -> dict[str, float]:
         """Waits until the device has passed the last lap; the stages' times (ms), in their order."""
@@ -289,16 +294,27 @@ class ClipGenerator:
             pose = poses.features(request.pose_position, start, shares)
         return PreparedClip(audio, pose, 1000.0 * (time.perf_counter() - begun))
 
-    def generate(self, request: RenderRequest, prepared: PreparedClip | None = None) -> RenderResult:
+    def generate(
+        self, request: RenderRequest, prepared: PreparedClip | None = None, on_frames: TakeFrames | None = None
+    ) -> RenderResult:
         """Renders one clip as YUV 4:2:0. Raises RenderError if the request cannot be.
 
         ``prepared`` is what :meth:`prepare` made of the same request, whose ``init_latent`` and ``steps`` may have
-        changed since.
+        changed since. With ``on_frames``, ``decode_frames`` frames at a time go there as soon as they are decoded, and
+        the result has the last of them.
         """
         prepared = prepared or self.prepare(request)
         watch = Stopwatch(self.device)
-        frames, latents = self._generate_yuv(request, watch, prepared)
-        return RenderResult(frames, latents[-1], {"audio": prepared.audio_ms, **watch.finish()})
+        run = self.settings.decode_frames if on_frames is not None else 0
+        final, runs = self._generate_yuv(request, watch, prepared, run)
+        came, left = 0, list[YuvFrames]()
+        for frames in runs:
+            came += len(frames)
+            if on_frames is not None and came < request.frames:
+                on_frames(frames)
+            else:
+                left.append(frames)
+        return RenderResult(YuvFrames.joined(left), final[-1], {"audio": prepared.audio_ms, **watch.finish()})
 
     @torch.inference_mode()
     def generate_rgb(self, request: RenderRequest) -> tuple[U8Array, F16Array]:
@@ -340,7 +356,8 @@ class ClipGenerator:
         """What :meth:`_generate_yuv` makes at once, in pieces of work; the first of them have no frames yet."""
         watch = Stopwatch(self.device)
         if self.device.type != "cpu":
-            yield self._generate_yuv(request, watch)
+            final, runs = self._generate_yuv(request, watch)
+            yield YuvFrames.joined([*runs]), final
             return
         prepared = self.prepare(request)
         yield self._no_frames()
@@ -410,15 +427,15 @@ class ClipGenerator:
         """The final latents of a clip, (1, C, F, h, w) float32; overwritten by the next clip."""
         return self._denoise(request, Stopwatch(self.device))
 
-    def images(self, latents: Tensor) -> Iterator[Tensor]:
-        """Final latents (1, C, F, h, w) -> images (n, 3, H, W) in about -1..1, in parts of a few frames, each to be
+    def images(self, latents: Tensor, run: int = _CHUNK) -> Iterator[Tensor]:
+        """Final latents (1, C, F, h, w) -> images (n, 3, H, W) in about -1..1, in parts of ``run`` frames, each to be
         used before the next is asked for."""
 
         def decode(part: Tensor) -> Tensor:
             return self._decode_images(part.to(self._dtype).contiguous(memory_format=torch.channels_last))
 
         folded = latents[0].transpose(0, 1).contiguous()
-        return (self._captures.run(("decode",), decode, part) for part in torch.split(folded, _CHUNK))
+        return (self._captures.run(("decode",), decode, part) for part in torch.split(folded, run))
 
     def sampler(self, steps: int) -> Sampler:
         """The sampler of so many steps, made once."""
@@ -471,21 +488,28 @@ class ClipGenerator:
 
     @torch.inference_mode()
     def _generate_yuv(
-        self, request: RenderRequest, watch: Stopwatch, prepared: PreparedClip | None = None
-    ) -> tuple[YuvFrames, F16Array]:
-        """A clip's frames and the final latents (F, C, h, w) of them all, once the device has finished them."""
+        self, request: RenderRequest, watch: Stopwatch, prepared: PreparedClip | None = None, run: int = 0
+    ) -> tuple[F16Array, Iterator[YuvFrames]]:
+        """The final latents (F, C, h, w) of a clip's frames, and the frames, ``run`` at a time (0: as many as fit into
+        memory). The latents are there once the first frames are."""
         latents = self._denoise(request, watch, prepared)
         final = _to_host(latents[0].transpose(0, 1).to(torch.float16))
-        parts: list[list[Tensor]] = []
-        for images in self.images(latents):
+        return final.numpy(), self._decoded(latents, watch, run or _CHUNK)
+
+    @torch.inference_mode()
+    def _decoded(self, latents: Tensor, watch: Stopwatch, run: int) -> Iterator[YuvFrames]:
+        """The frames of final latents, ``run`` at a time, each as soon as the device has them. A GPU is given all of
+        its work at once; the CPU does it piece by piece."""
+        waiting: list[tuple[Callable[[], object], list[Tensor]]] = []
+        for images in self.images(latents, run):
             watch.lap("decode")
-            parts.append([_to_host(plane) for plane in yuv_planes(images)])
+            planes = [_to_host(plane) for plane in yuv_planes(images)]
             watch.lap("colour")
-        watch.finish()
-        y, u, v = (
-            planes[0].numpy() if len(planes) == 1 else torch.cat(planes).numpy() for planes in zip(*parts, strict=True)
-        )
-        return YuvFrames(y, u, v), final.numpy()
+            waiting.append((watch.latest(), planes))
+            if self.device.type == "cpu":
+                yield _host_frames(*waiting.pop())
+        for done, planes in waiting:
+            yield _host_frames(done, planes)
 
     def _avatar(self, name: str) -> _Prepared:
         if name not in self._avatars:
@@ -548,6 +572,12 @@ def _quickest(
 def _to_device(value: Tensor, device: torch.device) -> Tensor:
     """A copy of a CPU tensor on the device, which nobody waits for."""
     return value.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else value.to(device)
+
+
+def _host_frames(done: Callable[[], object], planes: Sequence[Tensor]) -> YuvFrames:
+    """Frames whose planes are on their way to the CPU, once ``done`` says that they are there."""
+    done()
+    return YuvFrames(*(plane.numpy() for plane in planes))
 
 
 def _to_host(value: Tensor) -> Tensor:

@@ -140,6 +140,17 @@ class ModelOptions:
             choices=("full", "tiny"),
         ),
     )
+    decode_frames: int = field(
+        default=4,
+        metadata=about(
+            "model",
+            "Frames that are decoded at a time and sent on at once, so that a clip is shown while its last frames are "
+            "being decoded; 0 decodes clips whole.",
+            unit="frames",
+            low=0,
+            high=96,
+        ),
+    )
     untrained: bool = field(
         default=False,
         metadata=about("model", "Allow frame rates, clip lengths and steps at which the model was not tested."),

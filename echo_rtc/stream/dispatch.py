@@ -18,7 +18,7 @@ from echo_rtc.clips import MEDIA_RATE, AudioClip, ClipFormat, F16Array, YuvFrame
 from echo_rtc.counting import CounterMetric, Histogram, HistogramMetric, counter, histogram, histograms
 from echo_rtc.errors import LateError, RenderError
 from echo_rtc.media.blend import CrossFader
-from echo_rtc.rendering import Avatar, ClipPlan, RenderRequest, RenderResult
+from echo_rtc.rendering import Avatar, ClipPlan, RenderRequest, RenderResult, TakeFrames
 from echo_rtc.stream.log import Complaints, StreamLog
 
 MAX_PENDING_CLIPS = 8
@@ -48,7 +48,7 @@ class ClipRenderer(Protocol):
 
     def plan(self, stream: str) -> ClipPlan: ...
 
-    async def render(self, request: RenderRequest) -> RenderResult: ...
+    async def render(self, request: RenderRequest, on_frames: TakeFrames | None = None) -> RenderResult: ...
 
 
 class FrameSink(Protocol):
@@ -204,7 +204,9 @@ class Dispatcher:
         clip = pending.clip
         begun = self._clock()
         try:
-            result = await self._engine.render(self._request(pending))
+            result = await self._engine.render(
+                self._request(pending), lambda frames: self._show(pending, frames, begun, last=False)
+            )
             self.times.observe(self._clock() - begun, result.stages_ms)
             self._take(pending, result, begun)
         except LateError as error:
@@ -217,22 +219,30 @@ class Dispatcher:
             self._in_flight.pop(clip.index, None)
 
     def _take(self, pending: _Pending, result: RenderResult, begun: float) -> None:
-        """Notes the time of a rendered clip, and hands its frames and the finished cross-fades to the playout."""
+        """A clip is rendered: the frames that are left of it are shown, and the next one can continue it."""
+        clip = pending.clip
+        self._show(pending, result.frames, begun, last=True)
+        if clip.index > self._latent_of:
+            self._latent, self._latent_of = result.final_latent, clip.index
+        self._last_done_s = self._clock()
+        self.counters.rendered += 1
+
+    def _show(self, pending: _Pending, frames: YuvFrames, begun: float, last: bool) -> None:
+        """Hands the next frames of a clip, and the finished cross-fades, to the playout, unless the clip was given up.
+        ``last``: no others come."""
         clip, joined = pending.clip, pending.plan.continuity
+        if clip.index not in self._in_flight:
+            return
         now = self._clock()
         if joined.chained:
             # The wait for the previous clip does not count as this one's time.
             begun = max(begun, self._last_done_s)
-        if clip.index > self._latent_of:
-            self._latent, self._latent_of = result.final_latent, clip.index
-        self._last_done_s = now
-        took_s = now - begun
-        own, seams = self._cross_fader.push(clip.index, result.frames, joined.overlap_frames)
-        # The last frames of a clip are cross-faded with what the next clip shows of them, and wait for it.
-        self._sink.put(clip.index, own, took_s + joined.overlap_frames / self._order.format.fps, now)
-        for index, frames in seams:
-            self._sink.blend(index, frames)
-        self.counters.rendered += 1
+        own, seams = self._cross_fader.push(clip.index, frames, joined.overlap_frames, last)
+        if len(own):
+            # The last frames of a clip are cross-faded with what the next clip shows of them, and wait for it.
+            self._sink.put(clip.index, own, now - begun + joined.overlap_frames / self._order.format.fps, now)
+        for index, blended in seams:
+            self._sink.blend(index, blended)
 
     def _request(self, pending: _Pending) -> RenderRequest:
         clip, order, joined = pending.clip, self._order, pending.plan.continuity

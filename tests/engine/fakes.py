@@ -14,7 +14,7 @@ import numpy as np
 from echo_rtc.clips import ClipFormat, YuvFrames
 from echo_rtc.engine.worker import Renderer
 from echo_rtc.errors import InputError, SettingsError
-from echo_rtc.rendering import Avatar, AvatarFiles, Progress, RenderRequest, RenderResult
+from echo_rtc.rendering import Avatar, AvatarFiles, Progress, RenderRequest, RenderResult, TakeFrames
 
 
 class Deed(IntEnum):
@@ -30,6 +30,7 @@ class Deed(IntEnum):
 
 IDLE_FRAMES = 30
 LATENT_SHAPE = (4, 8, 8)
+FIRST_FRAMES = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +65,8 @@ class FakeLoader:
 
 
 class FakeRenderer:
-    """All samples of a clip's frames are its pose position, its latent's too, plus the initial one."""
+    """All samples of a clip's frames are its pose position, its latent's too, plus the initial one. The first frames
+    are handed over one by one, FIRST_FRAMES of them."""
 
     def __init__(self, format: ClipFormat) -> None:
         self._format = format
@@ -74,7 +76,7 @@ class FakeRenderer:
         """What is rendered is what was prepared."""
         return request.pose_position
 
-    def render(self, request: RenderRequest, prepared: int) -> RenderResult:
+    def render(self, request: RenderRequest, prepared: int, on_frames: TakeFrames | None = None) -> RenderResult:
         match request.seed:
             case Deed.HANG:
                 threading.Event().wait()
@@ -89,7 +91,12 @@ class FakeRenderer:
         latent = np.full(LATENT_SHAPE, prepared, np.float16)
         if request.init_latent is not None:
             latent = latent + request.init_latent
-        return RenderResult(self._frames(request.frames, prepared), latent, {"draw": 1.0})
+        frames = self._frames(request.frames, prepared)
+        early = FIRST_FRAMES if on_frames is not None else 0
+        for number in range(early):
+            assert on_frames is not None
+            on_frames(frames[number])
+        return RenderResult(frames[early:], latent, {"draw": 1.0})
 
     def idle(self, avatar: str) -> Iterator[Avatar]:
         for first in range(0, IDLE_FRAMES, self._format.clip_frames):

@@ -14,7 +14,7 @@ from pathlib import Path
 from echo_rtc.clips import ClipFormat
 from echo_rtc.engine.testcard import CardRenderer
 from echo_rtc.engine.worker import Renderer
-from echo_rtc.rendering import Avatar, AvatarFiles, Progress, RenderRequest, RenderResult
+from echo_rtc.rendering import Avatar, AvatarFiles, Progress, RenderRequest, RenderResult, TakeFrames
 
 
 class Fault(StrEnum):
@@ -58,7 +58,9 @@ class FaultyRenderer:
     def prepare(self, request: RenderRequest) -> list[float]:
         return self._cards.prepare(request)
 
-    def render(self, request: RenderRequest, prepared: list[float]) -> RenderResult:
+    def render(
+        self, request: RenderRequest, prepared: list[float], on_frames: TakeFrames | None = None
+    ) -> RenderResult:
         if self._struck(Fault.HANG):
             threading.Event().wait()
         if self._struck(Fault.MEMORY):
@@ -66,7 +68,7 @@ class FaultyRenderer:
         self._broken = self._broken or self._struck(Fault.CUDA)
         if self._broken:
             raise RuntimeError("CUDA error: an illegal memory access was encountered")
-        return self._cards.render(request, prepared)
+        return self._cards.render(request, prepared, on_frames)
 
     def idle(self, avatar: str) -> Iterator[Avatar]:
         return self._cards.idle(avatar)

@@ -20,7 +20,7 @@ from echo_rtc.engine.supervision import HEARTBEAT_S, HEARTBEAT_TIMEOUT_S, MEASUR
 from echo_rtc.engine.testcard import CardLoader
 from echo_rtc.engine.worker import WorkerReport, WorkerSpec
 from echo_rtc.errors import InputError, LateError, RenderError, StorageError
-from echo_rtc.rendering import Avatar, AvatarFiles, Continuity, Progress, RenderRequest, RenderResult
+from echo_rtc.rendering import Avatar, AvatarFiles, Continuity, Progress, RenderRequest, RenderResult, TakeFrames
 from tests.support.virtual import run
 
 FORMAT = ClipFormat(fps=24, clip_frames=12, width=16, height=16)
@@ -52,7 +52,9 @@ class Scripted:
     def discard(self, number: int) -> None:
         self.discarded.append(number)
 
-    async def render(self, number: int, request: RenderRequest, timeout_s: float) -> tuple[RenderResult, float]:
+    async def render(
+        self, number: int, request: RenderRequest, timeout_s: float, on_frames: TakeFrames
+    ) -> tuple[RenderResult, float]:
         latent = None if request.init_latent is None else float(request.init_latent.flat[0])
         self.begun.append((request.pose_position, latent))
         seconds = self._seconds(request.pose_position)
@@ -383,10 +385,12 @@ def test_a_replacement_comes_up_without_an_avatar_whose_files_are_gone(
             self.has_it = True
             return False
 
-        async def render(self, number: int, request: RenderRequest, timeout_s: float) -> tuple[RenderResult, float]:
+        async def render(
+            self, number: int, request: RenderRequest, timeout_s: float, on_frames: TakeFrames
+        ) -> tuple[RenderResult, float]:
             if request.avatar == "anna" and not self.has_it:
                 raise RenderError("no such avatar")
-            return await super().render(number, request, timeout_s)
+            return await super().render(number, request, timeout_s, on_frames)
 
     async def work() -> None:
         async with House(workers, lambda position: 0.1, FleetOptions(), Bare) as house:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import logging
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -18,15 +19,18 @@ import numpy as np
 import psutil
 import pytest
 
-from echo_rtc.clips import ClipFormat
+from echo_rtc.clips import ClipFormat, YuvFrames
 from echo_rtc.engine import local, supervision
 from echo_rtc.engine.fleet import FleetEngine, FleetOptions
+from echo_rtc.engine.handover import Area, Payload
 from echo_rtc.engine.jobs import FAILURES_TO_REPLACE
 from echo_rtc.engine.local import LocalEngine
+from echo_rtc.engine.process import Arriving
 from echo_rtc.engine.worker import WorkerSpec
 from echo_rtc.errors import EchoRtcError, InputError, RenderError, SettingsError, StorageError
 from echo_rtc.rendering import AvatarFiles, RenderRequest
-from tests.engine.fakes import IDLE_FRAMES, LATENT_SHAPE, Deed, FakeLoader
+from tests.engine.fakes import FIRST_FRAMES, IDLE_FRAMES, LATENT_SHAPE, Deed, FakeLoader
+from tests.media.rig import number_of, numbered_frames
 
 FORMAT = ClipFormat(width=64, height=48)
 BOUND_S = 30.0
@@ -93,6 +97,29 @@ async def test_renders_on_a_worker_and_hands_everything_over() -> None:
     assert lines[:2] == ["worker cpu: reading nothing", "worker cpu: warming up"]
     assert lines[2].startswith("worker cpu: ready, ")
     assert await lost(engine, Deed.PLAIN) == "the engine is closed"
+
+
+async def test_frames_are_handed_over_as_they_come() -> None:
+    async with running(workers("cpu")) as engine:
+        for position in (7, 8):
+            came: list[YuvFrames] = []
+            result = await engine.render(request(position=position), came.append)
+            assert [len(run) for run in [*came, result.frames]] == [1] * FIRST_FRAMES + [12 - FIRST_FRAMES]
+            assert all((run.y == position).all() and (run.v == position).all() for run in [*came, result.frames])
+
+
+def test_frames_whose_message_comes_after_the_answer_come_once() -> None:
+    area = Area(multiprocessing.get_context("spawn"), 100_000)
+    frames = [numbered_frames(n, 1) for n in range(3)]
+    runs: list[Payload] = []
+    for run in frames:
+        runs.append(area.put(run, runs[-1].end if runs else 0))
+    came: list[YuvFrames] = []
+    arriving = Arriving(5, area, came.append)
+    arriving.take(0, runs[0])
+    arriving.take_all(runs)
+    arriving.take(1, runs[1])
+    assert [number_of(run) for run in came] == [0, 1, 2]
 
 
 async def test_the_idle_loop_arrives_whole_in_pieces() -> None:

@@ -12,7 +12,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from echo_rtc.engine.pace import Budget, capacity
-from echo_rtc.engine.scheduling import Drop, Scheduler, Start, Ticket
+from echo_rtc.engine.scheduling import Done, Drop, Scheduler, Start, Ticket
 
 CLIP_S = 0.5
 BUDGET = Budget(CLIP_S, steps=6, min_steps=4, overlap=0.5)
@@ -26,10 +26,12 @@ WATCHED_S = 10.0
 @dataclass
 class Simulation:
     """``speeds``: times real time with all steps, by worker; may be changed while it runs. ``share``: the part of a
-    clip's time that is in proportion to its steps, which the scheduler only guesses."""
+    clip's time that is in proportion to its steps, which the scheduler only guesses. ``handover_s(clip)``: what handing
+    a clip over adds, during which its worker does nothing."""
 
     speeds: dict[str, float]
     share: float = 0.85
+    handover_s: Callable[[int], float] = lambda _: 0.0
     scheduler: Scheduler = field(default_factory=lambda: Scheduler(budget=BUDGET))
     now: float = 0.0
     late: dict[str, list[float]] = field(default_factory=dict)
@@ -98,7 +100,8 @@ class Simulation:
                     frames = ticket.cost / BUDGET.cost(ticket.steps)
                     part = self.share * ticket.steps / BUDGET.steps + 1.0 - self.share
                     took = CLIP_S / self.speeds[worker] * part * frames
-                    self.at(self.now + took, lambda w=worker, t=ticket, s=took: self.finish(w, t, s))  # type: ignore[misc]
+                    ends = self.now + took + self.handover_s(ticket.number)
+                    self.at(ends, lambda w=worker, t=ticket, s=took: self.finish(w, t, s))  # type: ignore[misc]
                 case Drop(ticket, _):
                     self.late[ticket.stream].append(self.now)
                 case _:
@@ -111,7 +114,8 @@ class Simulation:
         self.served[ticket.stream] += 1
         if self.now > ticket.due_s + 1e-6:
             self.late[ticket.stream].append(self.now)
-        self.scheduler.finished(worker, ticket, self.now, took)
+        handover_s = self.handover_s(ticket.number)
+        self.scheduler.finished(worker, ticket, self.now, Done(took + handover_s, took))
         self.act()
 
     def run(self, until: float) -> None:
@@ -212,6 +216,26 @@ def test_a_guess_about_steps_that_is_wrong_costs_little() -> None:
         fleet.speak(1, 90.0, 0.5 / 0.9 + MARGIN_S)
         fleet.run(90.0)
         assert sum(fleet.late_since(SETTLE_S).values()) <= 4
+
+
+def test_slow_hand_overs_of_a_busy_machine_cost_no_steps() -> None:
+    """A clip takes 0.49 of its 0.5 s, and handing over 4 ms, but 60 for a whole second once in a while."""
+    fleet = Simulation({"w0": 0.5 / 0.49}, handover_s=lambda clip: 0.06 if clip % 40 < 2 else 0.004)
+    fleet.speak(1, 90.0, 0.49 + MARGIN_S)
+    seen: set[int] = set()
+    for second in range(1, 90):
+        fleet.run(float(second))
+        seen.add(fleet.steps["s0"])
+    assert seen == {6}
+    assert not fleet.late["s0"]
+
+
+def test_hand_overs_that_always_take_a_workers_time_cost_a_step() -> None:
+    fleet = Simulation({"w0": 0.5 / 0.49}, handover_s=lambda _: 0.05)
+    fleet.speak(1, 120.0, 0.54 + MARGIN_S)
+    fleet.run(120.0)
+    assert fleet.steps["s0"] == 5
+    assert len(fleet.late["s0"]) <= 8
 
 
 def test_a_stream_stays_where_it_is() -> None:

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from echo_rtc.engine.scheduling import HOME_S, NOBODY, Action, Drop, Prepare, Recall, Scheduler, Start, Ticket
+from echo_rtc.engine.scheduling import HOME_S, NOBODY, Action, Done, Drop, Prepare, Recall, Scheduler, Start, Ticket
 
 CLIP_S = 0.5
 
@@ -89,7 +89,7 @@ class Fleet:
             return  # the worker died meanwhile
         del self.running[worker]
         self.done[ticket.number] = (worker, self.now)
-        self.scheduler.finished(worker, ticket, self.now, took)
+        self.scheduler.finished(worker, ticket, self.now, Done(took, took))
         self.act()
 
     def die(self, worker: str) -> None:

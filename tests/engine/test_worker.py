@@ -14,7 +14,7 @@ from echo_rtc.clips import ClipFormat, YuvFrames
 from echo_rtc.engine.worker import MEASURED_CLIPS, ClipWorker, ModelLoader, Renderer, WorkerSpec, measure
 from echo_rtc.errors import InputError, RenderError, SettingsError
 from echo_rtc.model.options import ModelOptions
-from echo_rtc.rendering import Avatar, AvatarFiles, Progress, RenderRequest, RenderResult
+from echo_rtc.rendering import Avatar, AvatarFiles, Progress, RenderRequest, RenderResult, TakeFrames
 
 FORMAT = ClipFormat(width=64, height=64, fps=25, clip_frames=10)
 
@@ -68,7 +68,7 @@ class TimedRenderer:
     def prepare(self, request: RenderRequest) -> None:
         self.prepared += 1
 
-    def render(self, request: RenderRequest, prepared: None) -> RenderResult:
+    def render(self, request: RenderRequest, prepared: None, on_frames: TakeFrames | None = None) -> RenderResult:
         self.requests.append(request)
         self.now_s += self._times_s.pop(0)
         frames = YuvFrames(*(np.zeros((request.frames, side, side), np.uint8) for side in (64, 32, 32)))
@@ -114,10 +114,10 @@ def test_what_the_model_raises_while_it_warms_up_reaches_the_server_as_a_sentenc
     """Its own classes may not even be known there."""
 
     class Overfull(TimedRenderer):
-        def render(self, request: RenderRequest, prepared: None) -> RenderResult:
+        def render(self, request: RenderRequest, prepared: None, on_frames: TakeFrames | None = None) -> RenderResult:
             if request.frames > 10:
                 raise MemoryError("out of memory\nand a dump")
-            return super().render(request, prepared)
+            return super().render(request, prepared, on_frames)
 
     def load(progress: Progress) -> Renderer:
         return Overfull([0.1] * (1 + MEASURED_CLIPS))

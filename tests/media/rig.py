@@ -80,7 +80,8 @@ class Shown:
 class Rig:
     """``render(clip_index)`` says how many seconds the renderer takes for a clip; None: it never answers.
 
-    ``chained``: one clip is rendered at a time. ``picture_lead_samples``: how much further ahead than sound the
+    ``chained``: one clip is rendered at a time. The last ``decode_s`` of its time pass while ``run_frames`` frames at a
+    time come. ``picture_lead_samples``: how much further ahead than sound the
     listener asks for frames (negative: less far).
     """
 
@@ -91,6 +92,8 @@ class Rig:
     rate_ppm: float = 0.0
     block: int = 960
     chained: bool = False
+    run_frames: int = 12
+    decode_s: float = 0.0
     picture_lead_samples: int = 0
     began_s: float = 1000.0
     events: list[tuple[float, int, Callable[[float], None]]] = field(default_factory=list)
@@ -180,10 +183,13 @@ class Rig:
         begins = max(now, self.busy_until) if self.chained else now
         self.busy_until = begins + seconds
         rendered = numbered_frames(index * frames, frames)
-        self.at(
-            begins + seconds - self.began_s,
-            lambda when: self.playout.put(index, rendered, seconds, when),
-        )
+        for first in range(0, frames, self.run_frames):
+            run = rendered[first : first + self.run_frames]
+            took = seconds - self.decode_s * (1 - (first + len(run)) / frames)
+            self.at(
+                begins + took - self.began_s,
+                lambda when, run=run, took=took: self.playout.put(index, run, took, when),  # type: ignore[misc]
+            )
 
     def listen(self, now: float) -> None:
         while self.playout.due(self.position) - LEAD_S <= now:

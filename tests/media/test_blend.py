@@ -84,7 +84,7 @@ def test_what_waits_for_a_neighbour_is_bounded() -> None:
     seams = CrossFader()
     for n in range(0, 200, 2):
         assert seams.push(n, frames(3, n), 1)[1] == []
-    assert len(seams._heads) + len(seams._tails) <= KEPT_CLIPS + 2
+    assert len(seams._clips) <= KEPT_CLIPS + 2
 
 
 def test_no_overlap_passes_everything_on() -> None:
@@ -111,4 +111,16 @@ def test_a_stream_changes_over_without_a_seam_of_its_own() -> None:
         assert values(own) == [10 * n + 10] * 4
         closed += [(index, values(blended)) for index, blended in now]
     assert closed == [(1, [23, 27]), (2, [33, 37])]
-    assert len(seams._tails) == 1, "a chained clip keeps nothing but its own end"
+    assert sum(bool(kept.own or kept.head) for kept in seams._clips.values()) == 1, "a chained clip keeps its own end"
+
+
+def test_clips_that_come_in_pieces_are_joined_as_whole_ones_are() -> None:
+    """Pieces of two frames: the head of a clip is there before the clip is, and so is the seam."""
+    seams = CrossFader()
+    seen: list[tuple[int, int, list[int]]] = []
+    for n in range(3):
+        for at in (0, 2, 4):
+            own, closed = seams.push(n, flat([100 * n + 10] * 2), 2, last=at == 4)
+            assert len(own) == (2 if at else 0)
+            seen += [(n, at, values(blended)) for _, blended in closed]
+    assert seen == [(1, 0, [43, 77]), (2, 0, [143, 177])]

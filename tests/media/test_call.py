@@ -46,6 +46,23 @@ def test_what_is_heard_is_what_was_said_one_delay_later() -> None:
     assert statistics.held == statistics.dropped == statistics.underruns == statistics.skipped == 0
 
 
+@pytest.mark.parametrize("run_frames", [2, 4, 5])
+def test_a_clip_is_shown_while_its_last_frames_are_decoded(run_frames: int) -> None:
+    """The delay has room for the first frames of a clip only, and no frame is late."""
+    decode_s = 0.3
+    first_s = 0.4 - decode_s * (1 - run_frames / 12)
+    rig = Rig(DelayPolicy(0.4, margin_s=0.1), lambda _: 0.4, chained=True, run_frames=run_frames, decode_s=decode_s)
+    rig.speak(voice(30.0, [(15.0, 20.0)]))
+    rig.run(30.0)
+    statistics = rig.playout.statistics()
+    assert statistics.render_p95_s == pytest.approx(first_s)
+    assert statistics.target_delay_s == pytest.approx(0.6 + first_s)
+    assert statistics.delay_s == pytest.approx(0.6 + first_s, abs=0.16)
+    assert statistics.held == 0
+    assert statistics.dropped <= statistics.cut
+    rig.assert_in_step()
+
+
 def test_lost_packets_are_silence_and_all_else_is_exact() -> None:
     rng = np.random.default_rng(11)
     lost = set(np.flatnonzero(rng.random(1500) < 0.1).tolist()) - {0}

@@ -302,7 +302,7 @@ def test_frames_are_let_go_as_soon_as_they_have_left() -> None:
         (lambda p: p.put(-1, numbered_frames(0, 12), 0.1, 1.0), "never announced"),
         (lambda p: p.put(1, numbered_frames(0, 12), 0.1, 1.0), "announced as silence"),
         (lambda p: p.lose(1), "announced as silence"),
-        (lambda p: p.put(0, numbered_frames(0, 11), 0.1, 1.0), "12 are expected"),
+        (lambda p: p.put(0, numbered_frames(0, 13), 0.1, 1.0), "12 are expected"),
         (lambda p: p.put(0, numbered_frames(0, 12), math.nan, 1.0), "took nan s"),
         (lambda p: p.put(0, numbered_frames(0, 12), -1.0, 1.0), r"took -1\.0 s"),
     ],
@@ -314,6 +314,24 @@ def test_wrong_calls_are_refused(act: object, message: str) -> None:
     assert callable(act)
     with pytest.raises(ValueError, match=message):
         act(playout)
+
+
+def test_frames_come_in_runs_and_each_is_late_by_itself() -> None:
+    """The second run came when two of its frames had passed: the frame before them is held, the rest is shown."""
+    driver = Driver()
+    driver.hear(True)
+    driver.playout.put(0, numbered_frames(0, 4), 0.1, 100.7)
+    assert driver.show(range(6)) == [(R, 0), (R, 1), (R, 2), (R, 3), (H, 3), (H, 3)]
+    driver.playout.put(0, numbered_frames(4, 8), 0.5, 101.0)
+    assert driver.show(range(6, 8)) == [(R, 6), (R, 7)]
+    assert driver.playout.statistics().dropped == 2
+    assert driver.playout.statistics().render_p95_s == pytest.approx(0.5 - 4 / 24)
+    with pytest.raises(ValueError, match="came twice"):
+        driver.put(0)
+    driver.hear(True)
+    driver.playout.put(1, numbered_frames(12, 7), 0.1, 101.2)
+    with pytest.raises(ValueError, match="clip 1 has 13 frames; 12 are expected"):
+        driver.playout.put(1, numbered_frames(19, 6), 0.2, 101.3)
 
 
 def test_frames_twice_or_of_another_size_are_refused() -> None:

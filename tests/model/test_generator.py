@@ -11,7 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
-from echo_rtc.clips import ClipFormat, F32Array
+from echo_rtc.clips import ClipFormat, F32Array, YuvFrames
 from echo_rtc.errors import InputError, RenderError, SettingsError
 from echo_rtc.model.description import ModelDescription
 from echo_rtc.model.generator import DTYPES, ClipGenerator, GeneratorSettings, fitting_dtype, resample
@@ -82,6 +82,19 @@ def test_rgb_and_yuv_show_the_same(generator: ClipGenerator) -> None:
     assert np.abs(luma - result.frames.y).max() < 1.5
     assert result.final_latent is not None
     assert np.array_equal(latent, result.final_latent)
+
+
+@pytest.mark.parametrize("run", [0, 4, 5])
+def test_frames_decoded_in_runs_are_those_of_the_whole_clip(generator: ClipGenerator, run: int) -> None:
+    """Bit for bit on the CPU; the runs come before the result, which has the last of them."""
+    whole = generator.generate(request())
+    generator.settings = replace(generator.settings, decode_frames=run)
+    came: list[YuvFrames] = []
+    result = generator.generate(request(), on_frames=came.append)
+    assert [len(frames) for frames in [*came, result.frames]] == {0: [12], 4: [4, 4, 4], 5: [5, 5, 2]}[run]
+    joined = YuvFrames.joined([*came, result.frames])
+    assert all(np.array_equal(getattr(joined, plane), getattr(whole.frames, plane)) for plane in ("y", "u", "v"))
+    assert np.array_equal(result.final_latent, whole.final_latent)  # type: ignore[arg-type]
 
 
 def test_the_same_request_gives_the_same_frames(generator: ClipGenerator) -> None:

@@ -30,6 +30,7 @@ from echo_rtc.rendering import (
     Progress,
     RenderRequest,
     RenderResult,
+    TakeFrames,
     WorkerStatus,
 )
 from tests.offline.test_files import read, tone, write_wav
@@ -143,7 +144,7 @@ class NotingEngine:
 
     async def close(self) -> None: ...
 
-    async def render(self, request: RenderRequest) -> RenderResult:
+    async def render(self, request: RenderRequest, on_frames: TakeFrames | None = None) -> RenderResult:
         if self._failures:
             self._failures -= 1
             raise RenderError("the worker is gone")

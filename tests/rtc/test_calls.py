@@ -32,7 +32,7 @@ from echo_rtc.codec.picture import PICTURE_RATE
 from echo_rtc.engine.card import CardFacts, level_of, read_card
 from echo_rtc.engine.testcard import AVATAR, ScriptedFaults, TestCardEngine
 from echo_rtc.errors import CapacityError, EchoRtcError, NotLiveError, OfferError, UnsupportedMediaError
-from echo_rtc.rendering import Engine, RenderRequest, RenderResult
+from echo_rtc.rendering import Engine, RenderRequest, RenderResult, TakeFrames
 from echo_rtc.rtc.manager import ManagerOptions, StreamManager
 from echo_rtc.rtc.peer import MAX_EVENT_CHANNELS, Peer, PeerOptions
 
@@ -560,10 +560,10 @@ async def test_a_fault_of_our_own_ends_its_stream_only(caplog: pytest.LogCapture
     class Broken(TestCardEngine):
         broken = True
 
-        async def render(self, request: RenderRequest) -> RenderResult:
+        async def render(self, request: RenderRequest, on_frames: TakeFrames | None = None) -> RenderResult:
             if self.broken:
                 raise ZeroDivisionError("a fault of our own")
-            return await super().render(request)
+            return await super().render(request, on_frames)
 
     engine = Broken(FORMAT, capacity=2)
     async with house(engine) as home:

@@ -16,7 +16,7 @@ from echo_rtc.clips import MEDIA_RATE, AudioClip, ClipFormat, F16Array, YuvFrame
 from echo_rtc.engine.fleet import FleetOptions
 from echo_rtc.engine.testcard import ScriptedFaults, TestCardEngine, level_of, read_card
 from echo_rtc.errors import RenderError
-from echo_rtc.rendering import Avatar, ClipPlan, Continuity, RenderRequest, RenderResult
+from echo_rtc.rendering import Avatar, ClipPlan, Continuity, RenderRequest, RenderResult, TakeFrames
 from echo_rtc.stream.dispatch import MAX_PENDING_CLIPS, ClipRenderer, Dispatcher, RenderOrder
 from echo_rtc.stream.log import StreamLog
 from tests.support.virtual import run
@@ -61,7 +61,7 @@ class Engine:
     def plan(self, stream: str) -> ClipPlan:
         return ClipPlan(self.continuity, 1)
 
-    async def render(self, request: RenderRequest) -> RenderResult:
+    async def render(self, request: RenderRequest, on_frames: TakeFrames | None = None) -> RenderResult:
         number = (request.pose_position + request.frames - 1) // 12
         self.requests.append(request)
         await asyncio.sleep(self.seconds(number))
@@ -80,11 +80,14 @@ class Sink:
     shown: dict[int, YuvFrames] = field(default_factory=dict)
     blended: dict[int, YuvFrames] = field(default_factory=dict)
     lost: list[int] = field(default_factory=list)
+    runs: list[tuple[int, int, float]] = field(default_factory=list)
 
     def put(self, clip_index: int, frames: YuvFrames, render_s: float, now: float) -> None:
-        assert len(frames) == 12
-        self.done.append((clip_index, render_s))
-        self.shown[clip_index] = frames
+        runs = [self.shown[clip_index], frames] if clip_index in self.shown else [frames]
+        self.runs.append((clip_index, len(frames), round(render_s, 3)))
+        self.shown[clip_index] = YuvFrames.joined(runs)
+        if len(self.shown[clip_index]) == 12:
+            self.done.append((clip_index, render_s))
 
     def blend(self, clip_index: int, frames: YuvFrames) -> None:
         assert clip_index in self.shown
@@ -196,6 +199,33 @@ def test_without_latents_or_chaining_each_clip_starts_fresh() -> None:
     engine = Engine(continuity=Continuity(chained=False))
     play(engine, spoken(3))
     assert [(r.init_latent, r.chained) for r in engine.requests] == [(None, False)] * 3
+
+
+def test_frames_are_shown_as_they_come_on_one_worker_and_on_two() -> None:
+    """A worker that decodes for 0.12 s hands over 4 frames every 0.04 s. On two, the first 6 frames of each clip lead
+    over from the one before, for which that one's last frames wait."""
+    sink, dispatcher, _ = play(TestCardEngine(FORMAT, ScriptedFaults(delay_s=0.4, decode_s=0.12)), spoken(2))
+    times = [0.32, 0.36, 0.4]
+    assert sink.runs == [(clip, 4, took) for clip in range(2) for took in times]
+    assert dispatcher.counters.rendered == 2
+    slow = TestCardEngine(FORMAT, ScriptedFaults(delay_s=0.6, decode_s=0.12), workers=2)
+    sink, _, _ = play(slow, spoken(4), delay_s=1.5)
+    assert [run[:2] for run in sink.runs if run[0] == 1] == [(1, 2), (1, 4), (1, 4), (1, 2)]
+    assert sorted(sink.blended) == [0, 1, 2]
+
+
+def test_frames_of_a_clip_that_is_forgotten_are_not_shown() -> None:
+    engine = TestCardEngine(FORMAT, ScriptedFaults(delay_s=0.4, decode_s=0.3))
+
+    async def script(dispatcher: Dispatcher) -> None:
+        dispatcher.submit(clip(0))
+        await asyncio.sleep(0.25)
+        dispatcher.forget()
+        await asyncio.sleep(1.0)
+
+    sink, dispatcher, _ = play(engine, script)
+    assert [run[:2] for run in sink.runs] == [(0, 4)]
+    assert dispatcher.pending == 0
 
 
 def test_overlapping_clips_have_one_shape_and_are_cross_faded() -> None:
@@ -330,7 +360,7 @@ def test_a_fault_of_the_engine_itself_is_not_hidden() -> None:
         def plan(self, stream: str) -> ClipPlan:
             return ClipPlan(CHAINED, 1)
 
-        async def render(self, request: RenderRequest) -> RenderResult:
+        async def render(self, request: RenderRequest, on_frames: TakeFrames | None = None) -> RenderResult:
             raise ZeroDivisionError
 
     async def live() -> None:

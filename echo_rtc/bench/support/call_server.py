@@ -31,13 +31,25 @@ class CallServer:
     """The server's process, seen from outside. An async context manager."""
 
     def __init__(
-        self, format: Mapping[str, int], delay_s: float = 0.0, core: int | None = None, record: Path | None = None
+        self,
+        format: Mapping[str, int],
+        delay_s: float = 0.0,
+        core: int | None = None,
+        record: Path | None = None,
+        decode_s: float = 0.0,
     ) -> None:
-        """``format``: arguments of ClipFormat; ``delay_s``: what each clip takes to render; ``core``: the number of the
-        one processor core that all of it runs on, None for any; ``record``: the folder into which every stream is
-        recorded, None for no recordings."""
-        folder = None if record is None else str(record)
-        self._options = json.dumps({"format": dict(format), "delay_s": delay_s, "core": core, "record": folder})
+        """``format``: arguments of ClipFormat; ``delay_s``: what each clip takes to render, of which ``decode_s`` while
+        its frames come; ``core``: the number of the one processor core that all of it runs on, None for any;
+        ``record``: the folder into which every stream is recorded, None for no recordings."""
+        self._options = json.dumps(
+            {
+                "format": dict(format),
+                "delay_s": delay_s,
+                "decode_s": decode_s,
+                "core": core,
+                "record": None if record is None else str(record),
+            }
+        )
         self._process: asyncio.subprocess.Process | None = None
         self._lock = asyncio.Lock()
 
@@ -112,12 +124,13 @@ class CallServer:
 
 async def serve(options: Mapping[str, object]) -> None:
     """Answers requests on standard input until it ends."""
-    format, delay_s = options["format"], options["delay_s"]
+    format, delay_s, decode_s = options["format"], options["delay_s"], options["decode_s"]
     assert isinstance(format, dict)
     assert isinstance(delay_s, float)
+    assert isinstance(decode_s, float)
     if isinstance(core := options["core"], int):
         os.sched_setaffinity(0, {core})
-    engine = TestCardEngine(ClipFormat(**format), ScriptedFaults(delay_s=delay_s))
+    engine = TestCardEngine(ClipFormat(**format), ScriptedFaults(delay_s=delay_s, decode_s=decode_s))
     await engine.start(lambda _: None)
     manager = StreamManager(engine, ManagerOptions())
     recordings = None
