@@ -26,6 +26,7 @@ from aiortc.mediastreams import MediaStreamTrack
 
 from echo_rtc.avatars.library import AvatarLibrary, Shelf
 from echo_rtc.clips import ClipFormat, S16Array
+from echo_rtc.codec.burned_mark import BurnedMark
 from echo_rtc.engine.factory import create_engine
 from echo_rtc.errors import CapacityError, InputError
 from echo_rtc.model.description import ModelDescription
@@ -70,11 +71,12 @@ class AvatarService:
         if chosen.engine != "testcard":
             # A missing folder need not wait for the minute that a worker takes to find it.
             ModelDescription.from_mapping(chosen.model, chosen.model_base)
+        options = stream_options(chosen)
         engine = create_engine(chosen)
         try:
             await engine.start(_log)
             await AvatarLibrary(engine, Shelf.of(chosen)).prepare(_log)
-            service = cls(engine, stream_options(chosen), chosen.max_streams)
+            service = cls(engine, options, chosen.max_streams)
             try:
                 yield service
             finally:
@@ -302,8 +304,9 @@ def _log(line: str) -> None:
 
 
 def stream_options(settings: Settings) -> StreamOptions:
-    """The streams' part of the settings."""
+    """The streams' part of the settings. Raises SettingsError for what does not go together."""
     return StreamOptions(
         vad_threshold=settings.vad_threshold,
         max_latency_s=settings.max_latency,
+        burn=BurnedMark(settings.clip_format) if settings.burn_mark else None,
     )

@@ -55,6 +55,7 @@ _TITLES = {
     "model": "model",
     "clips": "clips and picture",
     "streams": "streams",
+    "marking": "marks of what is synthetic",
     "library": "further avatars",
     "access": "who may do what",
     "limits": "limits",
@@ -179,6 +180,26 @@ class Settings(ModelOptions):
             "Directory of the poses shown in silence; without it the calmest stretch of pose_dir is used.",
             kind=Path,
         ),
+    )
+    burn_mark: bool = field(
+        default=False,
+        metadata=about(
+            "marking",
+            "Draw the words AI-generated into the pictures themselves, in the lower right corner, of calls and movies.",
+        ),
+    )
+    c2pa_cert: Path | None = field(
+        default=None,
+        metadata=about(
+            "marking",
+            "Certificate with which finished movies are signed (C2PA), a PEM file with those of its issuers after it; "
+            "with it goes --c2pa-key. Needs the extra c2pa.",
+            kind=Path,
+        ),
+    )
+    c2pa_key: Path | None = field(
+        default=None,
+        metadata=about("marking", "Private key of --c2pa-cert, a PEM file without a password.", kind=Path),
     )
     avatar_dir: Path = field(
         default=Path("avatars"),

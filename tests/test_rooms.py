@@ -39,7 +39,7 @@ ALLOWED: dict[str, set[str]] = {
     "media": SHARED | {"echo_rtc.media"},
     "engine": SHARED | {"echo_rtc.engine", "echo_rtc.model.options", "echo_rtc.rendering", "echo_rtc.settings"},
     "rendering": SHARED,
-    "codec": SHARED | {"echo_rtc.codec"},
+    "codec": SHARED | {"echo_rtc.codec", "echo_rtc.resources"},
     "stream": SHARED | {"echo_rtc.stream", "echo_rtc.codec", "echo_rtc.media", "echo_rtc.rendering"},
     "rtc": SHARED | {"echo_rtc.rtc", "echo_rtc.stream", "echo_rtc.codec", "echo_rtc.rendering"},
     "recording": SHARED | {"echo_rtc.recording", "echo_rtc.stream", "echo_rtc.codec"},

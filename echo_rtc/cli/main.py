@@ -16,6 +16,7 @@ from echo_rtc import __version__
 COMMANDS = {
     "serve": ("echo_rtc.cli.serve", "serve talking avatars to browsers, WHIP and WHEP clients"),
     "render": ("echo_rtc.cli.render", "render the voice of files to movies"),
+    "inspect": ("echo_rtc.cli.inspect", "say whether files are marked as AI-generated"),
     "token": ("echo_rtc.cli.token", "print a signed token that allows one thing for some time"),
     "doctor": ("echo_rtc.cli.doctor", "say what this machine can do with these settings"),
     "bench": ("echo_rtc.bench.__main__", "measure: delay, sync, speed, load, attacks"),

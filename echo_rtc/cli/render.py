@@ -13,7 +13,7 @@ import signal
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NoReturn
 
@@ -21,10 +21,13 @@ from tqdm import tqdm
 
 from echo_rtc.cli.progress import LoadingBar
 from echo_rtc.cli.signals import signals_handled
+from echo_rtc.codec.burned_mark import BurnedMark
+from echo_rtc.codec.marking import Mark
 from echo_rtc.engine.factory import create_engine
 from echo_rtc.errors import EchoRtcError, InputError, SettingsError
 from echo_rtc.offline.batch import Job, Journal, jobs_of, render_all
-from echo_rtc.offline.files import SoundFile, check_movie_path
+from echo_rtc.offline.credentials import CredentialsSigner, check_can_be_signed
+from echo_rtc.offline.files import MovieMarking, SoundFile, check_movie_path
 from echo_rtc.offline.render import OfflineOptions
 from echo_rtc.settings import Settings, SettingsParser, settings_from, settings_of
 
@@ -39,12 +42,14 @@ LIVE_ONLY = (
 
 @dataclass(frozen=True, slots=True)
 class RenderWork:
-    """What ``render`` is to do. ``folder``: where several movies go. ``again``: also what was finished before."""
+    """What ``render`` is to do. ``folder``: where several movies go. ``again``: also what was finished before.
+    ``marking``: how the movies are marked."""
 
     jobs: Sequence[Job]
     folder: Path | None
     again: bool
     settings: Settings
+    marking: MovieMarking
 
 
 def main(argv: Sequence[str]) -> int:
@@ -86,8 +91,13 @@ def _render_work(argv: Sequence[str]) -> RenderWork:
     arguments = parser.arguments(argv)
     settings = settings_from(arguments, os.environ)
     output = Path(arguments.output).expanduser()
+    burn = BurnedMark(settings.clip_format) if settings.burn_mark else None
+    signer = CredentialsSigner.of(settings.c2pa_cert, settings.c2pa_key)
     jobs = jobs_of([Path(audio).expanduser() for audio in arguments.audio], output)
-    return RenderWork(jobs, None if jobs[0].output == output else output, arguments.again, settings)
+    if signer is not None:
+        check_can_be_signed(jobs[0].output)
+    folder = None if jobs[0].output == output else output
+    return RenderWork(jobs, folder, arguments.again, settings, MovieMarking(burn=burn, signer=signer))
 
 
 async def _render(work: RenderWork) -> int:
@@ -137,11 +147,13 @@ async def _render_files(work: RenderWork) -> int:
         with LoadingBar() as loading:
             await engine.start(loading.advance)
         with _bar(durations, settings.fps) as bar:
+            avatar = next(iter(engine.avatars))
             options = OfflineOptions(
-                avatar=next(iter(engine.avatars)),
+                avatar=avatar,
                 vad_threshold=settings.vad_threshold,
                 chained=settings.use_init_latent,
                 fade_frames=min(settings.overlap_frames, settings.clip_frames),
+                marking=replace(work.marking, mark=Mark(avatar)),
             )
             failed += await render_all(engine, jobs, options, bar.update, finished)
     finally:

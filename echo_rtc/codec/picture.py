@@ -6,7 +6,7 @@ in and go out as pts.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from fractions import Fraction
@@ -14,10 +14,12 @@ from typing import Any
 
 import av
 import numpy as np
+from av.sidedata.sidedata import Type
 from av.video.codeccontext import VideoCodecContext
 from av.video.frame import PictureType
 
 from echo_rtc.clips import ClipFormat, YuvFrames
+from echo_rtc.codec.marking import Mark, mark_in, marked
 
 PICTURE_RATE = 90_000
 """RTP clock of video, Hz."""
@@ -73,10 +75,14 @@ def bitrates_for(width: int, height: int) -> dict[VideoCodec, BitrateRange]:
 
 
 class PictureEncoder:
-    """One codec at one bitrate: frames in, a packet each out, without delay. The first is a keyframe."""
+    """One codec at one bitrate: frames in, a packet each out, without delay. The first is a keyframe.
 
-    def __init__(self, codec: VideoCodec, format: ClipFormat, bitrate: int) -> None:
+    Each keyframe of H.264 has the ``mark`` in it. VP8 has no place for one.
+    """
+
+    def __init__(self, codec: VideoCodec, format: ClipFormat, bitrate: int, mark: Mark) -> None:
         self.bitrate = bitrate
+        self._mark = mark.nal_unit() if codec is VideoCodec.H264 else None
         context = av.CodecContext.create("libx264" if codec is VideoCodec.H264 else "libvpx", "w")
         assert isinstance(context, VideoCodecContext)
         context.width, context.height = format.width, format.height
@@ -103,10 +109,27 @@ class PictureEncoder:
         frame.pts, frame.time_base = self._count, Fraction(1, self._codec.framerate)
         self._count += 1
         packets = self._codec.encode(frame)
+        if self._mark is not None:
+            packets = [marked_packet(packet, self._mark) for packet in packets]
         for packet in packets:
             packet.pts = packet.dts = pts
             packet.time_base = PICTURE_TIME_BASE
         return packets
+
+
+def marked_packet(packet: av.Packet[Any], nal_unit: bytes) -> av.Packet[Any]:
+    """A keyframe of H.264 as the encoder gives it (Annex B), with a further NAL unit before its first slice; any other
+    packet as it is. Raises ValueError for what is no picture."""
+    if not packet.is_keyframe:
+        return packet
+    made: av.Packet[Any] = av.Packet(marked(bytes(packet), nal_unit))
+    made.pts, made.dts, made.duration = packet.pts, packet.dts, packet.duration
+    made.is_keyframe = True
+    if packet.time_base is not None:
+        made.time_base = packet.time_base
+    if packet.stream is not None:
+        made.stream = packet.stream
+    return made
 
 
 def _h264_options(format: ClipFormat, bitrate: int) -> dict[str, str]:
@@ -167,3 +190,10 @@ def video_frame(picture: YuvFrames) -> av.VideoFrame:
         rows, columns = samples.shape
         np.frombuffer(memoryview(plane), np.uint8).reshape(-1, plane.line_size)[:rows, :columns] = samples
     return frame
+
+
+def marks_of(frame: av.VideoFrame) -> list[dict[str, Any]]:
+    """What the marks say that came with a decoded picture."""
+    entries: Iterable[Any] = frame.side_data  # iterates over its values, whatever its type says
+    messages = (bytes(data) for data in entries if data.type is Type.SEI_UNREGISTERED)
+    return [mark for message in messages if (mark := mark_in(message)) is not None]

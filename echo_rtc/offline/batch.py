@@ -145,7 +145,10 @@ async def render_all(
         async with turns:
             under_way += 1
             try:
-                with SoundFile(job.audio) as source, MovieFile(job.output, engine.format, source.channels) as movie:
+                with (
+                    SoundFile(job.audio) as source,
+                    MovieFile(job.output, engine.format, source.channels, options.marking) as movie,
+                ):
                     size = PART_CLIPS
                     if source.duration_s is not None:
                         clips = math.ceil(source.duration_s / float(engine.format.clip_duration))

@@ -14,7 +14,7 @@ import logging
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -24,7 +24,7 @@ from echo_rtc.errors import RenderError
 from echo_rtc.media.blend import cross_fade
 from echo_rtc.media.clipper import Clipper
 from echo_rtc.media.gate import SpeechGate
-from echo_rtc.offline.files import MovieFile, SoundFile
+from echo_rtc.offline.files import MovieFile, MovieMarking, SoundFile
 from echo_rtc.rendering import Avatar, Engine, RenderRequest, RenderResult
 
 logger = logging.getLogger(__name__)
@@ -51,13 +51,15 @@ Tick = Callable[[int], object]
 class OfflineOptions:
     """How a voice is rendered. ``avatar``: whose face speaks. ``vad_threshold``: RMS 0..1 below which a clip shows the
     idle loop. ``chained``: each clip begins where the one before ended. ``seed``: of the initial noise.
-    ``fade_frames``: how many frames lead from one part of long speech to the next."""
+    ``fade_frames``: how many frames lead from one part of long speech to the next. ``marking``: how movies say that
+    they are synthetic."""
 
     avatar: str
     vad_threshold: float = 0.015
     chained: bool = True
     seed: int = 0
     fade_frames: int = 6
+    marking: MovieMarking = field(default_factory=MovieMarking)
 
 
 async def render_voice(

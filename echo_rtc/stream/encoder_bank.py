@@ -21,6 +21,7 @@ import av
 import numpy as np
 
 from echo_rtc.clips import ClipFormat, S16Array, YuvFrames
+from echo_rtc.codec.marking import Mark
 from echo_rtc.codec.picture import (
     PICTURE_TIME_BASE,
     BitrateRange,
@@ -151,8 +152,11 @@ class EncoderBank:
         packetizer: PacketizerFactory,
         log: StreamLog,
         bitrates: Mapping[VideoCodec, BitrateRange] | None = None,
+        mark: Mark | None = None,
     ) -> None:
+        """``mark``: what keyframes of H.264 say of themselves."""
         self._format = format
+        self._mark = mark or Mark()
         self._bitrates = bitrates_for(format.width, format.height) if bitrates is None else bitrates
         self._complaints = Complaints(log)
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="echo-encoder")
@@ -302,7 +306,7 @@ class EncoderBank:
         try:
             encoder = self._pictures.get(order.codec)
             if encoder is None or encoder.bitrate != order.bitrate:
-                encoder = PictureEncoder(order.codec, self._format, order.bitrate)
+                encoder = PictureEncoder(order.codec, self._format, order.bitrate, self._mark)
                 self._pictures[order.codec] = encoder
                 self.counters.builds += 1
             for i, (frame, pts) in enumerate(frames):

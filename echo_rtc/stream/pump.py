@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from typing import Generic, Protocol, TypeAlias, TypeVarTuple
 
 from echo_rtc.clips import MEDIA_RATE, ClipFormat, S16Array, YuvFrames
+from echo_rtc.codec.burned_mark import BurnedMark
 from echo_rtc.codec.picture import PICTURE_RATE, VideoCodec
 from echo_rtc.codec.sound import SOUND_BLOCK_SAMPLES
 from echo_rtc.counting import CounterMetric, counter, counters
@@ -111,6 +112,15 @@ class Recent:
     latest: FrameKind | None
 
 
+@dataclass(frozen=True, slots=True)
+class PumpOptions:
+    """``portion_blocks``: blocks of 20 ms that are encoded at once; what is taken can no longer be interrupted.
+    ``burn``: what is drawn into each picture."""
+
+    portion_blocks: int = PORTION_BLOCKS
+    burn: BurnedMark | None = None
+
+
 class Pump:
     """Runs a stream's output for its audience."""
 
@@ -121,10 +131,9 @@ class Pump:
         idle: YuvFrames,
         bank: PortionEncoder,
         audience: Receivers,
-        portion_blocks: int = PORTION_BLOCKS,
+        options: PumpOptions | None = None,
     ) -> None:
-        """``portion_blocks``: blocks of 20 ms that are encoded at once; what is taken can no longer be interrupted."""
-        self._portion_blocks = portion_blocks
+        self._options = options or PumpOptions()
         self._format = format
         self._source = source
         self._idle = idle
@@ -165,7 +174,7 @@ class Pump:
                 self.counters.skipped_blocks += current - number
                 number = current
                 continue
-            end = number + self._portion_blocks
+            end = number + self._options.portion_blocks
             while end < number + MAX_PORTION_BLOCKS and self._source.due(end * SOUND_BLOCK_SAMPLES) - LEAD_S <= now:
                 end += 1
             dues, portion = self._take(range(number, end), base, now)
@@ -212,7 +221,7 @@ class Pump:
         else:
             picture, kind = self._source.frame(number)
         self._shown.append((due, kind))
-        return picture
+        return picture if self._options.burn is None else self._options.burn.on(picture)
 
     def _send(self, outbox: _Packets, dues: _Dues, encoded: EncodedPortion) -> None:
         """Puts a portion's packets where they wait until they are due."""

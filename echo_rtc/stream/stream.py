@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
+from echo_rtc.codec.burned_mark import BurnedMark
+from echo_rtc.codec.marking import Mark
 from echo_rtc.codec.picture import VideoCodec
 from echo_rtc.media.delay_line import DelayPolicy
 from echo_rtc.media.playout import FrameKind, Playout
@@ -27,7 +29,7 @@ from echo_rtc.stream.events import Event, EventFeed, EventSink, EventType
 from echo_rtc.stream.links import Delivery, Link, Reception
 from echo_rtc.stream.listening import ClipFeed, Listener
 from echo_rtc.stream.log import StreamLog
-from echo_rtc.stream.pump import PORTION_BLOCKS, Pump
+from echo_rtc.stream.pump import PORTION_BLOCKS, Pump, PumpOptions
 from echo_rtc.stream.sinks import PacketSink
 from echo_rtc.stream.snapshot import Snapshot, closing_line
 from echo_rtc.stream.speech import Speaker
@@ -92,6 +94,7 @@ class StreamOptions:
     leaves for everything but clip and rendering; the pump takes frames up to 80 ms before they are due, and the rest is
     for jitter. ``voice_timeout_s``: a stream whose microphone sends nothing for this long ends; 0: never. A microphone
     that sends silence does send. ``pushed``: the voice is pushed speech, faster than it is spoken, and no microphone.
+    ``burn``: what is drawn into each picture.
     """
 
     vad_threshold: float = 0.015
@@ -99,6 +102,7 @@ class StreamOptions:
     margin_s: float = 0.15
     voice_timeout_s: float = 0.0
     pushed: bool = False
+    burn: BurnedMark | None = None
 
     def delay_policy(self, engine: Engine) -> DelayPolicy:
         """What the delay of a stream on ``engine`` is made of."""
@@ -146,11 +150,11 @@ class Stream:
             self._listener = Speaker(engine.format, feed, self._playout, self._dispatcher, self._events)
         else:
             self._listener = Listener(feed, self._playout, self.log)
-        self._bank = EncoderBank(engine.format, packetizer, self.log)
+        self._bank = EncoderBank(engine.format, packetizer, self.log, mark=Mark(avatar.name))
         self._audience = Audience(self._bank)
         # What is taken to be encoded cannot be interrupted.
-        portion_blocks = 1 if options.pushed else PORTION_BLOCKS
-        self._pump = Pump(engine.format, self._playout, avatar.idle, self._bank, self._audience, portion_blocks)
+        output = PumpOptions(portion_blocks=1 if options.pushed else PORTION_BLOCKS, burn=options.burn)
+        self._pump = Pump(engine.format, self._playout, avatar.idle, self._bank, self._audience, output)
         self._record = CallRecord(self._opened_at)
         self.guard_counters = GuardCounters()
         """What the guards of the stream's peers refused; the guards count here."""

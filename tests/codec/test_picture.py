@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from echo_rtc.clips import ClipFormat, YuvFrames
+from echo_rtc.codec.marking import Mark
 from echo_rtc.codec.picture import (
     BITRATES,
     BitrateRange,
@@ -28,7 +29,7 @@ def picture(level: int, format: ClipFormat = FORMAT) -> YuvFrames:
 
 
 def test_h264_is_what_every_browser_decodes() -> None:
-    encoder = PictureEncoder(VideoCodec.H264, FORMAT, 500_000)
+    encoder = PictureEncoder(VideoCodec.H264, FORMAT, 500_000, Mark())
     for forced in (False, True):
         (packet,) = encoder.encode(video_frame(picture(90)), 0, key=forced)
         data = bytes(packet)

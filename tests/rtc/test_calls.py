@@ -28,6 +28,7 @@ from echo_rtc.bench.stream import babble
 from echo_rtc.bench.support.calls import Caller, Heard, ScriptedMicrophone, Seen, Voice
 from echo_rtc.bench.sync import Beeps, Recording, offsets
 from echo_rtc.clips import MEDIA_RATE, ClipFormat, S16Array
+from echo_rtc.codec.marking import Mark
 from echo_rtc.codec.picture import PICTURE_RATE
 from echo_rtc.engine.card import CardFacts, level_of, read_card
 from echo_rtc.engine.testcard import AVATAR, ScriptedFaults, TestCardEngine
@@ -54,9 +55,11 @@ class Sight:
     def __init__(self) -> None:
         self.cards: list[CardFacts] = []
         self.sound: list[Heard] = []
+        self.marks: list[dict[str, Any]] = []
 
     def see(self, seen: Seen) -> None:
         self.cards.append(read_card(seen.luma))
+        self.marks += seen.marks
 
     def hear(self, heard: Heard) -> None:
         self.sound.append(heard)
@@ -159,6 +162,10 @@ async def test_a_call_brings_back_picture_sound_and_events(codec: str | None, ca
         await until(lambda: caller.events[-1]["type"] == "end")
         assert caller.events[-1] == {"type": "end", "reason": "the test has seen enough"}
         assert home.manager.streams == {}
+    # What the keyframes say; VP8 has no place for it.
+    mark = Mark(AVATAR).as_json()
+    assert sight.marks[:1] == ([] if codec == "VP8" else [mark])
+    assert all(each == mark for each in sight.marks)
     # The idle loop is seen at once, the sound comes back as loud as it went in, and the cards say so.
     assert sight.cards[0].idle
     assert max(int(np.abs(heard.pcm).max()) for heard in sight.sound) == pytest.approx(10_000, rel=0.25)

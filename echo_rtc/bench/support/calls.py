@@ -8,8 +8,9 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fractions import Fraction
+from typing import Any
 
 import av
 import numpy as np
@@ -18,7 +19,7 @@ from aiortc.mediastreams import MediaStreamError, MediaStreamTrack
 
 from echo_rtc.bench.support.receivers import SenderClock, watch_sender
 from echo_rtc.clips import MEDIA_RATE, S16Array, U8Array
-from echo_rtc.codec.picture import PICTURE_RATE
+from echo_rtc.codec.picture import PICTURE_RATE, marks_of
 from echo_rtc.codec.resampling import mono
 
 Voice = Callable[[int, int], S16Array]
@@ -41,11 +42,13 @@ class Heard:
 
 @dataclass(frozen=True, slots=True)
 class Seen:
-    """A decoded frame: when it arrived (event loop's clock, s), pts at 90 kHz, and its luma (H, W) uint8."""
+    """A decoded frame: when it arrived (event loop's clock, s), pts at 90 kHz, and its luma (H, W) uint8. ``marks``:
+    what it says of itself, see :func:`marks_of`."""
 
     arrived_s: float
     pts: int
     luma: U8Array
+    marks: list[dict[str, Any]] = field(default_factory=list)
 
 
 class ScriptedMicrophone(MediaStreamTrack):
@@ -151,7 +154,7 @@ class Caller:
                 if pcm is not None:
                     self._on_sound(Heard(now, frame.pts or 0, pcm))
             elif isinstance(frame, av.VideoFrame):
-                self._on_picture(Seen(now, frame.pts or 0, luma(frame)))
+                self._on_picture(Seen(now, frame.pts or 0, luma(frame), marks_of(frame)))
 
 
 class Publisher:
