@@ -201,6 +201,14 @@ class Settings(ModelOptions):
         default=None,
         metadata=about("marking", "Private key of --c2pa-cert, a PEM file without a password.", kind=Path),
     )
+    mark: bool = field(
+        default=True,
+        metadata=about(
+            "marking",
+            "Show the words AI-generated over the picture of the page and of <echo-rtc>. Marks within H.264 do not "
+            "depend on it.",
+        ),
+    )
     avatar_dir: Path = field(
         default=Path("avatars"),
         metadata=about(

@@ -34,7 +34,7 @@ from echo_rtc.settings import Settings, SettingsParser, settings_from, settings_
 PROG = "echo-rtc render"
 
 LIVE_ONLY = (
-    *("host", "port", "max_latency", "max_streams", "min_steps"),
+    *("host", "port", "max_latency", "max_streams", "min_steps", "mark"),
     *settings_of("library", "access", "limits", "network", "recording", "logs"),
 )
 """Settings that mean nothing to a rendering offline."""

@@ -134,7 +134,15 @@ async def serve(settings: Settings, log_file: LogFile, make_engine: Callable[[Se
         life.push_async_callback(_within, CLOSE_STREAMS_S, lambda: streams.close(stop.back_after_s), "the streams")
         texts = TextSpeeches(_voice(settings))
         life.push_async_callback(texts.close)
-        health = Health(engine, lifecycle, settings.engine, network.ice_servers, lambda: streams.free, texts.configured)
+        health = Health(
+            engine,
+            lifecycle,
+            settings.engine,
+            network.ice_servers,
+            lambda: streams.free,
+            says_text=texts.configured,
+            mark=settings.mark,
+        )
         library = AvatarLibrary(engine, Shelf.of(settings), lambda: {each.avatar for each in streams.streams.values()})
         if settings.allow_avatar_upload:
             life.enter_context(locked(settings.avatar_dir))

@@ -69,7 +69,8 @@ class Health:
     """Answers for the engine, the phase and the settings that a page needs. ``engine_name`` is ``--engine``.
 
     ``ice_servers`` yields what clients are told to use, anew for each answer, because credentials expire.
-    ``free_places`` says how many more streams there may be. ``says_text``: whether texts can be said.
+    ``free_places`` says how many more streams there may be. ``says_text``: whether texts can be said. ``mark``: whether
+    pages say over the picture that it is AI-generated.
     """
 
     engine: EngineView
@@ -78,6 +79,7 @@ class Health:
     ice_servers: Callable[[], Sequence[IceServer]] = no_ice_servers
     free_places: Callable[[], int] = lambda: 1
     says_text: bool = False
+    mark: bool = True
 
     def require_ready(self) -> None:
         """Raises the 503 that fits, unless the server is up and can render."""
@@ -131,6 +133,7 @@ class Health:
                 "avatars": list(self.engine.avatars) if known else [],
                 "ice_servers": ice_servers,
                 "speak_text": self.says_text,
+                "mark": self.mark,
             }
         )
 

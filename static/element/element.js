@@ -388,6 +388,7 @@ export class EchoRtc extends HTMLElement {
   #restart() {
     clearTimeout(this.#pollTimer);
     this.#avatars = [];
+    this.#view.showMark(true); // until this server says otherwise
     this.#showPoster();
     const trouble = this.#impossible;
     if (trouble !== null) {
@@ -443,6 +444,7 @@ export class EchoRtc extends HTMLElement {
     }
     this.#view.showSize(configuration.width, configuration.height);
     this.#view.showText(configuration.speak_text === true);
+    this.#view.showMark(configuration.mark !== false);
     this.#emit("configuration", configuration);
     // It has none before it has started.
     if (this.#mode !== "view" && configuration.avatars.length > this.#avatars.length) {

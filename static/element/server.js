@@ -20,6 +20,7 @@
  * @property {string} engine
  * @property {string} status "starting", "ready" or "stopping".
  * @property {boolean} [speak_text] Whether the server says text.
+ * @property {boolean} [mark] Whether the picture is to be marked as AI-generated: true unless it is false.
  * @property {RTCIceServer[]} [ice_servers]
  */
 

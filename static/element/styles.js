@@ -105,7 +105,6 @@ label {
     max(13rem, (100dvh - 7rem) * var(--ratio, 1))
   );
   aspect-ratio: var(--ratio, 1); /* the least: words that need more room make it taller */
-  overflow: clip;
   border-radius: var(--radius);
   background: var(--surface);
   box-shadow: var(--shadow);
@@ -142,6 +141,12 @@ label {
 
 .stage[data-phase="live"][data-state="behind"]::after {
   border-color: var(--warning);
+}
+
+video,
+.poster,
+.overlay {
+  border-radius: inherit;
 }
 
 video,
@@ -704,7 +709,74 @@ video,
   }
 }
 
+/*
+ * The mark that this is AI-generated. What is important in here wins over whatever a page says, and "all" ends what it
+ * would inherit from the page. It has a place at the top, which the controls never cover, beside the head.
+ */
+
+.mark {
+  all: initial !important;
+  position: absolute !important;
+  z-index: 2147483647 !important;
+  top: 0.85rem !important;
+  right: 0.85rem !important;
+  box-sizing: border-box !important;
+  width: 8.6em !important;
+  padding: 0.46em 0 !important;
+  border-radius: 99em !important;
+  background: rgb(9 15 13 / 84%) !important;
+  color: #f2f7f5 !important;
+  font: 600 max(12px, 0.75rem) / 1.4 system-ui, "Liberation Sans", Arial, sans-serif !important;
+  text-align: center !important;
+  white-space: nowrap !important;
+  pointer-events: none !important;
+}
+
+.mark[hidden] {
+  display: none !important;
+}
+
+/* Nor may a page cut or fade the stage, through its part, so that the mark is lost and the picture is not. */
+
+.stage {
+  position: relative !important;
+  overflow: visible !important;
+  clip-path: none !important;
+  filter: none !important;
+  mask: none !important;
+  mix-blend-mode: normal !important;
+  opacity: 1 !important;
+}
+
+.stage,
+video,
+.poster,
+.mark {
+  visibility: inherit !important;
+}
+
+.stage::before,
+.stage::after {
+  z-index: auto !important;
+}
+
+.stage:has(> .mark:not([hidden])) .clock {
+  right: calc(1.25rem + 8.6 * max(12px, 0.75rem));
+}
+
+.stage:has(> .mark:not([hidden])) .chip:not(.clock) {
+  max-width: calc(100% - 2.1rem - 8.6 * max(12px, 0.75rem));
+  border-radius: 1rem;
+}
+
 /* A small stage, wherever it stands */
+
+@container (max-width: 24rem) {
+  .stage:has(> .mark:not([hidden])) .clock {
+    top: calc(1.2rem + 2.3 * max(12px, 0.75rem));
+    right: 0.85rem;
+  }
+}
 
 @container (max-width: 36rem) {
   .overlay {

@@ -5,7 +5,7 @@
 import { control, draw, element, icon } from "./dom.js";
 import { SayForm } from "./say.js";
 import { STYLE } from "./styles.js";
-import { stateWords } from "./words.js";
+import { MARK, stateWords } from "./words.js";
 
 /** @import { Action, Mode, Notice, ShownState } from "./words.js" */
 
@@ -81,6 +81,9 @@ export class View extends EventTarget {
   #bannerText = element("span", {});
   #banner = element("p", { part: "banner", class: "banner", hidden: "" }, icon("mic-off"), this.#bannerText);
   #captionText = element("p", { part: "caption-text", class: "caption-text", dir: "auto", hidden: "" });
+  /** Without a part, so that no page's style reaches it. */
+  #mark = element("p", { class: "mark" }, MARK);
+  #isMarked = true;
   #stage = element(
     "section",
     { part: "stage", class: "stage", "aria-label": "Avatar", tabindex: "-1", "data-phase": "off" },
@@ -93,6 +96,7 @@ export class View extends EventTarget {
     this.#unmute,
     this.#banner,
     this.#captionText,
+    this.#mark, // the last, so that it lies over all else
   );
   #muteIcon = icon("mic");
   #muteWord = element("span", {}, "Mute");
@@ -179,6 +183,7 @@ export class View extends EventTarget {
     }
     this.#poster.hidden = url === "" || this.#stage.dataset.phase === "live";
     this.#overlay.dataset.over = url === "" ? "nothing" : "poster";
+    this.#arrangeMark();
   }
 
   /**
@@ -212,6 +217,12 @@ export class View extends EventTarget {
     this.#isOwner = isOwner;
     this.#say.showSaying(isSaying);
     this.#arrange();
+  }
+
+  /** @param {boolean} isMarked Whether it says over the picture that this is AI-generated. */
+  showMark(isMarked) {
+    this.#isMarked = isMarked;
+    this.#arrangeMark();
   }
 
   /**
@@ -367,8 +378,14 @@ export class View extends EventTarget {
     }
   }
 
+  /** The mark belongs to a picture, moving or still. */
+  #arrangeMark() {
+    this.#mark.hidden = !this.#isMarked || (this.#poster.hidden && this.#stage.dataset.phase !== "live");
+  }
+
   /** The bar and the line below belong to a running picture. */
   #arrange() {
+    this.#arrangeMark();
     const isLive = this.#stage.dataset.phase === "live";
     const { activeElement } = this.#root;
     const hadFocus = this.#controls.contains(activeElement) || this.#say.form.contains(activeElement);

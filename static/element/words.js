@@ -70,6 +70,9 @@ export const BANNERS = Object.freeze({
   interrupted: "Interrupted",
 });
 
+/** What stands over the picture unless the server's operator says otherwise. */
+export const MARK = "AI-generated";
+
 /** What a screen reader is told beyond the notices. */
 export const ANNOUNCEMENTS = Object.freeze({
   calling: "Connected. The avatar speaks with your voice.",

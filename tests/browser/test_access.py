@@ -189,6 +189,7 @@ WELCOME = """
   - button "Try the sample voice"
   - paragraph: Headphones are best. Nothing is sent before you start.
   - paragraph: Ready
+  - paragraph: AI-generated
 - status
 - alert
 """
@@ -199,6 +200,7 @@ REFUSED = """
   - button "Try again"
   - button "Use the sample voice"
   - paragraph: Needs a microphone
+  - paragraph: AI-generated
 - status
 - alert: /The microphone was refused. Allow the microphone/
 """
@@ -207,6 +209,7 @@ MUTED = """
   - paragraph: /Idle|Speaking|Behind/
   - paragraph: /Length of the call.*/
   - paragraph: /You are muted/
+  - paragraph: AI-generated
 - group "Call controls":
   - button "Mute or unmute your voice" [pressed]: Unmute
   - button "Sound off" [pressed]: Sound
@@ -221,6 +224,7 @@ ENDED = """
   - button "Start again"
   - button "Use the microphone"
   - paragraph: Ended
+  - paragraph: AI-generated
 - status: /The call has ended. It lasted/
 - alert
 """
@@ -253,7 +257,7 @@ CONTRASTS = """
     if (own[3] === 1) {
       return own;
     }
-    const overPicture = element.matches(".chip, .banner, .unmute, [data-over=poster] .notice");
+    const overPicture = element.matches(".chip, .mark, .banner, .unmute, [data-over=poster] .notice");
     const around = element.parentElement ?? element.getRootNode().host ?? null;
     return over(own, overPicture ? [255, 255, 255] : behind(around));
   };
@@ -331,6 +335,14 @@ CRAMPED = """
   const [notice] = all(".notice").map((element) => element.getBoundingClientRect());
   if (shown && (notice.top < stage.top || notice.bottom > stage.bottom)) {
     found.push(`the notice (${notice.top} to ${notice.bottom}) leaves the stage (${stage.top} to ${stage.bottom})`);
+  }
+  const [mark] = all(".mark").map((element) => element.getBoundingClientRect());
+  for (const element of all(".chip, .controls, .banner, .unmute, .caption-text, .notice")) {
+    const box = element.getBoundingClientRect();
+    const apart = box.right <= mark.left || box.left >= mark.right || box.bottom <= mark.top || box.top >= mark.bottom;
+    if (element.checkVisibility() && !apart) {
+      found.push(`${element.className} and the mark lie over each other`);
+    }
   }
   return found;
 }

@@ -210,6 +210,7 @@ async def test_config_tells_the_page_what_it_shows(edge: Edge) -> None:
             "avatars": ["ann", "bob"],
             "ice_servers": [],
             "speak_text": False,
+            "mark": True,
         }
 
 
