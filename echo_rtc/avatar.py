@@ -36,10 +36,19 @@ from echo_rtc.rtc.voice import any_track
 from echo_rtc.settings import Settings, named_settings
 from echo_rtc.stream.events import EventSink
 from echo_rtc.stream.paced_speech import PacedSpeech
-from echo_rtc.stream.stream import Stream, StreamOptions
+from echo_rtc.stream.speech import SpeechReport, SpeechStep
+from echo_rtc.stream.stream import Stream, StreamOptions, VoiceSource
 from echo_rtc.stream.voice import Voice
 
-__all__ = ["AvatarService", "Face", "SpokenFace", "TalkingFace", "stream_options"]
+__all__ = [
+    "AvatarService",
+    "Face",
+    "SpeechReport",
+    "SpeechStep",
+    "SpokenFace",
+    "TalkingFace",
+    "stream_options",
+]
 
 logger = logging.getLogger(__name__)
 
@@ -116,7 +125,7 @@ class AvatarService:
 
         Raises InputError for an unknown avatar, CapacityError where no place is free.
         """
-        return self._kept(SpokenFace(self._stream(avatar, replace(self._options, pushed=True))))
+        return self._kept(SpokenFace(self._stream(avatar, replace(self._options, source=VoiceSource.PUSHED))))
 
     async def close(self) -> None:
         """Closes all faces."""
@@ -293,6 +302,11 @@ class SpokenFace(Face):
         """Silences the face at once, and drops all that is queued or waits in :meth:`say`; the seconds that have been
         heard of the event that was being said, 0.0 if none was."""
         return await self._speech.interrupt()
+
+    def report_to(self, reporter: Callable[[SpeechReport], None]) -> Callable[[], None]:
+        """Calls ``reporter`` as each event's first sound leaves, as its last has left, and where it is interrupted,
+        with the seconds that have been heard of it. Returns what ends that."""
+        return self._speaker.report_to(reporter)
 
     async def said(self) -> None:
         """Waits until all that is queued has been heard, was interrupted, or the face has ended."""

@@ -92,6 +92,18 @@ class RenegotiationError(EchoRtcError):
     """A further offer of a connection that is up, which goes on as it is."""
 
 
+class AddressError(EchoRtcError):
+    """The address of another server that cannot be read, or that the operator does not allow."""
+
+
+class TicketError(EchoRtcError):
+    """An access token for another server that cannot be good for what is asked."""
+
+
+class RoomError(EchoRtcError):
+    """A room of another server cannot be joined."""
+
+
 class RenderError(EchoRtcError):
     """A clip could not be rendered: its worker failed, exited or took too long. The stream continues without it."""
 

@@ -494,6 +494,15 @@ class Settings(ModelOptions):
             high=86_400,
         ),
     )
+    livekit_host: tuple[str, ...] = field(
+        default=(),
+        metadata=about(
+            "access",
+            "LiveKit server whose rooms avatars may join (POST /livekit): livekit.example, with a port if that is not "
+            "443, *.livekit.example for all below, ws://localhost:7880 for one of this machine; may be repeated. "
+            'Needs pip install "echo-rtc[livekit]".',
+        ),
+    )
     tts_url: str | None = field(
         default=None,
         metadata=about(

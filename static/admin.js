@@ -12,7 +12,7 @@ import { bindThemeButton } from "./theme.js";
  * @property {string} stream Its id.
  * @property {string | null} name
  * @property {boolean | null} published Whether its voice is there.
- * @property {"microphone" | "pushed"} source Where its voice comes from.
+ * @property {"microphone" | "pushed" | "livekit"} source Where its voice comes from.
  * @property {string} avatar
  * @property {string} state
  * @property {number} age_s
@@ -195,7 +195,7 @@ class Board {
       const lostClips = stream.clips.failed + stream.clips.late + stream.clips.overflowed;
       const row = this.#rows.row(stream.stream);
       row.heading(stream.name ?? `${stream.stream.slice(0, 8)}…`, `avatar ${stream.avatar}`);
-      row.state("State", stream.state, stream.source !== "pushed" && stream.published === false ? "nobody speaks" : "");
+      row.state("State", stream.state, stream.source === "microphone" && stream.published === false ? "nobody speaks" : "");
       row.cell("Open for", { text: duration(stream.age_s) });
       row.cell("Delay", { text: millis(stream.delay_ms) });
       row.cell("Sync", syncCell(stream.av_offset_ms, stream.worst_av_offset_ms));
@@ -204,7 +204,7 @@ class Board {
         detail: `${stream.held} held, ${stream.dropped} dropped, ${lostClips} clips lost`,
         mood: heldNow ? "watch" : undefined,
       });
-      row.cell("Microphone", stream.source === "pushed" ? { text: "pushed speech" } : microphoneCell(stream.reception));
+      row.cell("Microphone", speechBy(stream) ?? microphoneCell(stream.reception));
       row.cell("Sent", sentCell(stream.sent_bitrates));
       row.cell("Viewers", { text: String(liveOnes(stream.viewers)), detail: roundTrip(stream.viewers) });
       row.button("End", `End the stream ${stream.name ?? stream.stream.slice(0, 8)}`, () => this.#onEnd(stream));
@@ -446,6 +446,12 @@ function syncCell(now, worst) {
     detail: worst === null ? "" : `at worst ${signed(worst)}`,
     mood: now !== null && Math.abs(now) > SYNC_LIMIT_MS ? "bad" : undefined,
   };
+}
+
+/** @param {StreamRow} stream @returns {Cell | undefined} Who pushes its speech, if it has no microphone. */
+function speechBy(stream) {
+  const words = { pushed: "pushed speech", livekit: "LiveKit room" };
+  return stream.source === "microphone" ? undefined : { text: words[stream.source] };
 }
 
 /** @param {StreamRow["reception"]} reception @returns {Cell} */

@@ -42,6 +42,7 @@ ALLOWED: dict[str, set[str]] = {
     "codec": SHARED | {"echo_rtc.codec", "echo_rtc.resources"},
     "stream": SHARED | {"echo_rtc.stream", "echo_rtc.codec", "echo_rtc.media", "echo_rtc.rendering"},
     "rtc": SHARED | {"echo_rtc.rtc", "echo_rtc.stream", "echo_rtc.codec", "echo_rtc.rendering"},
+    "participant": SHARED | {"echo_rtc.participant", "echo_rtc.stream", "echo_rtc.rtc.session", "echo_rtc.rendering"},
     "recording": SHARED | {"echo_rtc.recording", "echo_rtc.stream", "echo_rtc.codec"},
     "operations": SHARED | {"echo_rtc.operations", "echo_rtc.stream", "echo_rtc.rtc.session", "echo_rtc.rendering"},
     "offline": SHARED
@@ -145,6 +146,10 @@ def test_a_stream_knows_no_webrtc_and_no_http() -> None:
 
 def test_recordings_know_no_wire() -> None:
     assert loaded(modules_of("recording"), (*TORCH, *WIRE, "echo_rtc.engine", "echo_rtc.rtc", "echo_rtc.web")) == {}
+
+
+def test_a_participant_of_rooms_knows_no_webrtc_of_ours() -> None:
+    assert loaded(modules_of("participant"), (*TORCH, "aiortc", "aioice", "echo_rtc.engine", "echo_rtc.web")) == {}
 
 
 def test_rendering_offline_knows_no_network() -> None:

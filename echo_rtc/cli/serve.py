@@ -21,6 +21,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Itera
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
 from dataclasses import replace
 from ipaddress import IPv4Address
+from typing import TYPE_CHECKING
 
 from aiohttp import web
 
@@ -35,6 +36,7 @@ from echo_rtc.errors import EchoRtcError, SettingsError
 from echo_rtc.logs import LogFile, LogOptions, logging_to
 from echo_rtc.model.description import ModelDescription
 from echo_rtc.operations.performance import PerformanceLog
+from echo_rtc.participant.addresses import AllowedHosts
 from echo_rtc.recording.options import RecordingLimits, RecordingOptions
 from echo_rtc.recording.recordings import Recordings
 from echo_rtc.rendering import Engine
@@ -58,6 +60,9 @@ from echo_rtc.web.metrics import Watch
 from echo_rtc.web.pages import frame_sources
 from echo_rtc.web.text_speech import TextSpeeches
 from echo_rtc.web.tls import Certificate, TlsOptions, keep_renewed, own_names
+
+if TYPE_CHECKING:
+    from echo_rtc.participant.rooms import Rooms
 
 EVERYWHERE = ("0.0.0.0", "::")
 """Hosts on which everybody can who reaches an address of this machine."""
@@ -150,7 +155,10 @@ async def serve(settings: Settings, log_file: LogFile, make_engine: Callable[[Se
         watch = Watch(__version__, lambda: engine.workers, log_file, avatars=library, connections=places)
         if recordings is not None:
             watch = replace(watch, recordings=recordings)
-        app = create_app(streams, health, STATIC, gallery, access, watch, texts, Outlets(recordings))
+        rooms = _rooms(settings, streams, engine)
+        if rooms is not None:
+            life.push_async_callback(_within, CLOSE_STREAMS_S, rooms.close, "the LiveKit rooms")
+        app = create_app(streams, health, STATIC, gallery, access, watch, texts, Outlets(recordings, rooms))
         # The port comes before the engine: one that is taken is told at once, and the page can say "starting".
         url = await life.enter_async_context(_listening(app, places, settings, tls))
         logger.info("listening on %s; the %s engine is starting", url, settings.engine)
@@ -251,6 +259,21 @@ def _voice(settings: Settings) -> Voice | None:
     if settings.tts_url is None:
         return None
     return make_voice(settings.tts_url, settings.tts_model, settings.tts_voice, settings.tts_key)
+
+
+def _rooms(settings: Settings, streams: StreamManager, engine: Engine) -> Rooms | None:
+    """Where avatars join LiveKit rooms, by the settings; None where no server may be joined. Raises SettingsError."""
+    if not settings.livekit_host:
+        return None
+    hosts = AllowedHosts.of(settings.livekit_host)
+    try:
+        # The library takes half a second to load, which no call may have to wait for.
+        from echo_rtc.participant.rooms import Rooms
+    except ModuleNotFoundError as error:
+        raise SettingsError(
+            f'livekit_host is set and {error.name} is not installed; run pip install "echo-rtc[livekit]"'
+        ) from None
+    return Rooms(streams, lambda: engine.format, hosts)
 
 
 def _network(settings: Settings) -> Network:

@@ -37,7 +37,7 @@ from echo_rtc.rtc.seams.ice import apply_ice_patches
 from echo_rtc.rtc.session import Caller, NoReservations, Opened, OpenedSpeech, Reservations, Role, checked_name
 from echo_rtc.rtc.tracks import packetizer
 from echo_rtc.stream.speech import Speaker
-from echo_rtc.stream.stream import Stream, StreamOptions
+from echo_rtc.stream.stream import Stream, StreamOptions, VoiceSource
 from echo_rtc.stream.tally import Ledger, Tally
 
 logger = logging.getLogger(__name__)
@@ -217,9 +217,11 @@ class StreamManager:
         """Lets a peer in that sends a microphone, whose avatar is to be viewed under ``name``. Raises as above."""
         return await self._publish(_Request(Role.PUBLISH, offer_sdp, caller or IN_PROCESS), avatar, name)
 
-    async def open_speech(self, avatar: str, name: str | None = None) -> OpenedSpeech:
+    async def open_speech(
+        self, avatar: str, name: str | None = None, source: VoiceSource = VoiceSource.PUSHED
+    ) -> OpenedSpeech:
         """Opens a stream of pushed speech, which plays from now on; without a name it is viewed under one that is made
-        for it. Raises OfferError, NameTakenError or CapacityError."""
+        for it. ``source`` is who pushes it. Raises OfferError, NameTakenError or CapacityError."""
         if avatar not in self._engine.avatars:
             raise self._no_avatar(avatar)
         if name is not None:
@@ -227,19 +229,23 @@ class StreamManager:
             if name in self._names or name in self._keys:
                 raise self._taken(name)
         self._require_room("")
-        stream = self._stream(avatar, pushed=True)
+        stream = self._stream(avatar, source)
         live = self._keep(stream, name or secrets.token_urlsafe(12))
         stream.begin()
-        stream.log.info("opened%s: avatar %s, pushed speech", f" as {name}" if name else "", stream.avatar)
+        stream.log.info("opened%s: avatar %s, speech by %s", f" as {name}" if name else "", stream.avatar, source)
         return OpenedSpeech(live.key, live.name or "")
+
+    def held(self, key: str) -> Stream:
+        """The stream that its owner holds by ``key``. Raises UnknownStreamError where there is no such stream."""
+        live = self._keys.get(key)
+        if live is None or live.stream.ended.done():
+            raise UnknownStreamError("there is no such stream; it may have ended")
+        return live.stream
 
     def speaker(self, key: str) -> Speaker | None:
         """What says pushed speech in the stream that its owner holds by ``key``. Raises UnknownStreamError where there
         is no such stream; None where it has a microphone."""
-        live = self._keys.get(key)
-        if live is None or live.stream.ended.done():
-            raise UnknownStreamError("there is no such stream; it may have ended")
-        return live.stream.speaker
+        return self.held(key).speaker
 
     def ending(self, key: str) -> asyncio.Future[str] | None:
         """Done, with the reason, when the stream that its owner holds by ``key`` is to end; None if it has."""
@@ -408,7 +414,7 @@ class StreamManager:
         if name is not None:
             self._names[name] = None
         try:
-            stream = self._stream(avatar, request.pushed)
+            stream = self._stream(avatar, VoiceSource.PUSHED if request.pushed else VoiceSource.MICROPHONE)
             try:
                 peer = await self._answer(terms, stream)
                 if avatar not in self._engine.avatars:  # it was deleted meanwhile, while nobody showed it
@@ -431,11 +437,11 @@ class StreamManager:
         stream.log.info("opened%s: avatar %s, %s", f" as {name}" if name else "", stream.avatar, request.role)
         return self._admit(live, peer, request.role)
 
-    def _stream(self, avatar: str, pushed: bool) -> Stream:
+    def _stream(self, avatar: str, source: VoiceSource) -> Stream:
         """A new stream that does not run yet."""
-        options = self._options.stream
-        if pushed:
-            options = replace(options, pushed=True, voice_timeout_s=self._options.speech_timeout_s)
+        options = replace(self._options.stream, source=source)
+        if options.pushed:
+            options = replace(options, voice_timeout_s=self._options.speech_timeout_s)
         return Stream(self._engine, self._engine.avatars[avatar], options, packetizer)
 
     def _keep(self, stream: Stream, name: str | None) -> _Live:

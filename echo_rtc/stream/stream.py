@@ -65,6 +65,7 @@ class VoiceSource(StrEnum):
 
     MICROPHONE = "microphone"
     PUSHED = "pushed"
+    LIVEKIT = "livekit"
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +94,7 @@ class StreamOptions:
     ``margin_s``: what the delay
     leaves for everything but clip and rendering; the pump takes frames up to 80 ms before they are due, and the rest is
     for jitter. ``voice_timeout_s``: a stream whose microphone sends nothing for this long ends; 0: never. A microphone
-    that sends silence does send. ``pushed``: the voice is pushed speech, faster than it is spoken, and no microphone.
+    that sends silence does send. ``source``: all but a microphone is pushed speech, faster than it is spoken.
     ``burn``: what is drawn into each picture.
     """
 
@@ -101,8 +102,13 @@ class StreamOptions:
     max_latency_s: float = 3.0
     margin_s: float = 0.15
     voice_timeout_s: float = 0.0
-    pushed: bool = False
+    source: VoiceSource = VoiceSource.MICROPHONE
     burn: BurnedMark | None = None
+
+    @property
+    def pushed(self) -> bool:
+        """Whether the voice is pushed speech."""
+        return self.source is not VoiceSource.MICROPHONE
 
     def delay_policy(self, engine: Engine) -> DelayPolicy:
         """What the delay of a stream on ``engine`` is made of."""
@@ -140,6 +146,7 @@ class Stream:
         self._farewell: Event = {}
         """What the last event says beside the reason."""
         self._voice_timeout_s = options.voice_timeout_s
+        self.source = options.source
         self._playout = Playout(engine.format, avatar.idle, options.delay_policy(engine))
         order = options.render_order(engine, avatar, self.id)
         self._dispatcher = Dispatcher(engine, order, self._playout, self.log, self._clock, self._tell_steps)
@@ -188,11 +195,6 @@ class Stream:
         assert isinstance(self._listener, Listener), "a stream of pushed speech hears no voice"
         self._listener.announce()
         return self._spawn(self._listener.listen(voice, Link(Reception(), probe)), "voice")
-
-    @property
-    def source(self) -> VoiceSource:
-        """Where the voice comes from."""
-        return VoiceSource.MICROPHONE if self.speaker is None else VoiceSource.PUSHED
 
     @property
     def speaker(self) -> Speaker | None:

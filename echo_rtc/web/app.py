@@ -25,6 +25,7 @@ from echo_rtc.web.cors import CrossOrigin
 from echo_rtc.web.health import Health
 from echo_rtc.web.hosts import HEALTH, refusing_strange_hosts
 from echo_rtc.web.limits import CLAIM, LimitOptions, Limits, Pace
+from echo_rtc.web.livekit import Joins, LiveKitRooms
 from echo_rtc.web.metrics import Metrics, Watch, Watched
 from echo_rtc.web.pages import CONTENT_POLICY, OPERATORS_PAGE, SELF, Pages, content_policy, guiding_visitors
 from echo_rtc.web.prefix import finding_prefixes
@@ -67,6 +68,7 @@ class Handlers:
     pages: Pages
     signalling: Signalling
     speech: SpeechChannels
+    livekit: LiveKitRooms
     places: Places
     avatars: Avatars
     whip: WhipWhep
@@ -110,6 +112,16 @@ _ROUTES: tuple[tuple[RouteRow, Callable[[Handlers], Handler]], ...] = (
             Scope.CALL,
         ),
         lambda h: h.speech.open,
+    ),
+    (
+        RouteRow(
+            "POST",
+            "/livekit",
+            "Joins a LiveKit room as an avatar (`--livekit-host`): JSON with livekit_url, livekit_token, avatar and "
+            "name (both optional) in; addresses out.",
+            Scope.CALL,
+        ),
+        lambda h: h.livekit.join,
     ),
     (
         RouteRow("GET", "/streams/{id}/speech", "A WebSocket that speaks to the stream; `?rate=` in Hz.", Scope.OWN),
@@ -272,6 +284,8 @@ class Outlets:
     """Where streams go beside their viewers; None where that is off."""
 
     recordings: RecordingControl | None = None
+    rooms: Joins | None = None
+    """LiveKit rooms."""
 
 
 def routes() -> list[RouteRow]:
@@ -317,9 +331,12 @@ def create_app(
     streams.reservations = queue
     places = Places(queue, health, access.clients, lambda: streams.free)
     outlets = outlets or Outlets()
+    livekit = LiveKitRooms(outlets.rooms, streams, health)
     recordings = RecordingHandlers(StreamAccess(streams, access.authorisation), outlets.recordings)
     signalling = Signalling(streams, health)
-    handlers = Handlers(pages, signalling, speech, places, avatars, whip, whep, recordings, health, metrics, admin)
+    handlers = Handlers(
+        *(pages, signalling, speech, livekit, places, avatars, whip, whep, recordings, health, metrics, admin)
+    )
     scopes: dict[web.AbstractRoute, Scope] = {}
     answering = answering_problems(watch.refusals)
     limiting = _limiting(Limits(access.limits, access.clients), scopes)

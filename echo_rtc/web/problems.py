@@ -15,6 +15,7 @@ from aiohttp.typedefs import Middleware
 
 from echo_rtc.counting import Names
 from echo_rtc.errors import (
+    AddressError,
     AvatarConflictError,
     BusyError,
     CapacityError,
@@ -25,8 +26,10 @@ from echo_rtc.errors import (
     NotLiveError,
     OfferError,
     RenegotiationError,
+    RoomError,
     StoppingError,
     StorageError,
+    TicketError,
     TooManyError,
     UnknownAvatarError,
     UnknownStreamError,
@@ -191,6 +194,12 @@ def _from_error(error: EchoRtcError) -> Problem:
         return Problem(422, detail, ProblemType.NO_RENEGOTIATION)
     if isinstance(error, UnsupportedMediaError):
         return Problem(422, detail, ProblemType.UNSUPPORTED_MEDIA)
+    if isinstance(error, AddressError):
+        return Problem(403, detail)
+    if isinstance(error, TicketError):
+        return Problem(422, detail)
+    if isinstance(error, RoomError):
+        return Problem(502, detail)
     if isinstance(error, OfferError):
         return Problem(400, detail, ProblemType.BAD_OFFER)
     logger.error("%s: %s", type(error).__name__, text)

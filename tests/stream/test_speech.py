@@ -67,7 +67,7 @@ async def talking(
 ) -> AsyncIterator[Watched]:
     engine = TestCardEngine(format, faults or ScriptedFaults(delay_s=RENDER_S))
     await engine.start(lambda _: None)
-    options = StreamOptions(pushed=True, voice_timeout_s=timeout_s)
+    options = StreamOptions(source=VoiceSource.PUSHED, voice_timeout_s=timeout_s)
     stream = Stream(engine, engine.avatars[AVATAR], options, whole)
     watched = Watched(stream)
     stream.begin()
