@@ -35,6 +35,7 @@ from echo_rtc.engine.factory import create_engine
 from echo_rtc.errors import EchoRtcError, SettingsError
 from echo_rtc.logs import LogFile, LogOptions, logging_to
 from echo_rtc.model.description import ModelDescription
+from echo_rtc.offline.credentials import CredentialsSigner
 from echo_rtc.operations.performance import PerformanceLog
 from echo_rtc.participant.addresses import AllowedHosts
 from echo_rtc.recording.options import RecordingLimits, RecordingOptions
@@ -230,7 +231,7 @@ def _stream_settings(settings: Settings, network: Network) -> ManagerOptions:
 
 async def _recordings(settings: Settings, streams: StreamManager, life: AsyncExitStack) -> Recordings | None:
     """The recordings, where there is a folder for them; what a server that was killed has left in it is finished first.
-    ``life`` ends them after the streams. Raises InputError and StorageError."""
+    ``life`` ends them after the streams. Raises SettingsError, InputError and StorageError."""
     options = _recording_settings(settings)
     if options is None:
         return None
@@ -243,7 +244,8 @@ async def _recordings(settings: Settings, streams: StreamManager, life: AsyncExi
 
 
 def _recording_settings(settings: Settings) -> RecordingOptions | None:
-    """The recordings' part of the settings."""
+    """The recordings' part of the settings. Raises SettingsError for a certificate that could not sign."""
+    signer = CredentialsSigner.of(settings.c2pa_cert, settings.c2pa_key)
     if settings.recording_dir is None:
         return None
     limits = RecordingLimits(
@@ -251,7 +253,8 @@ def _recording_settings(settings: Settings) -> RecordingOptions | None:
         most_s=settings.max_recording_time,
         least_free_bytes=round(settings.min_free_disk * 1024 * 1024),
     )
-    return RecordingOptions(settings.recording_dir, settings.record == "all", limits)
+    finishing = () if signer is None else (signer.finish,)
+    return RecordingOptions(settings.recording_dir, settings.record == "all", limits, finishing)
 
 
 def _voice(settings: Settings) -> Voice | None:

@@ -171,6 +171,42 @@ def write_duration(file: BinaryIO, seconds: float) -> None:
             _write_durations(file, begin, end, seconds, scale)
 
 
+def write_index(before: BinaryIO, after: BinaryIO) -> None:
+    """Writes a movie's index of keyframes (mfra) into ``after``, the same movie with more before its first fragment.
+    Nothing is done where one of them has no index. Raises ValueError where it is another movie's."""
+    fragments, indices = [], []
+    for file in (before, after):
+        boxes = list(_boxes(file))
+        fragments.append(next((at for kind, at, _ in boxes if kind == b"moof"), 0))
+        indices.append(next(((at, end) for kind, at, end in boxes if kind == b"mfra"), None))
+    if indices[0] is None or indices[1] is None:
+        return
+    (begin, end), (place, place_end) = indices[0], indices[1]
+    if end - begin != place_end - place:
+        raise ValueError("the index is another movie's")
+    before.seek(begin)
+    content = io.BytesIO(before.read(end - begin))
+    for kind, at, _ in list(_boxes(content)):
+        if kind == b"tfra":
+            _shift(content, at, fragments[1] - fragments[0])
+    after.seek(place)
+    after.write(content.getvalue())
+
+
+def _shift(content: BinaryIO, at: int, by: int) -> None:
+    """Moves where the fragments of a track's index (tfra, ISO 14496-12, 8.8.10) are, by so many bytes."""
+    content.seek(at)
+    version, _, lengths, count = struct.unpack(">B3xIII", content.read(16))
+    width = 8 if version == 1 else 4
+    numbers = sum((lengths >> shift & 3) + 1 for shift in (4, 2, 0))
+    for entry in range(count):
+        place = at + 16 + entry * (2 * width + numbers) + width
+        content.seek(place)
+        moved = int.from_bytes(content.read(width), "big") + by
+        content.seek(place)
+        content.write(moved.to_bytes(width, "big"))
+
+
 def _timescale(file: BinaryIO) -> int:
     """Units of a second in the movie's own head."""
     for kind, begin, end in _boxes(file):

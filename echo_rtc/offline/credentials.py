@@ -9,10 +9,12 @@ from __future__ import annotations
 import io
 import json
 import logging
+import os
 import stat
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import Any, BinaryIO
@@ -24,6 +26,7 @@ from cryptography.hazmat.primitives.asymmetric.types import PrivateKeyTypes
 from PIL import Image
 
 from echo_rtc.codec.marking import GENERATOR, SYNTHETIC, Mark
+from echo_rtc.codec.movie import write_index
 from echo_rtc.errors import InputError, SettingsError
 
 logger = logging.getLogger(__name__)
@@ -77,13 +80,24 @@ class CredentialsSigner:
         signed = path.with_name(f"{path.name}.signed")
         manifest = _manifest(name.name, mark)
         try:
-            with path.open("rb") as source, signed.open("w+b") as target:
+            rights = stat.S_IMODE(path.stat().st_mode)
+            with path.open("rb") as source, open(signed, "w+b", opener=partial(os.open, mode=rights)) as target:
                 self._sign(source, target, MEDIA_TYPES[name.suffix.lower()], manifest)
+                # The library's is wrong (0.38: each fragment at the last one's place), and no signature covers it.
+                write_index(source, target)
+                target.flush()
+                os.fsync(target.fileno())
             signed.replace(path)
-        except (OSError, self._library.C2paError) as error:
+        except (OSError, ValueError, self._library.C2paError) as error:
             raise InputError(f"output is {name}, which cannot be signed: {_reason(error)}") from error
         finally:
             signed.unlink(missing_ok=True)
+
+    def finish(self, path: Path) -> None:
+        """Signs a recording, unless it was signed before. Raises InputError if that fails."""
+        found = credentials_in(path)
+        if found is None or not found.say_synthetic:
+            self.sign(path, path.with_name(path.name.replace(".partial", "")), Mark())
 
     def _try(self, cert: Path) -> None:
         picture = io.BytesIO()

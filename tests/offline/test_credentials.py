@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import struct
 import sys
 from pathlib import Path
 
@@ -14,8 +15,12 @@ from echo_rtc.cli.main import main
 from echo_rtc.codec.marking import SYNTHETIC, Mark
 from echo_rtc.errors import InputError, SettingsError
 from echo_rtc.offline.credentials import CredentialsSigner, credentials_in
+from echo_rtc.offline.inspection import inspected
+from echo_rtc.recording.shelf import Shelf
 from tests.offline.test_files import tone, write_wav
 from tests.offline.test_render import TESTCARD, plain_environment
+from tests.recording.film import film, watch
+from tests.recording.test_recorder import Session
 from tests.support.signing import PEM, Signer, make_signer
 
 __all__ = ["plain_environment"]
@@ -57,6 +62,33 @@ def test_a_change_after_signing_shows(tmp_path: Path, signer: Signer) -> None:
     assert found is not None
     assert found.state == "Invalid"
     assert not found.say_synthetic
+
+
+async def test_a_recording_is_signed_once_and_plays_as_before(tmp_path: Path, signer: Signer) -> None:
+    made = CredentialsSigner.of(signer.cert, signer.key)
+    assert made is not None
+    unsigned: list[bytes] = []
+    steps = (lambda path: unsigned.append(path.read_bytes()), made.finish)
+    session = Session(Shelf(tmp_path, steps))
+    async with film() as reel:
+        await reel.play(session.recorder, 75)
+    path = await session.end()
+    found = credentials_in(path)
+    assert found is not None
+    assert found.state == "Valid"
+    assert path.stat().st_mode & 0o077 == 0
+    before = tmp_path / "before.mp4"
+    before.write_bytes(unsigned[0])
+    assert watch(path) == watch(before)
+    content = path.read_bytes()
+    at = content.rindex(b"tfra")
+    (count,) = struct.unpack_from(">I", content, at + 16)
+    places = [struct.unpack_from(">Q", content, at + 28 + 19 * entry)[0] for entry in range(count)]
+    assert len(set(places)) == count > 1
+    assert all(content[place + 4 : place + 8] == b"moof" for place in places)
+    assert inspected(path).marked == inspected(path).keyframes > 0
+    made.finish(path)
+    assert path.read_bytes() == content
 
 
 def test_without_a_certificate_there_are_no_credentials(tmp_path: Path) -> None:
