@@ -204,7 +204,12 @@ class Speaker:
         if not self.timeline.pending:
             return []
         guard = self._format.sample_of_frame(GUARD_FRAMES, MEDIA_RATE)
-        cuts, silence, target = self.timeline.interrupt(self._playout.next_sample(now), guard)
+        left = self._playout.next_sample(now)
+        for mark in self.timeline.marks_until(left):
+            # What has been handed over is still heard. Words are not shown for so short a time.
+            if mark.words is None:
+                self._pass(mark)
+        cuts, silence, target = self.timeline.interrupt(left, guard)
         self._feed.take(silence, now, self._wanted)
         self._take_caption_away(self._playout.next_sample(now))
         self.timeline.jump(self._playout.jump(self._format.frame_of_sample(target, MEDIA_RATE), now))

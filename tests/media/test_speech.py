@@ -46,7 +46,10 @@ class SpeechRig(Rig):
             self.queue.jump(self.playout.jump(self.playout.next_frame(now) + frames, now))
         self.take(self.queue.advance(now), now)
         self.listen(now)
-        for mark in self.queue.marks_until(self.playout.media_sample(self.playout.media_now(now))):
+        self.note_marks(now, self.playout.media_sample(self.playout.media_now(now)))
+
+    def note_marks(self, now: float, left: int) -> None:
+        for mark in self.queue.marks_until(left):
             self.marks.append((now - self.began_s, mark))
 
     def take(self, pieces: list[tuple[int, S16Array]], now: float) -> None:
@@ -87,7 +90,7 @@ class SpeechRig(Rig):
 
     def interrupt(self, at_s: float) -> None:
         def act(now: float) -> None:
-            self.queue.marks_until(self.playout.media_sample(self.playout.media_now(now)))
+            self.note_marks(now, self.playout.next_sample(now))
             guard = self.format.sample_of_frame(2, MEDIA_RATE)
             cuts, pieces, target = self.queue.interrupt(self.playout.next_sample(now), guard)
             self.take(pieces, now)
