@@ -5,22 +5,39 @@ from __future__ import annotations
 import asyncio
 import base64
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import aiohttp
 import numpy as np
 import pytest
 from aiohttp import WSMsgType, web
+from aiortc import RTCPeerConnection
+from aiortc.mediastreams import AudioStreamTrack
 
 from echo_rtc.bench.support.calls import Caller, Heard
 from echo_rtc.clips import S16Array
-from examples.agent import RATE, application
+from examples.agent import RATE, application, call
 from tests.examples.test_avatar_app import CARD
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "agent.py"
 ANSWER = np.resize(np.repeat(np.array([9000, -9000], "<i2"), 60), 3 * RATE)
 LOUD = 3000
 MOST_LINES = 100
+
+
+class FakeFace:
+    """A face that says nothing."""
+
+    closed = False
+
+    async def __aenter__(self) -> FakeFace:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self.closed = True
 
 
 class Realtime:
@@ -67,6 +84,22 @@ class Realtime:
 
 def test_the_example_is_short() -> None:
     assert len(EXAMPLE.read_text().splitlines()) <= MOST_LINES
+
+
+def test_a_start_without_an_address_is_one_sentence() -> None:
+    environ = {name: value for name, value in os.environ.items() if name != "REALTIME_URL"}
+    ended = subprocess.run([sys.executable, str(EXAMPLE)], env=environ, capture_output=True, text=True, check=False)
+    assert (ended.returncode, ended.stderr) == (1, "REALTIME_URL is not set; see the head of examples/agent.py\n")
+
+
+async def test_an_agent_that_is_not_there_ends_the_call(caplog: pytest.LogCaptureFixture) -> None:
+    peer, face = RTCPeerConnection(), FakeFace()
+    await call(peer, AudioStreamTrack(), face, "ws://127.0.0.1:9")  # type: ignore[arg-type]
+    assert peer.connectionState == "closed"
+    assert face.closed
+    [record] = caplog.records
+    assert record.getMessage().startswith("A call has ended: ClientConnectorError(")
+    assert record.exc_info is None
 
 
 async def test_an_agent_answers_and_is_interrupted(monkeypatch: pytest.MonkeyPatch) -> None:

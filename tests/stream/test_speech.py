@@ -38,6 +38,8 @@ class Watched:
         self.stream = stream
         self.speaker: Speaker = speaker
         self.loop = asyncio.get_running_loop()
+        self.began_s = 0.0
+        """When it may be spoken to."""
         self.reports: list[tuple[float, SpeechReport]] = []
         self.events: list[dict[str, object]] = []
         self.loud_s: list[float] = []
@@ -74,6 +76,7 @@ async def talking(
     hearing = asyncio.create_task(watched.hear())
     try:
         await asyncio.sleep(2.0)
+        watched.began_s = watched.loop.time()
         yield watched
     finally:
         await stream.close("enough")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from contextlib import suppress
@@ -87,9 +88,15 @@ async def make_stage(aiohttp_client: Client, aiohttp_server: Server) -> AsyncIte
 
 
 async def test_pushed_speech_is_said_and_reported(make_stage: Callable[..., Awaitable[Stage]]) -> None:
-    stage = await make_stage(Access())
+    stage = await make_stage(Access(authorisation=Authorisation.of(None, None, SECRET)))
     opened = await stage.open(name="studio")
     assert opened["whep"] == "/whep/studio"
+    operator = {"Authorization": f"Bearer {SECRET}"}
+    metrics = await (await stage.client.get("/metrics", headers=operator)).text()
+    assert 'echo_rtc_streams_by_source{source="pushed"} 1.0' in metrics
+    assert 'echo_rtc_streams_by_source{source="microphone"} 0.0' in metrics
+    state = await (await stage.client.get("/admin/state", headers=operator)).json()
+    assert [each["source"] for each in state["streams"]] == ["pushed"]
     async with stage.client.ws_connect(opened["speech"]) as socket:
         assert (await until(socket, "session.state_updated"))["state"] == "connected"
         await socket.send_bytes(HALF)
@@ -111,6 +118,28 @@ async def test_pushed_speech_is_said_and_reported(make_stage: Callable[..., Awai
         assert (await until(socket, "session.state_updated"))["state"] == "closed"
         assert (await socket.receive(timeout=10)).type is WSMsgType.CLOSE
     assert (await stage.client.get(opened["stream"])).status == 404
+
+
+async def test_a_text_is_interrupted_and_a_lost_speaker_heard(make_stage: Callable[..., Awaitable[Stage]]) -> None:
+    stage = await make_stage(Access(), HalfSecondVoice())
+    opened = await stage.open()
+    async with stage.client.ws_connect(opened["speech"]) as socket:
+        await socket.send_json({"type": "agent.speak_text", "text": "One. " * 20, "event_id": "text"})
+        await socket.send_json({"type": "agent.speak_text", "text": "Never said.", "event_id": "behind"})
+        await until(socket, "agent.speak_started")
+        await socket.send_json({"type": "agent.interrupt"})
+        cut, behind = [await until(socket, "agent.speak_interrupted") for _ in range(2)]
+        assert (cut["event_id"], behind["event_id"], behind["played_ms"]) == ("text", "behind", 0)
+        assert 0 <= cut["played_ms"] < 500
+        await socket.send_bytes(HALF + HALF)
+        assert (await until(socket, "agent.speak_started"))["event_id"] == "event-1"
+    # The speaker has gone in the middle of an event; another one is told how it ends.
+    async with await free_channel(stage.client, opened["speech"]) as socket:
+        ended = await until(socket, "agent.speak_ended")
+        assert (ended["event_id"], ended["played_ms"]) == ("event-1", pytest.approx(1000, abs=6))
+        async with asyncio.timeout(10):
+            while (await (await stage.client.get(opened["stream"])).json())["state"] != "idle":  # noqa: ASYNC110
+                await asyncio.sleep(0.05)
 
 
 async def test_one_client_speaks_at_a_time(make_stage: Callable[..., Awaitable[Stage]]) -> None:

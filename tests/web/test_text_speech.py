@@ -7,12 +7,17 @@ from collections.abc import AsyncGenerator
 
 import pytest
 
+from echo_rtc.stream.speech import SpeechStep
 from echo_rtc.stream.speech_input import SpeechRefusedError
 from echo_rtc.tts.voices import Spoken, TtsError
 from echo_rtc.web.messages import Message, SpeechMessages
 from echo_rtc.web.text_speech import LEAD_S, MAX_TEXTS, TextSpeech, TextSpeeches, checked_text
+from tests.stream.test_speech import loud, talking
 from tests.support.virtual import run
 from tests.web.test_messages import FakeSpeaker
+
+HALF = loud(0.5)[::2].tobytes()
+"""Half a second at 24 kHz."""
 
 
 class Talker(FakeSpeaker):
@@ -45,7 +50,7 @@ class ScriptedVoice:
                 await asyncio.sleep(1.0)
                 if "bad" in sentence or (half and "worse" in sentence):
                     raise TtsError("the text-to-speech server answers 500")
-                yield Spoken(b"\x01\x00" * 12_000, 24_000)
+                yield Spoken(HALF, 24_000)
         except (asyncio.CancelledError, GeneratorExit):
             self.cancelled += 1
             raise
@@ -188,6 +193,56 @@ def test_the_channel_says_texts_and_tells_errors() -> None:
         deaf = SpeechMessages(speaker, 24_000, sent.append)  # type: ignore[arg-type]
         deaf.text('{"type": "agent.speak_text", "text": "One."}')
         assert [message["code"] for message in sent] == ["bad_message", "not_configured"]
+
+    run(live())
+
+
+def test_sound_that_comes_during_a_text_waits_behind_it() -> None:
+    async def live() -> None:
+        async with talking() as watched:
+            speech = TextSpeech(watched.speaker, ScriptedVoice())
+            speech.say("One. Two.", "text")
+            watched.speaker.say("sound", loud(1.0))
+            watched.speaker.complete("sound")
+            await asyncio.sleep(9.0)
+            assert watched.steps == [
+                ("text", SpeechStep.STARTED),
+                ("text", SpeechStep.ENDED),
+                ("sound", SpeechStep.STARTED),
+                ("sound", SpeechStep.ENDED),
+            ]
+            assert watched.reports[1][1].played_s == pytest.approx(2.0, abs=0.01)
+            # The first half of a sentence is said before the second has come.
+            assert watched.reports[0][0] < watched.began_s + 2.0
+            captions = [event for event in watched.events if event["type"] == "caption"]
+            assert [caption["text"] for caption in captions] == ["One.", "One.", "Two.", "Two."]
+            for guess, exact in zip(captions[::2], captions[1::2], strict=True):
+                assert guess["start_ms"] == exact["start_ms"]
+                assert int(str(exact["end_ms"])) - int(str(exact["start_ms"])) == pytest.approx(1000, abs=5)
+
+    run(live())
+
+
+@pytest.mark.parametrize("after_s", [0.2, 1.6, 3.5])
+def test_a_text_is_interrupted_at_any_time(after_s: float) -> None:
+    async def live() -> None:
+        async with talking() as watched:
+            voice = ScriptedVoice()
+            speech = TextSpeech(watched.speaker, voice)
+            speech.say("One. Two. Three.", "a")
+            speech.say("Four.", "b")
+            await asyncio.sleep(after_s)
+            cut_s = watched.loop.time()
+            reports = watched.speaker.interrupt()
+            assert [report.event for report in reports] == ["a", "b"]
+            assert reports[1].played_s == 0.0
+            await asyncio.sleep(6.0)
+            assert voice.cancelled == 1
+            assert all(when <= cut_s + 0.08 for when in watched.loud_s)
+            assert not watched.speaker.speaking
+            speech.say("Five.")
+            await asyncio.sleep(4.0)
+            assert watched.steps[-1] == ("text-1", SpeechStep.ENDED)
 
     run(live())
 
