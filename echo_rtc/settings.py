@@ -57,7 +57,7 @@ _TITLES = {
     "streams": "streams",
     "marking": "marks of what is synthetic",
     "library": "further avatars",
-    "access": "who may do what",
+    "access": "tokens and permissions",
     "limits": "limits",
     "network": "sound and picture on the network",
     "recording": "recordings",
@@ -103,7 +103,7 @@ class Settings(ModelOptions):
         metadata=about(
             "server",
             "Address to listen on. The default admits this machine only; 0.0.0.0 admits everyone who can reach it, "
-            "and browsers then want HTTPS in front before they give out a microphone.",
+            "and browsers then ask for HTTPS before they allow the microphone.",
             form=r"[^\s/]+",
             words="an address or a host name",
         ),
@@ -115,8 +115,9 @@ class Settings(ModelOptions):
         default=None,
         metadata=about(
             "server",
-            "Path below which a reverse proxy that strips it shows the server, such as /avatar, for the addresses in "
-            "answers. A --trusted-proxy may say it in X-Forwarded-Prefix instead.",
+            "Path prefix, such as /avatar, under which a reverse proxy publishes the server; the proxy strips it, and "
+            "the server puts it into the addresses of its answers. A --trusted-proxy may send it as X-Forwarded-Prefix "
+            "instead.",
             kind=str,
             form=r"(/[A-Za-z0-9_~-][A-Za-z0-9._~-]{0,63}){1,8}/?",
             words="a path such as /avatar",
@@ -130,7 +131,7 @@ class Settings(ModelOptions):
         default="local",
         metadata=about(
             "server",
-            "Who renders: local = the model, in one process per device of this machine; ray = the model, on the "
+            "What renders: local = the model, in one process per device of this machine; ray = the model, on the "
             "machines of a Ray cluster; testcard = a test picture without any model.",
             choices=("local", "ray", "testcard"),
         ),
@@ -388,8 +389,8 @@ class Settings(ModelOptions):
         default=("self",),
         metadata=about(
             "access",
-            "Who may put /embed into an iframe: self, none, * for all, or an origin (https://app.example); may be "
-            "repeated.",
+            "Origins whose pages may put /embed into an iframe: self, none, * for all, or an origin "
+            "(https://app.example); may be repeated.",
             form=r"'?(self|none)'?|\*|[A-Za-z][A-Za-z0-9+.-]*://(\*\.)?[A-Za-z0-9.-]+(:([0-9]{1,5}|\*))?/?",
             words="self, none, * or an origin such as https://app.example",
         ),
@@ -468,7 +469,7 @@ class Settings(ModelOptions):
         default=15.0,
         metadata=about(
             "limits",
-            "Time after which a peer that was answered and never got through is given up.",
+            "Time after which a peer that was answered but has not connected is closed.",
             unit="s",
             low=1,
             high=300,
@@ -478,7 +479,8 @@ class Settings(ModelOptions):
         default=60.0,
         metadata=about(
             "limits",
-            "Time after which a stream ends whose microphone sends nothing at all (silence is something); 0: never.",
+            "Time after which a stream ends if its microphone sends no packets at all (silence is sent as packets); 0: "
+            "never.",
             unit="s",
             low=0,
             high=86_400,
@@ -488,7 +490,7 @@ class Settings(ModelOptions):
         default=300.0,
         metadata=about(
             "limits",
-            "Time after which a stream of pushed speech ends that nobody speaks to or watches; 0: never.",
+            "Time after which a stream of pushed speech ends if no client speaks to it or views it; 0: never.",
             unit="s",
             low=0,
             high=86_400,
@@ -507,8 +509,8 @@ class Settings(ModelOptions):
         default=None,
         metadata=about(
             "streams",
-            "Text-to-speech server with OpenAI's POST /v1/audio/speech, which says the texts of pushed speech; local: "
-            "espeak-ng of this machine.",
+            "Address of a text-to-speech server with OpenAI's POST /v1/audio/speech, for the texts of pushed speech; "
+            "local: espeak-ng on this machine.",
             kind=str,
             form=r"local|https?://[^\s@?#]{1,500}",
             words="local, or an address such as http://127.0.0.1:8880 without a password in it",
@@ -517,14 +519,14 @@ class Settings(ModelOptions):
     tts_model: str = field(
         default="tts-1",
         metadata=about(
-            "streams", "Model that the text-to-speech server is asked for.", form=r"\S{1,200}", words="a word"
+            "streams", "Model to request from the text-to-speech server.", form=r"\S{1,200}", words="a word"
         ),
     )
     tts_voice: str | None = field(
         default=None,
         metadata=about(
             "streams",
-            "Voice that says texts; without one alloy, or en of espeak-ng.",
+            "Voice to request from the text-to-speech server; without one alloy, or en of espeak-ng.",
             kind=str,
             form=r"[\w.+/:-]{1,200}",
             words="1 to 200 letters, digits and _.+/:-",
@@ -594,8 +596,8 @@ class Settings(ModelOptions):
         metadata=about(
             "network",
             "Send nothing to peers at addresses that the Internet does not route (10.0.0.0/8, fd00::/8 and the like), "
-            "which a stranger may name to make the server probe its own network. Peers of the same network cannot "
-            "connect then, unless through a TURN server.",
+            "which an untrusted client may name to make the server probe its own network. Peers of the same network "
+            "can then connect through a TURN server only.",
         ),
     )
     recording_dir: Path | None = field(
@@ -610,8 +612,8 @@ class Settings(ModelOptions):
         default="asked",
         metadata=about(
             "recording",
-            "Which streams are recorded: asked = those for which somebody asks (POST /streams/{id}/recordings); all = "
-            "every stream from its beginning. The page tells everybody in the call.",
+            "Which streams are recorded: asked = those for which a client asks (POST /streams/{id}/recordings); all = "
+            "every stream from its beginning. The page shows it to all participants.",
             choices=("asked", "all"),
         ),
     )
@@ -627,7 +629,7 @@ class Settings(ModelOptions):
         default=1024.0,
         metadata=about(
             "recording",
-            "Free space of the recordings' disk below which they end, and none begins.",
+            "Free space on the disk of --recording-dir below which recordings end and no new one begins.",
             unit="MiB",
             low=0,
             high=100_000_000,
@@ -638,7 +640,7 @@ class Settings(ModelOptions):
     )
     log_level: Literal["debug", "info", "warning", "error"] = field(
         default="info",
-        metadata=about("logs", "Least severity that is logged.", choices=("debug", "info", "warning", "error")),
+        metadata=about("logs", "Lowest severity that is logged.", choices=("debug", "info", "warning", "error")),
     )
     log_format: Literal["text", "json"] = field(
         default="text",

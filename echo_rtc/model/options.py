@@ -77,8 +77,8 @@ class ModelOptions:
         default="auto",
         metadata=about(
             "model",
-            "Whose kernels compute the networks: triton = our own, which fuse what PyTorch does one by one, on an "
-            "NVIDIA GPU; torch = PyTorch's only; auto = triton where it can, torch elsewhere.",
+            "Kernels that compute the networks: triton = our own fused kernels, on an NVIDIA GPU; torch = PyTorch's "
+            "only; auto = triton where it runs, torch elsewhere.",
             choices=("auto", "triton", "torch"),
         ),
     )
