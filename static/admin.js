@@ -77,7 +77,7 @@ const NOTHING = "–";
 const ASKING =
   "Give the administrators' token: --admin-token, the one that the server printed at its start, or one of the scope " +
   "admin that echo-rtc token prints.";
-/** Sound and picture may be this far apart before anybody sees it. */
+/** Sound and picture may be this far apart before it is visible. */
 const SYNC_LIMIT_MS = 30;
 
 /** The server said no, in words. */
@@ -195,7 +195,7 @@ class Board {
       const lostClips = stream.clips.failed + stream.clips.late + stream.clips.overflowed;
       const row = this.#rows.row(stream.stream);
       row.heading(stream.name ?? `${stream.stream.slice(0, 8)}…`, `avatar ${stream.avatar}`);
-      row.state("State", stream.state, stream.source === "microphone" && stream.published === false ? "nobody speaks" : "");
+      row.state("State", stream.state, stream.source === "microphone" && stream.published === false ? "no publisher" : "");
       row.cell("Open for", { text: duration(stream.age_s) });
       row.cell("Delay", { text: millis(stream.delay_ms) });
       row.cell("Sync", syncCell(stream.av_offset_ms, stream.worst_av_offset_ms));
@@ -307,7 +307,7 @@ class Row {
     fill(this.#cell(label), content);
   }
 
-  /** @param {string} text @param {string} label What it does, for those who only hear it. @param {() => void} act */
+  /** @param {string} text @param {string} label What it does, for screen readers. @param {() => void} act */
   button(text, label, act) {
     const cell = this.#cell("");
     const button = cell.querySelector("button") ?? cell.appendChild(document.createElement("button"));
@@ -381,9 +381,9 @@ class OperatorPage {
   #confirm(stream) {
     const dialog = element("confirm", HTMLDialogElement);
     const viewers = liveOnes(stream.viewers);
-    const who = viewers === 1 ? "one viewer" : `${viewers} viewers`;
+    const audience = viewers === 1 ? "one viewer" : `${viewers} viewers`;
     const name = stream.name ?? `${stream.stream.slice(0, 8)}…`;
-    element("confirm-text").textContent = `${name} has been open for ${duration(stream.age_s)} and has ${who}.`;
+    element("confirm-text").textContent = `${name} has been open for ${duration(stream.age_s)} and has ${audience}.`;
     dialog.returnValue = "keep";
     dialog.onclose = () => dialog.returnValue === "end" && this.#end(stream.stream);
     dialog.showModal();

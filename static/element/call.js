@@ -1,5 +1,5 @@
 /**
- * A call, kept up for as long as somebody wants it: waits for a server that is full or still starting, and reconnects
+ * A call, kept up until it is closed: waits for a server that is full or still starting, and reconnects
  * when the connection is lost. Speaks in events; knows nothing of the element or of microphones.
  */
 
@@ -38,7 +38,7 @@ import { Refusal } from "./server.js";
 const BACK_OFF_S = Object.freeze([1, 2, 4, 8, 15]);
 /** The first attempt after a loss follows at once, but not so fast that two ends of a fault meet. */
 const FIRST_RETRY_S = 0.3;
-/** Each delay is stretched by up to this share, so that a restarted server is not asked by everybody at once. */
+/** Jitter: each delay is stretched by up to this share, so that clients of a restarted server do not retry at once. */
 const JITTER = 0.25;
 /** About two minutes. */
 const MAX_FAILURES = 12;
@@ -52,11 +52,11 @@ const PATIENCE_S = Object.freeze({
   starting: 1,
 });
 
-/** A server whose queue and whose calls disagree is not asked more often than this. */
+/** Least time between two attempts at a server whose queue admits a client and whose calls then refuse it. */
 const QUEUE_LEAST_MS = 1_000;
 
 /**
- * Events, all CustomEvents: "state" (CallState), "media" (the MediaStream to show, anew for each connection), "stats"
+ * Events, all CustomEvents: "state" (CallState), "media" (the MediaStream to show, another one for each connection), "stats"
  * (StreamStatistics or null), "caption" (Caption), "speech" (SpeechReport), "recording" (whether the server records),
  * "wait" (Wait), "steady" (whether packets arrive at the moment), "end" (End), which is the last. One object is one call: make it, `start` it, `close` it.
  */

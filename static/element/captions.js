@@ -36,7 +36,7 @@ export class Captions {
     this.#show = show;
   }
 
-  /** @param {Caption} caption Whose sound begins now, unless it is known already. */
+  /** @param {Caption} caption The caption whose sound begins now; one that is known already is ignored. */
   take(caption) {
     clearTimeout(this.#timer);
     const now = performance.now();

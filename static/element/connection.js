@@ -30,7 +30,7 @@ import { Refusal } from "./server.js";
  */
 
 /**
- * @typedef {object} SpeechReport What becomes of an event of pushed speech; only whoever owns the stream is told.
+ * @typedef {object} SpeechReport Progress of an event of pushed speech; sent to the stream's owner only.
  * @property {"started" | "ended" | "interrupted" | "failed"} step
  * @property {string} eventId
  * @property {string} detail Of a failure, a phrase.
@@ -40,18 +40,18 @@ import { Refusal } from "./server.js";
  * @typedef {object} Wish What is to be opened.
  * @property {Mode} mode
  * @property {string} avatar Of a call; "" for the server's first.
- * @property {string} name Of the stream: for a call "" or the one under which others view it; for a view, whose.
+ * @property {string} name The stream's name: for a call "" or the name under which others view it; for a view, the name to show.
  */
 
 const SERVER_STATES = ["connecting", "idle", "speaking", "listening", "behind"];
-/** A server that wants to be left alone for longer is asked all the same. */
+/** Upper bound of the server's Retry-After. */
 const MAX_RETRY_AFTER_S = 300;
 const GATHERING_LIMIT_MS = 3_000;
 const CONNECT_LIMIT_MS = 15_000;
 /** Something comes from the server every second. Silent for this long, it is asked whether it still has the session. */
 const QUIET_MS = 2_500;
 const LIVENESS_MS = 500;
-/** A view whose server says nothing for longer than the second that ours takes makes do with the browser's figures. */
+/** Time without the server's figures after which a view uses the browser's; the server sends them once a second. */
 const STATS_GAP_MS = 1_200;
 
 /**
@@ -162,7 +162,7 @@ export class Connection extends EventTarget {
     await this.#server.say(this.#session, text, eventId);
   }
 
-  /** Silences pushed speech; the server lets nobody but the owner of the stream do that. */
+  /** Silences pushed speech; the server allows that to the stream's owner only. */
   interrupt() {
     if (this.#events?.readyState === "open") {
       this.#events.send(JSON.stringify({ type: "agent.interrupt" }));

@@ -30,7 +30,7 @@ const POLL_MS = 1_500;
 const BANNER_MS = 6_000;
 /** How often the visitor's level is measured and shown. */
 const LEVEL_MS = 50;
-/** A visitor who speaks while muted is told so at most this often. */
+/** Least time between two reminders to a visitor who speaks while muted. */
 const UNHEARD_MS = 15_000;
 
 /**
@@ -65,7 +65,7 @@ export class EchoRtc extends HTMLElement {
   #device = "";
   /** @type {EchoCall | null} */ #call = null;
   /** @type {Voice | null} */ #voice = null;
-  /** @type {((isLive: boolean) => void)[]} Who waits for the picture. */ #startWaiters = [];
+  /** @type {((isLive: boolean) => void)[]} Resolvers of start(). */ #startWaiters = [];
   /** Goes up with each change of the voice; what was asked for before then comes too late. */
   #voiceTurn = 0;
   /** Goes up with each server that is asked; what another one answers comes too late. */

@@ -1,4 +1,4 @@
-/** How loud a track is, and whether somebody speaks: measured in the browser, so that the page can show it at once. */
+/** How loud a track is, and whether it has speech: measured in the browser, so that the page can show it at once. */
 
 /** What shows as an empty meter, in dB below full scale. */
 const FLOOR_DB = -60;
@@ -73,7 +73,7 @@ export class SpeechDetector {
   /**
    * @param {number} level As a LevelMeter reads it.
    * @param {number} nowMs
-   * @returns {boolean} Whether somebody speaks.
+   * @returns {boolean} Whether there is speech.
    */
   update(level, nowMs) {
     if (level >= SPEECH_LEVEL === this.#speaking) {

@@ -6,7 +6,7 @@
 /**
  * @typedef {"full" | "limited" | "taken" | "offline" | "starting" | "stopping" | "unreachable" | "unauthorized"
  *     | "rejected"} RefusalKind
- * full: no place free. limited: asked too often. taken: the name belongs to another. offline: nobody is live under the
+ * full: no place free. limited: asked too often. taken: the name belongs to another. offline: no stream is live under the
  * name. starting, stopping: not ready yet, or no longer. unreachable: no answer that could be read. unauthorized: the
  * token is missing or not enough. rejected: the server understood and will not, and asking again would not change that.
  */
@@ -89,7 +89,7 @@ export class Server {
   }
 
   /**
-   * The avatars that a call can have, the server's first one first; none where it wants a token to tell them.
+   * The avatars that a call can have, the server's first one first; none where it asks for a token first.
    * @returns {Promise<Avatar[]>}
    */
   async avatars() {

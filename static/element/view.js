@@ -209,7 +209,7 @@ export class View extends EventTarget {
   }
 
   /**
-   * Pushed speech, of which whoever owns the stream is told.
+   * Progress of pushed speech, for the stream's owner.
    * @param {boolean} isOwner
    * @param {boolean} isSaying Whether anything is being said, or waits for it.
    */
@@ -397,8 +397,8 @@ export class View extends EventTarget {
   }
 
   /**
-   * Whoever uses the keyboard goes on with a trouble's way out. Otherwise a key that was meant for the button before must
-   * neither cancel what is under way nor start what has just ended, so the focus rests on the stage.
+   * Moves the keyboard's focus to the first action of an error. Otherwise the focus goes to the stage: a key that was
+   * meant for the button before must neither cancel what is under way nor start what has just ended.
    * @param {Notice} notice
    */
   #focusOn(notice) {

@@ -14,7 +14,7 @@
 /** @typedef {{ name: ActionName, label: string }} Action */
 
 /**
- * @typedef {"call" | "view" | "text"} Mode call: a voice goes out, its avatar comes back. view: somebody else's avatar.
+ * @typedef {"call" | "view" | "text"} Mode call: a voice goes out, its avatar comes back. view: the avatar of another stream.
  * text: an avatar of one's own without a voice, which says text.
  */
 
@@ -132,7 +132,7 @@ export class Words {
         tone: "calm",
         chip: "Ready",
         title: "Watch the avatar",
-        text: "Somebody speaks, and the avatar says it. Picture and sound begin with a tap.",
+        text: "The avatar says what a live speaker says. Picture and sound begin with a tap.",
         actions,
       };
     }
@@ -304,7 +304,7 @@ export class Words {
           ...warning(
             "unplugged",
             "No connection",
-            "Sound and picture find no way",
+            "No sound and no picture",
             "The server answers, but its media does not arrive. A firewall may be blocking UDP.",
           ),
           actions,
@@ -379,7 +379,7 @@ export class Words {
             "lock",
             "Needs permission",
             "This call needs permission",
-            "The server wants a token. Whoever runs it can give you one.",
+            "The server asks for a token. Its operator can give you one.",
           ),
           code: end.why,
           ...(end.detail === "" ? {} : { hint: end.detail }),
@@ -391,10 +391,10 @@ export class Words {
           ...warning(
             "unplugged",
             "No connection",
-            "The server stays out of reach",
+            "No connection to the server",
             end.last === "blocked"
               ? "It answers, but its media never arrives. Have the firewall let UDP through, then try again."
-              : `Several attempts have failed. Look at the server and the network, then try again.${lasted}`,
+              : `Several attempts have failed. Check the server and the network, then try again.${lasted}`,
           ),
           code: end.why,
           actions: [AGAIN],
@@ -473,8 +473,8 @@ function loading() {
  * @returns {Omit<Notice, "actions">}
  */
 function offline(name, wasLive) {
-  const title = wasLive ? "The stream has ended" : "Nobody is live yet";
-  const text = `The avatar appears here by itself as soon as somebody speaks${name === "" ? "" : ` as ${name}`}.`;
+  const title = wasLive ? "The stream has ended" : "Not live yet";
+  const text = `The avatar appears here by itself as soon as ${name === "" ? "the stream" : name} is live.`;
   return { icon: "clock", tone: "busy", chip: wasLive ? "Ended" : "Not live", title, text };
 }
 
