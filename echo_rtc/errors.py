@@ -77,7 +77,7 @@ class AvatarConflictError(EchoRtcError):
 
 
 class ConflictError(EchoRtcError):
-    """What is asked for is there already, or there are as many of it as there may be."""
+    """The resource exists already, or its number is limited and the limit is reached."""
 
 
 class StorageError(EchoRtcError):

@@ -13,6 +13,8 @@ from pathlib import Path
 from echo_rtc.settings import flag_table
 from echo_rtc.web.app import routes
 from echo_rtc.web.auth import Scope
+from echo_rtc.web.metrics import ServerCollector, Watch, Watched
+from tests.web.conftest import FakeEngine, FakeStreams
 
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
@@ -60,10 +62,25 @@ def scope_rows() -> list[list[str]]:
     ]
 
 
+def metric_rows() -> list[list[str]]:
+    """Name, kind, labels and meaning of each metric, in the order of ``GET /metrics``."""
+    families = list(ServerCollector(Watched(FakeStreams(), FakeEngine(), "local", Watch())).collect())
+    return [
+        [
+            f"`{family.name}{'_total' if family.type == 'counter' else ''}`",
+            family.type,
+            ", ".join(f"`{label}`" for label in family._labelnames),  # type: ignore[attr-defined]
+            family.documentation,
+        ]
+        for family in families
+    ]
+
+
 GENERATED: dict[tuple[str, str], Callable[[], list[list[str]]]] = {
     ("configuration", "Flags"): flag_rows,
     ("http-api", "Routes"): route_rows,
     ("security", "What a token opens"): scope_rows,
+    ("metrics", "Metrics"): metric_rows,
 }
 """Tables that follow from the code, by page and section."""
 

@@ -343,7 +343,10 @@ async def test_it_serves_https_and_logs_nothing_that_opens_streams(tmp_path: Pat
 
 @pytest.mark.parametrize(
     ("host", "words"),
-    [("127.0.0.1", "only programs of this machine reach 127.0.0.1"), ("0.0.0.0", "everybody who reaches 0.0.0.0 can")],
+    [
+        ("127.0.0.1", "only programs of this machine reach 127.0.0.1"),
+        ("0.0.0.0", "every client that reaches 0.0.0.0 can"),
+    ],
 )
 async def test_it_says_who_may_call_without_a_token(tmp_path: Path, host: str, words: str) -> None:
     async with process(*card(tmp_path), "--host", host) as running:

@@ -266,7 +266,7 @@ def _write(place: Path, picture: bytes, poses: bytes | AvatarFiles, format: Clip
     if len(picture) > MAX_PICTURE_BYTES:
         raise InputError(f"image is larger than {MAX_PICTURE_BYTES // 2**20} MiB; make it smaller")
     if picture.startswith(_JPEG) and picture.count(_JPEG_SCAN) > MAX_SCANS:
-        raise InputError(f"image is a JPEG of more than {MAX_SCANS} scans; save it anew")
+        raise InputError(f"image is a JPEG of more than {MAX_SCANS} scans; save it again as a baseline JPEG")
     image = read_picture(
         io.BytesIO(picture), "image", MAX_PICTURE_PIXELS, MIN_PICTURE_SIDE, still=True, formats=STRANGERS_FORMATS
     )

@@ -163,7 +163,7 @@ async def serve(settings: Settings, log_file: LogFile, make_engine: Callable[[Se
         # The port comes before the engine: one that is taken is told at once, and the page can say "starting".
         url = await life.enter_async_context(_listening(app, places, settings, tls))
         logger.info("listening on %s; the %s engine is starting", url, settings.engine)
-        _say_who_may_call(settings, access)
+        _log_access(settings, access)
         _say_how_it_is_reached(settings, url, tls)
         if tls is not None:
             await life.enter_async_context(_running(keep_renewed(tls), "renew the certificate"))
@@ -291,12 +291,12 @@ def _network(settings: Settings) -> Network:
 
 
 def _access(settings: Settings) -> Access:
-    """Who is let in, by the settings. Raises SettingsError."""
+    """Tokens, origins and limits of clients, by the settings. Raises SettingsError."""
     authorisation = Authorisation.of(settings.auth_token, settings.token_secret, settings.admin_token)
     if settings.require_token and not authorisation.required:
         raise SettingsError(
             "require_token is set and there is no token; set ECHO_RTC_AUTH_TOKEN or ECHO_RTC_TOKEN_SECRET, or take "
-            "--no-require-token to let everybody in"
+            "--no-require-token to admit every client"
         )
     return Access(
         authorisation=authorisation if authorisation.administered else authorisation.with_admin(),
@@ -309,14 +309,16 @@ def _access(settings: Settings) -> Access:
     )
 
 
-def _say_who_may_call(settings: Settings, access: Access) -> None:
+def _log_access(settings: Settings, access: Access) -> None:
     host, authorisation = settings.host, access.authorisation
     if authorisation.required:
         logger.info("calls need a token")
     elif host in LOOPBACK:
         logger.info("calls need no token; only programs of this machine reach %s (--host, --auth-token)", host)
     else:
-        logger.warning("calls need no token: everybody who reaches %s can open them; --auth-token asks for one", host)
+        logger.warning(
+            "calls need no token: every client that reaches %s can open them; --auth-token requires one", host
+        )
     if authorisation.admin is not None and settings.admin_token is None:
         _print_secret("admin_token", authorisation.admin, settings.log_format == "json")
 

@@ -294,7 +294,7 @@ class CardArtist:
         labels = width * 0.715
         pen.text((labels, height * 0.74), "frame", fill=_INK, font=small, anchor="rm")
         pen.text((labels, height * 0.8375), "stream", fill=_INK, font=small, anchor="rm")
-        state = "idle: nobody speaks" if idle else "speaking"
+        state = "idle: no speech" if idle else "speaking"
         pen.text((self._patch.x1 + unit * 0.03, height * 0.8375), state, fill=_INK, font=small, anchor="lm")
         edges = [round(i * width / len(_BARS)) for i in range(len(_BARS) + 1)]
         for left, right, colour in zip(edges[:-1], edges[1:], _BARS, strict=True):

@@ -333,7 +333,7 @@ class RayWorker:
         except TimeoutError:
             raise SettingsError(
                 f"no node of the Ray cluster has {self._actor.needs} for worker {self.name}; the command ray status "
-                "tells who has them"
+                "shows what holds them"
             ) from None
         logger.info("worker %s is process %d on node %s", self.name, self._where.pid, self._where.node)
         self._follower = asyncio.create_task(self._follow(), name=f"follow worker {self.name}")

@@ -388,7 +388,7 @@ class StreamManager:
     def _taken(self, name: str) -> NameTakenError:
         self.counters.name_taken += 1
         return NameTakenError(
-            f"somebody publishes under the name {name!r}; take another, or wait until they leave", NAME_RETRY_S
+            f"the name {name!r} has a publisher; take another name, or wait until it leaves", NAME_RETRY_S
         )
 
     def _no_avatar(self, avatar: str) -> OfferError:

@@ -153,7 +153,7 @@ class Peer:
         if fragment.ufrag is not None and fragment.ufrag != offer.ufrag:
             raise IceRestartError(
                 "the candidates belong to another ICE session, and this server does not restart ICE; "
-                "the session goes on as it is, delete it and post a new offer to begin anew"
+                "the session goes on as it is, delete it and post a new offer to start again"
             )
         for trickled in fragment.candidates:
             candidate = trickled.candidate

@@ -34,7 +34,7 @@ class Control:
         if kind not in _CONTROLS:
             return _error("unknown_type", f"type is {kind[:80]!r}; it must be one of {', '.join(_CONTROLS)}")
         if self.speaker is None:
-            return _error("no_speech", "the stream has a microphone, whose voice cannot be controlled")
+            return _error("no_speech", "the stream has a microphone; only pushed speech can be controlled")
         _CONTROLS[kind](self.speaker)
         return None
 

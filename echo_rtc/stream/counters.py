@@ -28,8 +28,8 @@ REFUSED_PACKETS = CounterMetric(
 )
 REFUSED_DATAGRAMS = CounterMetric(
     "datagrams_refused",
-    "Datagrams thrown away before anybody was known to have sent them: malformed, from where no peer is, too many "
-    "before a connection reads.",
+    "Datagrams dropped before they reached a peer: malformed, from an unknown address, or too many before the "
+    "connection reads.",
 )
 PEER_FAULTS = CounterMetric("peer_faults", "Packets of peers that could not be handled.")
 PEERS_SENT_AWAY = CounterMetric("peers_sent_away", "Peers sent away for what they sent.")
@@ -37,7 +37,7 @@ PEERS_SENT_AWAY = CounterMetric("peers_sent_away", "Peers sent away for what the
 
 @dataclass(slots=True)
 class GuardCounters:
-    """What was kept from a stream's peers: datagrams before anybody was known to have sent them; media, feedback and
+    """What was kept from a stream's peers: datagrams from unknown senders; media, feedback and
     data packets too many, and messages of control; packets that were not sent again; packets that could not be handled;
     and how many peers were sent away."""
 

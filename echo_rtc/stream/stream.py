@@ -350,7 +350,7 @@ class Stream:
         if speaker is not None and (speaker.speaking or self._audience.live_viewers):
             speaker.keep_alive()
         if self._voice_timeout_s and self._clock() - self._listener.heard_at > self._voice_timeout_s:
-            what = "the microphone sent nothing" if speaker is None else "nobody spoke or watched"
+            what = "the microphone sent nothing" if speaker is None else "no client spoke or viewed"
             self.end(f"{what} for {self._voice_timeout_s:g} s")
         await self._listener.ask_links()
         await self._audience.ask_links()

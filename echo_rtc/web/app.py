@@ -108,7 +108,7 @@ _ROUTES: tuple[tuple[RouteRow, Callable[[Handlers], Handler]], ...] = (
         RouteRow(
             "POST",
             "/streams",
-            "Opens a stream that is spoken to: JSON with avatar and name (both optional) in; addresses out.",
+            "Opens a stream of pushed speech: JSON with avatar and name (both optional) in; addresses out.",
             Scope.CALL,
         ),
         lambda h: h.speech.open,
@@ -124,7 +124,9 @@ _ROUTES: tuple[tuple[RouteRow, Callable[[Handlers], Handler]], ...] = (
         lambda h: h.livekit.join,
     ),
     (
-        RouteRow("GET", "/streams/{id}/speech", "A WebSocket that speaks to the stream; `?rate=` in Hz.", Scope.OWN),
+        RouteRow(
+            "GET", "/streams/{id}/speech", "A WebSocket that pushes speech to the stream; `?rate=` in Hz.", Scope.OWN
+        ),
         lambda h: h.speech.speak,
     ),
     (
@@ -171,7 +173,9 @@ _ROUTES: tuple[tuple[RouteRow, Callable[[Handlers], Handler]], ...] = (
         lambda h: h.recordings.list,
     ),
     (
-        RouteRow("GET", "/recordings/{recording}", "A recording's file, an MP4; ranges are known.", Scope.ADMIN),
+        RouteRow(
+            "GET", "/recordings/{recording}", "A recording's file, an MP4; range requests are answered.", Scope.ADMIN
+        ),
         lambda h: h.recordings.download,
     ),
     (
@@ -182,7 +186,7 @@ _ROUTES: tuple[tuple[RouteRow, Callable[[Handlers], Handler]], ...] = (
         RouteRow(
             "POST",
             "/whip/{name}",
-            "Publishes a voice under a name (WHIP); `?avatar=` chooses who speaks.",
+            "Publishes a voice under a name (WHIP); `?avatar=` chooses the avatar.",
             Scope.PUBLISH,
         ),
         lambda h: h.whip.post,
@@ -263,7 +267,7 @@ _ROUTES: tuple[tuple[RouteRow, Callable[[Handlers], Handler]], ...] = (
     ),
     (RouteRow("GET", "/admin/state", "What the operator's page shows, as JSON.", Scope.ADMIN), lambda h: h.admin.state),
     (
-        RouteRow("DELETE", "/admin/streams/{id}", "Ends a stream by the operator's hand.", Scope.ADMIN),
+        RouteRow("DELETE", "/admin/streams/{id}", "Ends a stream, for operators.", Scope.ADMIN),
         lambda h: h.admin.end,
     ),
 )
@@ -273,7 +277,7 @@ class PeersAndStreams(Streams, SpeechStreams, Sessions, StreamsView, Protocol):
     """All that the HTTP edge asks of the streams and their peers, and what operators see of them."""
 
     reservations: Reservations
-    """Places that are not given to everybody; set by the edge."""
+    """Places held for clients in the queue; set by the HTTP edge."""
 
     @property
     def free(self) -> int: ...
@@ -281,7 +285,7 @@ class PeersAndStreams(Streams, SpeechStreams, Sessions, StreamsView, Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Outlets:
-    """Where streams go beside their viewers; None where that is off."""
+    """Outputs of streams beside their viewers; None where that is off."""
 
     recordings: RecordingControl | None = None
     rooms: Joins | None = None
@@ -295,7 +299,7 @@ def routes() -> list[RouteRow]:
 
 @dataclass(frozen=True, slots=True)
 class Access:
-    """Who is let in: with which tokens, from where, how often, the pages of which origins, and around /embed.
+    """What clients may do: tokens, trusted proxies, rate limits, allowed origins, and origins that may frame /embed.
     ``loopback``: the server listens on a loopback address only. ``base_path``: see ``prefix``."""
 
     authorisation: Authorisation = field(default_factory=Authorisation)
@@ -318,7 +322,7 @@ def create_app(
     outlets: Outlets | None = None,
 ) -> web.Application:
     """The application. ``static`` is the page's folder; raises InputError if it lacks one of its files. Without
-    ``access`` everybody is let in who needs no permission of another origin's; without ``texts`` no text is said."""
+    ``access`` no token is required and no other origin allowed; without ``texts`` no text is said."""
     access, watch = access or Access(), watch or Watch()
     whip, whep = (WhipWhep(role, streams, health) for role in (Role.PUBLISH, Role.VIEW))
     watched = Watched(streams, health.engine, health.engine_name, watch)

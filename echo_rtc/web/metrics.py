@@ -102,7 +102,7 @@ _WORKER_COUNTERS: tuple[WorkerFigure, ...] = (
     ("worker_restarts", "How often the worker was replaced.", lambda worker, _: worker.restarts),
     (
         "worker_cpu_seconds",
-        "Processor time of the worker's process; begins anew with each process.",
+        "Processor time of the worker's process; starts at 0 again with each process.",
         lambda _, use: use.cpu_s,
     ),
 )

@@ -45,7 +45,7 @@ Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
 class ProblemType(StrEnum):
-    """What a client may want to tell apart beyond the status. ``about:blank``: the status says it all."""
+    """The ``type`` of a problem, for clients. ``about:blank``: the status alone describes it."""
 
     GENERIC = "about:blank"
     BAD_OFFER = "urn:echo-rtc:problem:bad-offer"
@@ -86,12 +86,12 @@ _TITLES = {
     ProblemType.FORBIDDEN: "The token does not allow this",
     ProblemType.UNKNOWN_SESSION: "There is no such session",
     ProblemType.NAME_TAKEN: "The name is taken",
-    ProblemType.CONFLICT: "It is there already, or there are enough of it",
-    ProblemType.NO_SPEECH: "Nobody can speak to the stream now",
+    ProblemType.CONFLICT: "The resource exists already, or its number is limited",
+    ProblemType.NO_SPEECH: "The stream takes no speech from this client now",
     ProblemType.NOT_LIVE: "Nothing is live under this name",
     ProblemType.NO_RESTART: "ICE is not restarted",
     ProblemType.NO_RENEGOTIATION: "Connections are not renegotiated",
-    ProblemType.TOO_MANY: "Too much is asked from this address",
+    ProblemType.TOO_MANY: "Too many requests from this address",
     ProblemType.FULL: "The server is full",
     ProblemType.STORAGE: "The server cannot store it",
     ProblemType.STARTING: "The server is starting",
@@ -100,7 +100,7 @@ _TITLES = {
 
 
 class Problem(Exception):
-    """A refusal with its status. ``detail`` is one sentence for whoever sent the request."""
+    """A refusal with its status. ``detail`` is one sentence for the client."""
 
     def __init__(
         self,
@@ -129,7 +129,7 @@ class Problem(Exception):
             "status": self.status,
             "detail": self.detail,
         }
-        # A refusal is about this moment: nobody may keep it.
+        # Error responses are never cached: the same request may succeed a moment later.
         headers = {"Cache-Control": "no-store", **self.headers}
         return web.json_response(body, status=self.status, headers=headers, content_type=CONTENT_TYPE)
 

@@ -115,7 +115,7 @@ class SpeechChannels:
             await socket.close(code=WSCloseCode.POLICY_VIOLATION, message=b"unauthorised")
             return socket
         if speaker.claimed:
-            await socket.send_str(json.dumps({"type": "error", "code": "busy", "detail": "somebody else speaks"}))
+            await socket.send_str(json.dumps({"type": "error", "code": "busy", "detail": "another client speaks"}))
             await socket.close(code=WSCloseCode.POLICY_VIOLATION, message=b"busy")
             return socket
         speaker.claimed = True
@@ -164,10 +164,10 @@ class SpeechChannels:
         return speaker
 
     def _speaker(self, key: str) -> Speaker:
-        """Raises Problem 404 for an unknown stream, 409 for one that nobody can speak to now."""
+        """Raises Problem 404 for an unknown stream, 409 for one with a microphone or another speaker."""
         speaker = self._pushed(key)
         if speaker.claimed:
-            detail = "Somebody else speaks to the stream; one may at a time."
+            detail = "Another client speaks to the stream; only one may at a time."
             raise Problem(409, detail, ProblemType.NO_SPEECH, {"Retry-After": "2"})
         return speaker
 

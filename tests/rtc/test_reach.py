@@ -1,5 +1,5 @@
 """Peers that reach the server from elsewhere: through a relay only, within a range of ports, at a public address; and
-streams that nobody speaks to or that too many want to see."""
+streams without a speaker, and streams with too many viewers."""
 
 from __future__ import annotations
 

@@ -186,7 +186,7 @@ def test_a_stream_that_nobody_speaks_to_ends() -> None:
             await asyncio.sleep(15.0)
             assert not watched.stream.ended.done()
             await asyncio.sleep(10.0)
-            assert watched.stream.ended.result() == "nobody spoke or watched for 20 s"
+            assert watched.stream.ended.result() == "no client spoke or viewed for 20 s"
 
     run(live())
 

@@ -27,7 +27,6 @@ from tests.web.conftest import Edge, FakeEngine, FakeStreams
 
 ROOT = Path(__file__).parents[2]
 DASHBOARD = ROOT / "deploy" / "grafana.json"
-LIST = ROOT / "docs" / "metrics.md"
 
 
 class OneGpu:
@@ -45,17 +44,6 @@ def samples(families: list[Metric]) -> dict[tuple[str, frozenset[tuple[str, str]
 
 def value(families: list[Metric], name: str, **labels: str) -> float:
     return samples(families)[PREFIX + name, frozenset(labels.items())]
-
-
-def test_the_list_of_metrics_is_whole() -> None:
-    rows = []
-    for family in ServerCollector(Watched(FakeStreams(), FakeEngine(), "local", Watch())).collect():
-        name = family.name + ("_total" if family.type == "counter" else "")
-        labels = ", ".join(f"`{label}`" for label in family._labelnames)  # type: ignore[attr-defined]
-        rows.append(f"| `{name}` | {family.type} | {labels} | {family.documentation} |")
-    listed = [line for line in LIST.read_text().splitlines() if line.startswith("| `")]
-    table = "\n".join(rows)
-    assert listed == rows, f"the table of docs/metrics.md must be\n{table}"
 
 
 async def test_a_scrape_is_in_prometheus_form(edge: Edge) -> None:

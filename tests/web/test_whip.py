@@ -88,7 +88,7 @@ async def test_other_bodies_are_refused(edge: Edge, protocol: str) -> None:
     [
         (OfferError("it cannot be read"), 400, "bad-offer", None),
         (UnsupportedMediaError("it sends no audio"), 422, "unsupported-media", None),
-        (NameTakenError("somebody publishes", 2), 409, "name-taken", "2"),
+        (NameTakenError("the name has a publisher", 2), 409, "name-taken", "2"),
         (NotLiveError("nothing is live", 3), 409, "not-live", "3"),
         (CapacityError("all are taken", 17), 503, "full", "17"),
     ],
