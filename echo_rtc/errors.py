@@ -80,6 +80,10 @@ class ConflictError(EchoRtcError):
     """The resource exists already, or its number is limited and the limit is reached."""
 
 
+class OutputRefusedError(EchoRtcError):
+    """An output that cannot be, or must not be."""
+
+
 class StorageError(EchoRtcError):
     """A folder that the server keeps things in cannot be written."""
 

@@ -60,7 +60,7 @@ _TITLES = {
     "access": "tokens and permissions",
     "limits": "limits",
     "network": "sound and picture on the network",
-    "recording": "recordings",
+    "recording": "recordings and outputs",
     "logs": "logs",
 }
 
@@ -634,6 +634,25 @@ class Settings(ModelOptions):
             low=0,
             high=100_000_000,
         ),
+    )
+    output_host: tuple[str, ...] = field(
+        default=(),
+        metadata=about(
+            "recording",
+            "Server that streams may be pushed to by WHIP (POST /streams/{id}/outputs): HOST or HOST:PORT "
+            "over https, with http:// before it over http; *.DOMAIN and * mean public addresses only; may be repeated. "
+            "Without it none may.",
+            form=r"(https?://)?(\*|(\*\.)?[A-Za-z0-9_.-]+|\[[0-9A-Fa-f:.]+\])(:[0-9]{1,5})?",
+            words="a host such as live.example, *.example or http://mediamtx:8889",
+        ),
+    )
+    max_outputs: int = field(
+        default=16,
+        metadata=about("recording", "Most outputs of all streams at once.", unit="outputs", low=1, high=1_000),
+    )
+    max_outputs_per_stream: int = field(
+        default=4,
+        metadata=about("recording", "Most outputs of one stream at once.", unit="outputs", low=1, high=100),
     )
     log_dir: Path = field(
         default=Path("logs"), metadata=about("logs", "Directory of the log files run_<timestamp>.log.")

@@ -37,6 +37,8 @@ from echo_rtc.logs import LogFile, LogOptions, logging_to
 from echo_rtc.model.description import ModelDescription
 from echo_rtc.offline.credentials import CredentialsSigner
 from echo_rtc.operations.performance import PerformanceLog
+from echo_rtc.outputs.hosts import HostRules
+from echo_rtc.outputs.outputs import OutputOptions, Outputs
 from echo_rtc.participant.addresses import AllowedHosts
 from echo_rtc.recording.options import RecordingLimits, RecordingOptions
 from echo_rtc.recording.recordings import Recordings
@@ -70,8 +72,8 @@ EVERYWHERE = ("0.0.0.0", "::")
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
 """Hosts on which nobody but this machine's own programs can reach the server."""
 CLOSE_STREAMS_S = 2.5
-CLOSE_RECORDINGS_S = 1.0
-"""A recording that is not finished by then is finished by the next start."""
+CLOSE_OUTLETS_S = 1.0
+"""Outputs tell the other side; a recording that is not finished by then is finished by the next start."""
 CLOSE_ENGINE_S = 5.0
 BACK_AFTER_S = 2.0
 """When clients of a server that is restarted are told to come back."""
@@ -136,7 +138,10 @@ async def serve(settings: Settings, log_file: LogFile, make_engine: Callable[[Se
         engine = (make_engine or create_engine)(settings)
         life.push_async_callback(_within, CLOSE_ENGINE_S, engine.close, "the engine")
         streams = StreamManager(engine, _stream_settings(settings, network))
-        recordings = await _recordings(settings, streams, life)
+        recordings, outputs = await _recordings(settings, streams, life), _outputs(settings, streams, network)
+        life.push_async_callback(
+            _within, CLOSE_OUTLETS_S, lambda: _close_outlets(recordings, outputs), "recordings and outputs"
+        )
         life.push_async_callback(_within, CLOSE_STREAMS_S, lambda: streams.close(stop.back_after_s), "the streams")
         texts = TextSpeeches(_voice(settings))
         life.push_async_callback(texts.close)
@@ -154,12 +159,11 @@ async def serve(settings: Settings, log_file: LogFile, make_engine: Callable[[Se
             life.enter_context(locked(settings.avatar_dir))
         gallery = Gallery(library, MAX_PICTURE_BYTES, MAX_POSES_BYTES, settings.allow_avatar_upload)
         watch = Watch(__version__, lambda: engine.workers, log_file, avatars=library, connections=places)
-        if recordings is not None:
-            watch = replace(watch, recordings=recordings)
+        watch = replace(watch, recordings=recordings or watch.recordings, outputs=outputs or watch.outputs)
         rooms = _rooms(settings, streams, engine)
         if rooms is not None:
             life.push_async_callback(_within, CLOSE_STREAMS_S, rooms.close, "the LiveKit rooms")
-        app = create_app(streams, health, STATIC, gallery, access, watch, texts, Outlets(recordings, rooms))
+        app = create_app(streams, health, STATIC, gallery, access, watch, texts, Outlets(recordings, outputs, rooms))
         # The port comes before the engine: one that is taken is told at once, and the page can say "starting".
         url = await life.enter_async_context(_listening(app, places, settings, tls))
         logger.info("listening on %s; the %s engine is starting", url, settings.engine)
@@ -230,8 +234,9 @@ def _stream_settings(settings: Settings, network: Network) -> ManagerOptions:
 
 
 async def _recordings(settings: Settings, streams: StreamManager, life: AsyncExitStack) -> Recordings | None:
-    """The recordings, where there is a folder for them; what a server that was killed has left in it is finished first.
-    ``life`` ends them after the streams. Raises SettingsError, InputError and StorageError."""
+    """The recordings, where there is a folder for them, which is this server's while ``life`` lasts; what a server that
+    was killed has left in it is finished first. Raises SettingsError, InputError and
+    StorageError."""
     options = _recording_settings(settings)
     if options is None:
         return None
@@ -239,8 +244,21 @@ async def _recordings(settings: Settings, streams: StreamManager, life: AsyncExi
     life.enter_context(recordings.shelf.locked())
     await asyncio.to_thread(recordings.shelf.recover)
     streams.on_open = recordings.opened
-    life.push_async_callback(_within, CLOSE_RECORDINGS_S, recordings.close, "the recordings")
     return recordings
+
+
+def _outputs(settings: Settings, streams: StreamManager, network: Network) -> Outputs | None:
+    """The outputs, where there are hosts for them. Raises SettingsError."""
+    if not settings.output_host:
+        return None
+    rules = HostRules.of(settings.output_host)
+    options = OutputOptions(rules, settings.max_outputs, settings.max_outputs_per_stream, network)
+    return Outputs(options, lambda stream_id: streams.streams.get(stream_id))
+
+
+async def _close_outlets(recordings: Recordings | None, outputs: Outputs | None) -> None:
+    """Waits for what is left of streams that have ended."""
+    await asyncio.gather(*(outlet.close() for outlet in (recordings, outputs) if outlet is not None))
 
 
 def _recording_settings(settings: Settings) -> RecordingOptions | None:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+from echo_rtc.clips import ClipFormat
 from echo_rtc.counting import Names
 from echo_rtc.errors import ConflictError, UnknownStreamError
 from echo_rtc.recording.facts import RecordingFacts, RecordingState
@@ -31,10 +32,8 @@ class RecordedStream(Protocol):
 
     id: str
     avatar: str
+    format: ClipFormat
     ended: asyncio.Future[str]
-
-    @property
-    def fps(self) -> int: ...
 
     def add_sink(self, sink: PacketSink) -> Callable[[], None]: ...
 
@@ -136,7 +135,7 @@ class Recordings:
         self._require_none(stream.id)
         facts = self._shelf.new(name, stream.avatar)
         ended: asyncio.Future[str] = asyncio.get_running_loop().create_future()
-        recorder = Recorder(facts, self._shelf, self._options.limits, stream.fps, ended.set_result)
+        recorder = Recorder(facts, self._shelf, self._options.limits, stream.format.fps, ended.set_result)
         remove = stream.add_sink(recorder)
         self._latest[stream.id] = recorder
         self.counters.begun += 1

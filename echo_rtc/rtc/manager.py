@@ -582,14 +582,15 @@ class StreamManager:
         if session.role is Role.VIEW:
             live.stream.log.info("a viewer is gone: %s", reason)
         if session is live.publisher:
-            if live.name is not None and live.sessions and not live.stream.ended.done():
+            watched = bool(live.sessions) or live.stream.watched
+            if live.name is not None and watched and not live.stream.ended.done():
                 grace_s = self._options.linger_s
                 live.stream.log.info("the publisher is lost: %s; its name is kept for %g s", reason, grace_s)
                 live.seat.lose(grace_s, lambda: live.stream.end(LOST))
             else:
                 live.seat.leave()
                 live.stream.end(reason)
-        elif live.seat.is_vacant and not live.sessions and live.stream.speaker is None:
+        elif live.seat.is_vacant and not live.sessions and live.stream.speaker is None and not live.stream.watched:
             live.stream.end(LOST)
 
     async def _supervise(self, live: _Live) -> None:

@@ -43,13 +43,13 @@ class Negotiation:
                 carriers[len(kept)] = section
                 kept.append(i)
         sections = tuple(
-            _stand_in(offer.sections[i]) if place in carriers else offer.sections[i] for place, i in enumerate(kept)
+            stand_in(offer.sections[i]) if place in carriers else offer.sections[i] for place, i in enumerate(kept)
         )
         mids = [section.mid for section in sections]
         bundle = tuple(mid for mid in offer.bundle if mid in mids)
         places: dict[int | None, int | None] = {before: now for now, before in enumerate(kept)}
         return cls(
-            sdp=_text(sections, bundle, offer.ice_lite),
+            sdp=description_of(sections, bundle, offer.ice_lite),
             plan=MediaPlan(places.get(plan.microphone), places.get(plan.picture), places.get(plan.sound)),
             sections=sections,
             bundle=bundle,
@@ -85,7 +85,8 @@ def with_inband_fec(answer: str) -> str:
     return re.sub(pattern, r"\1\r\na=fmtp:\2 minptime=10;useinbandfec=1\r\n", answer, flags=re.MULTILINE)
 
 
-def _text(sections: tuple[Section, ...], bundle: tuple[str, ...], ice_lite: bool) -> str:
+def description_of(sections: tuple[Section, ...], bundle: tuple[str, ...], ice_lite: bool) -> str:
+    """A description of these sections, none of which is refused, as aiortc reads it."""
     lines = ["v=0", "o=- 0 0 IN IP4 0.0.0.0", "s=-", "t=0 0"]
     lines += ["a=ice-lite"] * ice_lite
     if bundle:
@@ -102,7 +103,7 @@ def _text(sections: tuple[Section, ...], bundle: tuple[str, ...], ice_lite: bool
     return "\r\n".join(lines) + "\r\n"
 
 
-def _stand_in(section: Section) -> Section:
+def stand_in(section: Section) -> Section:
     """A section without codecs of ours as one that aiortc can negotiate, although nothing is ever sent in it."""
     lines = ("a=inactive", f"a=rtpmap:{_STAND_IN_FORMAT} {_STAND_IN[section.kind]}")
     return replace(section, negotiated=(_STAND_IN_FORMAT,), lines=lines)

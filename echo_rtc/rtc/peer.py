@@ -16,8 +16,6 @@ from aiortc import (
     RTCDataChannel,
     RTCIceCandidate,
     RTCPeerConnection,
-    RTCRtpCodecCapability,
-    RTCRtpSender,
     RTCRtpTransceiver,
     RTCSessionDescription,
     sdp,
@@ -26,7 +24,7 @@ from aiortc.exceptions import OperationError
 
 from echo_rtc.clips import ClipFormat
 from echo_rtc.codec.concealment import VoiceDecoder
-from echo_rtc.codec.picture import VideoCodec, codec_preference
+from echo_rtc.codec.picture import VideoCodec
 from echo_rtc.errors import CapacityError, IceRestartError, OfferError, UnsupportedMediaError
 from echo_rtc.rtc.candidates import MAX_NAMED, Candidate, Reach
 from echo_rtc.rtc.fragment import Fragment
@@ -35,14 +33,12 @@ from echo_rtc.rtc.negotiation import Negotiation, with_inband_fec, with_rtcp_mux
 from echo_rtc.rtc.network import Network
 from echo_rtc.rtc.offer import Offer, OfferSource
 from echo_rtc.rtc.ports import Lease
-from echo_rtc.rtc.reports import delivery_of, reception_of
-from echo_rtc.rtc.seams.feedback import report_due_times, wire_feedback
+from echo_rtc.rtc.reports import reception_of
 from echo_rtc.rtc.seams.guarding import guard_connection
 from echo_rtc.rtc.seams.jitter import decode_microphone, shorten_microphone_buffer
 from echo_rtc.rtc.seams.ports import ports_from
-from echo_rtc.rtc.seams.sending import send_parcels
-from echo_rtc.rtc.tracks import PacketTrack
 from echo_rtc.rtc.voice import microphone
+from echo_rtc.rtc.wiring import codec_preferences, send_to_viewer
 from echo_rtc.stream.control import Control
 from echo_rtc.stream.events import Event
 from echo_rtc.stream.stream import Stream
@@ -212,7 +208,7 @@ class Peer:
                 continue
             transceiver = self._connection.addTransceiver(section.kind, directions.get(i, "inactive"))
             if i in directions:
-                transceiver.setCodecPreferences(_preferences(section.kind, format))
+                transceiver.setCodecPreferences(codec_preferences(section.kind, format))
             transceivers[i] = transceiver
         return transceivers
 
@@ -225,33 +221,13 @@ class Peer:
         if answered is not None or plan.sound is not None:
             codec = VideoCodec(answered.name) if answered is not None else None
             self._viewer = self._stream.add_viewer(codec, with_sound=plan.sound is not None)
-        if answered is not None and plan.picture is not None:
-            self._wire_picture(transceivers[plan.picture].sender)
-        if plan.sound is not None and self._viewer is not None and self._viewer.sound is not None:
-            self._send(transceivers[plan.sound].sender, PacketTrack("audio", self._viewer.sound))
         if self._viewer is not None:
-            senders = [transceivers[i].sender for i in (plan.picture, plan.sound) if i is not None]
-            self._stream.watch_delivery(self._viewer, lambda: delivery_of(senders))
+            picture = transceivers[plan.picture].sender if plan.picture is not None else None
+            sound = transceivers[plan.sound].sender if plan.sound is not None else None
+            send_to_viewer(self._stream, self._viewer, picture, sound)
         if plan.microphone is not None:
             receiver = transceivers[plan.microphone].receiver
             self._stream.listen(microphone(receiver.track), lambda: reception_of(receiver))
-
-    def _wire_picture(self, sender: RTCRtpSender) -> None:
-        viewer = self._viewer
-        assert viewer is not None
-        assert viewer.picture is not None
-        wire_feedback(
-            sender,
-            on_key_frame=lambda: self._stream.want_key_frame(viewer),
-            on_bitrate=lambda bitrate: self._stream.estimate(viewer, bitrate),
-        )
-        self._send(sender, PacketTrack("video", viewer.picture))
-
-    @staticmethod
-    def _send(sender: RTCRtpSender, track: PacketTrack) -> None:
-        sender.replaceTrack(track)
-        send_parcels(sender, track)
-        report_due_times(sender, lambda: track.due_s, asyncio.get_running_loop().time)
 
     def _on_state(self) -> None:
         state = self._connection.connectionState
@@ -347,15 +323,3 @@ def _ice_candidate(candidate: Candidate, mid: str) -> RTCIceCandidate:
         type="srflx" if candidate.kind == "prflx" else candidate.kind,
         sdpMid=mid,
     )
-
-
-def _preferences(kind: str, format: ClipFormat) -> list[RTCRtpCodecCapability]:
-    """What is offered or accepted, best first: Opus alone for sound; H.264 (constrained baseline before baseline) and
-    VP8 for pictures, with retransmission."""
-    capabilities = RTCRtpSender.getCapabilities(kind).codecs
-    if kind == "audio":
-        return [codec for codec in capabilities if codec.name.lower() == "opus"]
-    order = [str(codec) for codec in codec_preference(format)]
-    known = [codec for codec in capabilities if codec.name in order]
-    known.sort(key=lambda codec: (order.index(codec.name), codec.parameters.get("profile-level-id") != "42e01f"))
-    return known + [codec for codec in capabilities if codec.name.lower() == "rtx"]

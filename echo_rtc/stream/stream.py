@@ -169,7 +169,7 @@ class Stream:
         self._begun = False
         self._state = StreamState.CONNECTING
         self._recording = False
-        self.fps = engine.format.fps
+        self.format = engine.format
         self._closing: asyncio.Task[None] | None = None
         self.ended: asyncio.Future[str] = loop.create_future()
         """Done, with the reason, as soon as the stream is to be closed."""
@@ -228,6 +228,11 @@ class Stream:
     def add_tap(self) -> Tap:
         """A pair of queues that give raw frames."""
         return self._audience.add_tap()
+
+    @property
+    def watched(self) -> bool:
+        """Whether anybody gets packets: a viewer, or a server that the stream is pushed to."""
+        return self._audience.live_viewers > 0
 
     @property
     def delay_s(self) -> float:

@@ -27,6 +27,7 @@ from echo_rtc.web.hosts import HEALTH, refusing_strange_hosts
 from echo_rtc.web.limits import CLAIM, LimitOptions, Limits, Pace
 from echo_rtc.web.livekit import Joins, LiveKitRooms
 from echo_rtc.web.metrics import Metrics, Watch, Watched
+from echo_rtc.web.outputs import OutputControl, OutputHandlers
 from echo_rtc.web.pages import CONTENT_POLICY, OPERATORS_PAGE, SELF, Pages, content_policy, guiding_visitors
 from echo_rtc.web.prefix import finding_prefixes
 from echo_rtc.web.problems import answering_problems
@@ -74,6 +75,7 @@ class Handlers:
     whip: WhipWhep
     whep: WhipWhep
     recordings: RecordingHandlers
+    outputs: OutputHandlers
     health: Health
     metrics: Metrics
     admin: Admin
@@ -167,6 +169,28 @@ _ROUTES: tuple[tuple[RouteRow, Callable[[Handlers], Handler]], ...] = (
     (
         RouteRow("DELETE", "/streams/{id}/recordings", "Ends the recording; its facts out.", Scope.OWN),
         lambda h: h.recordings.stop,
+    ),
+    (
+        RouteRow(
+            "POST",
+            "/streams/{id}/outputs",
+            "Pushes the stream to a WHIP endpoint (`--output-host`): JSON with type (whip), endpoint and bearer "
+            "(optional) in; the output's facts out.",
+            Scope.OWN,
+        ),
+        lambda h: h.outputs.start,
+    ),
+    (
+        RouteRow("GET", "/streams/{id}/outputs", "The stream's outputs and their states, as JSON.", Scope.OWN),
+        lambda h: h.outputs.list,
+    ),
+    (
+        RouteRow("GET", "/streams/{id}/outputs/{output}", "One output and its state.", Scope.OWN),
+        lambda h: h.outputs.show,
+    ),
+    (
+        RouteRow("DELETE", "/streams/{id}/outputs/{output}", "Ends an output.", Scope.OWN),
+        lambda h: h.outputs.stop,
     ),
     (
         RouteRow("GET", "/recordings", "All recordings, the newest first, as JSON.", Scope.ADMIN),
@@ -288,6 +312,7 @@ class Outlets:
     """Outputs of streams beside their viewers; None where that is off."""
 
     recordings: RecordingControl | None = None
+    outputs: OutputControl | None = None
     rooms: Joins | None = None
     """LiveKit rooms."""
 
@@ -336,10 +361,11 @@ def create_app(
     places = Places(queue, health, access.clients, lambda: streams.free)
     outlets = outlets or Outlets()
     livekit = LiveKitRooms(outlets.rooms, streams, health)
-    recordings = RecordingHandlers(StreamAccess(streams, access.authorisation), outlets.recordings)
+    owners = StreamAccess(streams, access.authorisation)
+    recordings, outputs = RecordingHandlers(owners, outlets.recordings), OutputHandlers(owners, outlets.outputs)
     signalling = Signalling(streams, health)
     handlers = Handlers(
-        *(pages, signalling, speech, livekit, places, avatars, whip, whep, recordings, health, metrics, admin)
+        *(pages, signalling, speech, livekit, places, avatars, whip, whep, recordings, outputs, health, metrics, admin)
     )
     scopes: dict[web.AbstractRoute, Scope] = {}
     answering = answering_problems(watch.refusals)

@@ -7,7 +7,7 @@ is a stream's id or anything else that a client could make many of, and no count
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -129,6 +129,23 @@ class RecordingCounts(Protocol):
     dropped_packets: int
 
 
+class OutputsView(Protocol):
+    """What is seen of the outputs."""
+
+    @property
+    def states(self) -> Mapping[str, int]: ...
+
+    @property
+    def counters(self) -> OutputCounts: ...
+
+
+class OutputCounts(Protocol):
+    """What outputs count."""
+
+    connected: int
+    failed: int
+
+
 class NoLogFile:
     """Where there is no log file."""
 
@@ -165,11 +182,24 @@ class NoRecordings:
         return self
 
 
+@dataclass(slots=True)
+class NoOutputs:
+    """Where nothing is pushed."""
+
+    connected: int = 0
+    failed: int = 0
+    states: Mapping[str, int] = field(default_factory=dict)
+
+    @property
+    def counters(self) -> OutputCounts:
+        return self
+
+
 @dataclass(frozen=True, slots=True)
 class Watch:
     """What operators see beside streams and readiness: the version that runs, the workers as they stand, the log file,
     what the workers use, how many HTTP requests were refused, by the kind of problem, the avatars that come and go, the
-    HTTP connections, and the recordings."""
+    HTTP connections, the recordings and the outputs."""
 
     version: str = ""
     workers: Callable[[], Sequence[WorkerStatus]] = tuple
@@ -179,6 +209,7 @@ class Watch:
     avatars: AvatarsView = field(default_factory=NoAvatars)
     connections: ConnectionsView = field(default_factory=NoConnections)
     recordings: RecordingsView = field(default_factory=NoRecordings)
+    outputs: OutputsView = field(default_factory=NoOutputs)
 
 
 @dataclass(frozen=True, slots=True)
@@ -249,6 +280,16 @@ class ServerCollector:
             "Packets that a disk did not take in time, which ends their recording.",
             recordings.counters.dropped_packets,
         )
+        outputs = watched.watch.outputs
+        states = {"connecting": 0, "live": 0, "waiting": 0, "failed": 0} | dict(outputs.states)
+        gauge = GaugeMetricFamily(
+            f"{PREFIX}outputs", "Streams that are pushed to other servers, by state.", labels=["state"]
+        )
+        for state, count in states.items():
+            gauge.add_metric([str(state)], count)
+        yield gauge
+        attempts = (("connected", outputs.counters.connected), ("failed", outputs.counters.failed))
+        yield _named("output_attempts", "Connections of outputs made, and failed or lost.", "outcome", attempts)
         yield _counter("log_lines_lost", "Lines that could not be written to the log file.", watched.watch.log.lost)
         yield _gauge(
             "log_file_writable", "1 if the latest line went to the log file, else 0.", float(watched.watch.log.writable)

@@ -25,6 +25,7 @@ from echo_rtc.errors import (
     NameTakenError,
     NotLiveError,
     OfferError,
+    OutputRefusedError,
     RenegotiationError,
     RoomError,
     StoppingError,
@@ -58,6 +59,7 @@ class ProblemType(StrEnum):
     FORBIDDEN = "urn:echo-rtc:problem:forbidden"
     UNKNOWN_SESSION = "urn:echo-rtc:problem:unknown-session"
     NAME_TAKEN = "urn:echo-rtc:problem:name-taken"
+    BAD_OUTPUT = "urn:echo-rtc:problem:bad-output"
     CONFLICT = "urn:echo-rtc:problem:conflict"
     NO_SPEECH = "urn:echo-rtc:problem:no-speech"
     NOT_LIVE = "urn:echo-rtc:problem:not-live"
@@ -86,6 +88,7 @@ _TITLES = {
     ProblemType.FORBIDDEN: "The token does not allow this",
     ProblemType.UNKNOWN_SESSION: "There is no such session",
     ProblemType.NAME_TAKEN: "The name is taken",
+    ProblemType.BAD_OUTPUT: "The stream cannot be pushed there",
     ProblemType.CONFLICT: "The resource exists already, or its number is limited",
     ProblemType.NO_SPEECH: "The stream takes no speech from this client now",
     ProblemType.NOT_LIVE: "Nothing is live under this name",
@@ -183,6 +186,8 @@ def _from_error(error: EchoRtcError) -> Problem:
         return Problem(404, detail, ProblemType.UNKNOWN_AVATAR)
     if isinstance(error, AvatarConflictError):
         return Problem(409, detail, ProblemType.AVATAR_CONFLICT)
+    if isinstance(error, OutputRefusedError):
+        return Problem(422, detail, ProblemType.BAD_OUTPUT)
     if isinstance(error, ConflictError):
         return Problem(409, detail, ProblemType.CONFLICT)
     if isinstance(error, StorageError):

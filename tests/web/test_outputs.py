@@ -1,0 +1,130 @@
+"""POST /streams/{id}/outputs and its kin: who may, what a body must be, and what is never told again."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+from aiohttp import web
+from aiohttp.test_utils import TestClient, TestServer
+
+from echo_rtc.errors import ConflictError
+from echo_rtc.outputs.facts import OutputFacts, OutputState
+from echo_rtc.outputs.hosts import HostRules
+from echo_rtc.outputs.whip import Endpoint
+from echo_rtc.web.app import Access, Outlets, create_app
+from echo_rtc.web.auth import Authorisation, Right, mint
+from echo_rtc.web.health import Health, Lifecycle, Phase
+from tests.web.conftest import Client, Edge, FakeEngine, FakeLibrary, FakeStreams, Server, gallery_of
+
+STATIC = Path(__file__).parents[2] / "static"
+SECRET = "a-secret-of-thirty-two-characters-1"
+URL = "https://live.example/secret-path"
+WISH = {"type": "whip", "endpoint": URL, "bearer": "secret-token"}
+RULES = HostRules.of(["live.example"])
+
+
+@dataclass
+class FakeOutputs:
+    """Takes one output of a stream."""
+
+    started: list[tuple[str, Endpoint]] = field(default_factory=list)
+
+    @property
+    def facts(self) -> OutputFacts:
+        return OutputFacts("out-1", "whip", "https://live.example", OutputState.WAITING, retry_in_s=3.21, error="busy")
+
+    def start(self, stream_id: str, endpoint: str, bearer: str | None) -> OutputFacts:
+        if self.started:
+            raise ConflictError("the stream is pushed there already")
+        self.started.append((stream_id, Endpoint.of(endpoint, bearer, RULES)))
+        return self.facts
+
+    def of(self, stream_id: str) -> Sequence[OutputFacts]:
+        return [self.facts] if self.started else []
+
+    def find(self, stream_id: str, output_id: str) -> OutputFacts | None:
+        return self.facts if self.started and output_id == "out-1" else None
+
+    async def stop(self, stream_id: str, output_id: str) -> bool:
+        return self.find(stream_id, output_id) is not None and bool(self.started.pop())
+
+
+class NamedStreams(FakeStreams):
+    def stream_of(self, key: str) -> str | None:
+        return None if key == "unknown" else key
+
+    def name_of(self, key: str) -> str | None:
+        return "studio"
+
+
+@pytest.fixture
+async def client(aiohttp_client: Client, aiohttp_server: Server) -> TestClient[web.Request, web.Application]:
+    health = Health(FakeEngine(), Lifecycle(Phase.READY), "local", tuple, free_places=lambda: 1)
+    access, outlets = Access(Authorisation(secret=SECRET)), Outlets(outputs=FakeOutputs())
+    app = create_app(NamedStreams(), health, STATIC, gallery_of(FakeLibrary()), access, outlets=outlets)
+    server: TestServer = await aiohttp_server(app)
+    return await aiohttp_client(server)
+
+
+def token(right: Right, name: str) -> dict[str, str]:
+    return {"Authorization": f"Bearer {mint(SECRET, frozenset({right}), name, 600)}"}
+
+
+MINE = token(Right.PUBLISH, "studio")
+HERE = "/streams/known-id/outputs"
+
+
+async def test_an_output_from_its_beginning_to_its_end(client: TestClient[web.Request, web.Application]) -> None:
+    for headers, status in ({}, 401), (token(Right.VIEW, "studio"), 403), (token(Right.PUBLISH, "other"), 403):
+        for method, path in ("POST", HERE), ("GET", HERE), ("GET", f"{HERE}/out-1"), ("DELETE", f"{HERE}/out-1"):
+            refused = await client.request(method, path, headers=headers)
+            assert refused.status == status
+    assert (await client.post("/streams/unknown/outputs", json=WISH, headers=MINE)).status == 404
+    assert (await client.get(f"{HERE}/out-1", headers=MINE)).status == 404
+    begun = await client.post(HERE, json=WISH, headers=MINE)
+    assert (begun.status, begun.headers["Location"]) == (201, f"{HERE}/out-1")
+    assert (await client.post(HERE, json=WISH, headers=MINE)).status == 409
+    for answer in (begun, *[await client.get(path, headers=MINE) for path in (HERE, f"{HERE}/out-1")]):
+        text = await answer.text()
+        assert '"retry_in_s": 3.2' in text
+        assert "secret" not in text
+        assert answer.headers["Cache-Control"] == "no-store"
+    assert (await client.delete(f"{HERE}/out-1", headers=MINE)).status == 204
+    assert (await client.delete(f"{HERE}/out-1", headers=MINE)).status == 404
+
+
+@pytest.mark.parametrize(
+    ("change", "status", "words"),
+    [
+        ({"type": "rtmp"}, 422, "type is 'rtmp'"),
+        ({"type": None}, 422, "type is None"),
+        ({"endpoint": 5}, 422, "endpoint is missing"),
+        ({"endpoint": "https://other.example/secret-path"}, 422, "https://other.example is not one that --output-host"),
+        ({"endpoint": "http://127.0.0.1/secret-path"}, 422, "http://127.0.0.1 is not one"),
+        ({"bearer": 5}, 422, "bearer is no text"),
+        ({"bearer": "secret token"}, 422, "bearer is no token"),
+    ],
+)
+async def test_wishes_that_cannot_be_are_told_why(
+    client: TestClient[web.Request, web.Application], change: dict[str, object], status: int, words: str
+) -> None:
+    refused = await client.post(HERE, json={**WISH, **change}, headers=MINE)
+    detail = (await refused.json())["detail"]
+    assert (refused.status, detail[: len(words)].lower()) == (status, words.lower())
+    assert "secret" not in detail
+
+
+async def test_bodies_that_are_no_wishes_are_refused(client: TestClient[web.Request, web.Application]) -> None:
+    json_type = {**MINE, "Content-Type": "application/json"}
+    for body, headers, status in (b"[]", json_type, 400), (b"{", json_type, 400), (b"{}", MINE, 415):
+        assert (await client.post(HERE, data=body, headers=headers)).status == status
+    assert (await client.post(HERE, data=b" " * 70_000, headers=json_type)).status == 413
+
+
+async def test_without_hosts_nothing_is_pushed(edge: Edge) -> None:
+    refused = await edge.client.post(HERE, json=WISH)
+    assert refused.status == 501
+    assert "--output-host" in (await refused.json())["detail"]
