@@ -23,6 +23,7 @@ from echo_rtc import __version__
 from echo_rtc.engine.devices import usable_cores
 from echo_rtc.errors import EchoRtcError
 from echo_rtc.model.description import ModelDescription
+from echo_rtc.offline.credentials import EXTRA, CredentialsSigner, library_is_there
 from echo_rtc.settings import Settings, load_settings
 
 GIB = 2**30
@@ -75,6 +76,7 @@ def examined(settings: Settings) -> Iterator[Finding]:
     yield Finding("memory", f"{memory.available / GIB:.1f} of {memory.total / GIB:.1f} GiB free")
     yield from _torch(settings)
     yield from _codecs()
+    yield signing(settings)
     yield _port(settings)
     yield from _model(settings)
 
@@ -108,6 +110,19 @@ def _codecs() -> Iterator[Finding]:
     for name in CODECS:
         there = name in av.codecs_available
         yield Finding(name, "there" if there else "not in this build of PyAV", not there and name != "libx264")
+
+
+def signing(settings: Settings) -> Finding:
+    """Whether movies can be signed, and with these settings will be."""
+    name = "c2pa-python"
+    if not library_is_there():
+        return Finding(name, f"not installed: signed movies; {EXTRA}", settings.c2pa_cert is not None)
+    try:
+        signer = CredentialsSigner.of(settings.c2pa_cert, settings.c2pa_key)
+    except EchoRtcError as error:
+        return Finding(name, str(error), True)
+    use = "signed movies (--c2pa-cert)" if signer is None else "movies and recordings are signed"
+    return Finding(name, f"{metadata.version(name)}: {use}")
 
 
 def _port(settings: Settings) -> Finding:

@@ -16,7 +16,6 @@ from dataclasses import dataclass, field
 from typing import Generic, Protocol, TypeAlias, TypeVarTuple
 
 from echo_rtc.clips import MEDIA_RATE, ClipFormat, S16Array, YuvFrames
-from echo_rtc.codec.burned_mark import BurnedMark
 from echo_rtc.codec.picture import PICTURE_RATE, VideoCodec
 from echo_rtc.codec.sound import SOUND_BLOCK_SAMPLES
 from echo_rtc.counting import CounterMetric, counter, counters
@@ -115,10 +114,10 @@ class Recent:
 @dataclass(frozen=True, slots=True)
 class PumpOptions:
     """``portion_blocks``: blocks of 20 ms that are encoded at once; what is taken can no longer be interrupted.
-    ``burn``: what is drawn into each picture."""
+    ``draw``: makes of each picture the one that leaves."""
 
     portion_blocks: int = PORTION_BLOCKS
-    burn: BurnedMark | None = None
+    draw: Callable[[YuvFrames], YuvFrames] | None = None
 
 
 class Pump:
@@ -221,7 +220,7 @@ class Pump:
         else:
             picture, kind = self._source.frame(number)
         self._shown.append((due, kind))
-        return picture if self._options.burn is None else self._options.burn.on(picture)
+        return picture if self._options.draw is None else self._options.draw(picture)
 
     def _send(self, outbox: _Packets, dues: _Dues, encoded: EncodedPortion) -> None:
         """Puts a portion's packets where they wait until they are due."""

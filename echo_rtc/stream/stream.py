@@ -160,7 +160,8 @@ class Stream:
         self._bank = EncoderBank(engine.format, packetizer, self.log, mark=Mark(avatar.name))
         self._audience = Audience(self._bank)
         # What is taken to be encoded cannot be interrupted.
-        output = PumpOptions(portion_blocks=1 if options.pushed else PORTION_BLOCKS, burn=options.burn)
+        draw = None if options.burn is None else options.burn.on
+        output = PumpOptions(portion_blocks=1 if options.pushed else PORTION_BLOCKS, draw=draw)
         self._pump = Pump(engine.format, self._playout, avatar.idle, self._bank, self._audience, output)
         self._record = CallRecord(self._opened_at)
         self.guard_counters = GuardCounters()

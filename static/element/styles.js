@@ -421,6 +421,7 @@ video,
 }
 
 .dot {
+  flex: none;
   width: 0.6rem;
   height: 0.6rem;
   border-radius: 50%;

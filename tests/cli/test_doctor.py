@@ -9,6 +9,7 @@ import pytest
 
 from echo_rtc.cli import doctor
 from echo_rtc.settings import Settings
+from tests.support.signing import make_signer
 
 
 def findings(settings: Settings) -> dict[str, doctor.Finding]:
@@ -41,3 +42,12 @@ def test_a_model_without_its_files_is_told(monkeypatch: pytest.MonkeyPatch) -> N
     found = findings(Settings(model={"weights": "/nowhere"}))
     assert found["model"].missing
     assert found["PyTorch"].missing
+
+
+def test_a_certificate_that_cannot_sign_is_marked(tmp_path: Path) -> None:
+    assert not doctor.signing(Settings()).missing
+    found = doctor.signing(Settings(c2pa_cert=tmp_path / "nobody.pem", c2pa_key=tmp_path / "nobody.key"))
+    assert found.missing
+    assert "cannot be read" in found.found
+    made = make_signer(tmp_path)
+    assert doctor.signing(Settings(c2pa_cert=made.cert, c2pa_key=made.key)).found.endswith("are signed")

@@ -164,6 +164,15 @@ def test_what_does_not_go_together_is_told_first(
     assert sorted(path.name for path in tmp_path.iterdir()) == ["voice.wav"]
 
 
+def test_no_server_starts_that_could_not_sign(
+    tmp_path: Path, signer: Signer, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = Path(__file__).parents[2] / "configs" / "testcard.yaml"
+    flags = ["--config", str(config), "--port", "0", "--log-dir", str(tmp_path / "logs")]
+    assert main(["serve", *flags, "--c2pa-cert", str(signer.cert), "--c2pa-key", str(tmp_path / "no.key")]) == 2
+    assert f"c2pa_key {tmp_path / 'no.key'} cannot be read" in capsys.readouterr().err
+
+
 def test_a_key_that_others_can_read_is_warned_of(signer: Signer, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING):
         CredentialsSigner.of(signer.cert, signer.key)

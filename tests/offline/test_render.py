@@ -93,6 +93,23 @@ def test_silence_shows_the_idle_loop(tmp_path: Path) -> None:
     assert [card.frame for card in seen] == [n if n in speaking else n % 48 for n in range(144)]
 
 
+def test_the_mark_is_burned_into_every_picture(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    audio = write_wav(tmp_path / "voice.wav", tone(0.3, 16_000), 16_000)
+    pictures = []
+    for name, flags in (("plain.mp4", []), ("burned.mp4", ["--burn-mark"])):
+        size = ["--engine", "testcard", "--width", "128", "--height", "128"]
+        assert main(["render", "--audio", str(audio), "--output", str(tmp_path / name), *size, *flags]) == 0
+        with av.open(str(tmp_path / name)) as container:
+            shown = [frame.to_ndarray()[:128] for frame in container.decode(container.streams.video[0])]
+        pictures.append(np.stack(shown).astype(np.int16))
+    changed = np.abs(pictures[0] - pictures[1])
+    assert changed[:, 106:122, 30:122].mean(axis=(1, 2)).min() > 20
+    assert changed[:, :96].mean() < 2
+    capsys.readouterr()
+    assert main(["render", "--audio", str(audio), "--output", str(tmp_path / "a.mp4"), *TESTCARD, "--burn-mark"]) == 2
+    assert "burn_mark needs pictures of at least" in capsys.readouterr().err
+
+
 def test_a_video_may_be_the_voice_and_stereo_stays_stereo(tmp_path: Path) -> None:
     audio = write_wav(tmp_path / "voice.wav", tone(1.0, 48_000, channels=2), 48_000)
     first, second = tmp_path / "first.mp4", tmp_path / "second.mov"

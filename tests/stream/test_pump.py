@@ -16,7 +16,7 @@ from echo_rtc.clips import MEDIA_RATE, ClipFormat, S16Array, YuvFrames
 from echo_rtc.codec.picture import VideoCodec
 from echo_rtc.media.playout import FrameKind
 from echo_rtc.stream.encoder_bank import EncodedFrame, EncodedPortion, Portion
-from echo_rtc.stream.pump import LEAD_S, MAX_LAG_S, MAX_PORTION_BLOCKS, PORTION_BLOCKS, Pump
+from echo_rtc.stream.pump import LEAD_S, MAX_LAG_S, MAX_PORTION_BLOCKS, PORTION_BLOCKS, Pump, PumpOptions
 from echo_rtc.stream.queues import MediaQueue
 from echo_rtc.stream.sinks import PacketSink
 from echo_rtc.stream.taps import FrameQueue, Tap
@@ -283,6 +283,25 @@ def test_a_tap_gets_raw_frames_when_due_with_their_own_sound() -> None:
         assert when == pytest.approx(source.due(media_sample + 100), abs=1e-4)
         # One count for both: the same place in media time has the same time stamp.
         assert pts / 90_000 - media_sample / MEDIA_RATE == pytest.approx((sound[0][1] - sound[0][2]) / MEDIA_RATE)
+
+
+def test_what_is_drawn_is_in_every_picture_that_leaves() -> None:
+    async def live() -> tuple[Watched, list[tuple[float, int, int, int]]]:
+        viewer, tap = Viewer(0, VideoCodec.H264, True, lambda: None, lambda *_: None), Tap()
+        source = Source(asyncio.get_running_loop().time() + DELAY_S)
+        options = PumpOptions(draw=lambda picture: frames(1, int(picture.y[0, 0, 0]) + 1))
+        pump = Pump(FORMAT, source, frames(5, 50), Bank(), Receivers([viewer], [tap]), options)
+        seen, raw = Watched(), list[tuple[float, int, int, int]]()
+        tasks = [asyncio.create_task(work) for work in (pump.run(), watch(viewer, seen), read_frames(tap.picture, raw))]
+        await asyncio.sleep(2.0)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        return seen, raw
+
+    seen, raw = run(live())
+    assert {payload[0] for _, _, payload in seen.picture} == {51, 101}  # of the idle loop and of speech
+    assert {luma for _, _, _, luma in raw} == {51, 101}
 
 
 @pytest.mark.parametrize(("kind", "held"), [(FrameKind.HELD, 24), (FrameKind.RENDERED, 0)])
