@@ -18,6 +18,7 @@ import logging
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import replace
+from functools import partial
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
@@ -28,8 +29,10 @@ from echo_rtc.avatars.library import AvatarLibrary, Shelf
 from echo_rtc.clips import ClipFormat, S16Array
 from echo_rtc.codec.burned_mark import BurnedMark
 from echo_rtc.engine.factory import create_engine
+from echo_rtc.engine.ladder import settled
 from echo_rtc.errors import CapacityError, InputError
 from echo_rtc.model.description import ModelDescription
+from echo_rtc.model.quality import Able
 from echo_rtc.rendering import Engine
 from echo_rtc.rtc.tracks import FrameTrack, packetizer
 from echo_rtc.rtc.voice import any_track
@@ -79,7 +82,8 @@ class AvatarService:
         chosen = named_settings(settings)
         if chosen.engine != "testcard":
             # A missing folder need not wait for the minute that a worker takes to find it.
-            ModelDescription.from_mapping(chosen.model, chosen.model_base)
+            description = ModelDescription.from_mapping(chosen.model, chosen.model_base)
+            chosen, _ = await settled(chosen, _log, partial(Able.of, description))
         options = stream_options(chosen)
         engine = create_engine(chosen)
         try:

@@ -106,7 +106,8 @@ class WorkerStatus:
     rendered and lost. ``busy_s``: seconds it was given to render them; ``rendering_s``: of these, seconds for which it
     rendered, without hand-over and preparation. ``restarts``: how often it was replaced.
     ``waiting``: clips that wait for it. ``p50_s``, ``p95_s``: quantiles of the seconds that its latest clips took, from
-    hand-over to hand-back; None before the first.
+    hand-over to hand-back; None before the first. ``frames_per_second``: with all denoising steps, as measured at the
+    start or lately; None before.
     """
 
     name: str
@@ -120,6 +121,7 @@ class WorkerStatus:
     p50_s: float | None
     p95_s: float | None
     rendering_s: float = 0.0
+    frames_per_second: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -26,6 +26,7 @@ import yaml
 from echo_rtc.clips import ClipFormat
 from echo_rtc.errors import SettingsError
 from echo_rtc.model.options import ModelOptions
+from echo_rtc.model.quality import AUTO, RUNGS, on_rung
 from echo_rtc.options import Option, Scalar, about
 from echo_rtc.resources import CONFIGS, EMBEDDED, INSTALLED, PACKAGE, PREFIX, VERSION
 
@@ -249,12 +250,23 @@ class Settings(ModelOptions):
             high=48,
         ),
     )
+    quality: str | None = field(
+        default=None,
+        metadata=about(
+            "model",
+            "Rung of the ladder of qualities (docs/performance.md): from best to lowest each gives up one thing more "
+            "for speed; auto measures this machine at the start and takes the best one that holds --fps. Flags that "
+            "are given win over it; without it nothing is given up.",
+            kind=str,
+            choices=(AUTO, *RUNGS),
+        ),
+    )
     min_steps: int = field(
         default=4,
         metadata=about(
             "model",
-            "Fewest denoising steps: a stream whose clips come late falls to them, step by step, and climbs back when "
-            "there is room. From steps up, they never fall.",
+            "Fewest denoising steps. A stream is admitted if it is held in real time with these, and gets as many as "
+            "are held, up to --steps; while clips come late it falls towards them. From --steps up, steps never fall.",
             unit="steps",
             low=1,
             high=100,
@@ -691,6 +703,8 @@ class Settings(ModelOptions):
     )
     model: Mapping[str, str | None] = field(default_factory=dict)
     avatars: tuple[AvatarSource, ...] = ()
+    explicit: frozenset[str] = frozenset()
+    """The settings that were given by flags, the environment or a program, which a rung of quality leaves alone."""
 
     def __post_init__(self) -> None:
         for name in _options():
@@ -713,6 +727,11 @@ class Settings(ModelOptions):
             )
         if self.record == "all" and self.recording_dir is None:
             raise SettingsError("record is all and there is no recording_dir; name a folder with --recording-dir")
+        if self.quality == AUTO and self.engine != "local":
+            raise SettingsError(
+                f"quality is auto, which measures the devices of this machine, but engine is {self.engine}; "
+                f"name one of {', '.join(RUNGS)}, or leave it out"
+            )
         names = self.devices.split(",")
         if len(set(names)) < len(names):
             raise SettingsError(f"devices is {_shown(self.devices)}; name each device once, it has one worker process")
@@ -895,8 +914,11 @@ def _settings(sources: Sequence[Mapping[str, tuple[str, Any]]]) -> Settings:
     idle = values.get("idle_pose_dir")
     assert idle is None or isinstance(idle, Path)
     further = _avatars(avatars, config, poses, idle)
-    merged: dict[str, Any] = {**values, "config": config, "model": model, "avatars": further}
+    explicit = frozenset(name for source in sources for name in source)
+    merged: dict[str, Any] = {**values, "config": config, "model": model, "avatars": further, "explicit": explicit}
     settings = Settings(**merged)
+    if settings.quality in RUNGS:
+        settings = on_rung(settings, settings.quality, explicit)
     if settings.engine != "testcard" and not model:
         raise SettingsError(
             f"model is missing in {config}; the local engine needs it to find the weights, --engine testcard does not"

@@ -77,11 +77,12 @@ export class UserInterface extends EventTarget {
   }
 
   /** @param {Configuration} configuration */
-  showConfiguration({ width, height, fps, engine, speak_text: saysText }) {
+  showConfiguration({ width, height, fps, engine, notices = [], speak_text: saysText }) {
     this.#saysText = saysText === true;
     document.documentElement.style.setProperty("--ratio", String(width / height));
     document.documentElement.style.setProperty("--most", `${MAX_SCALE * width}px`);
     element("picture").textContent = `${width} × ${height}, ${fps} frames a second`;
+    element("notices").textContent = notices.join("\n");
     element("about").textContent = engine === "testcard" ? "Test card" : "";
     document.title = engine === "testcard" ? "Test card · echo_rtc" : "echo_rtc: give your voice a face";
   }

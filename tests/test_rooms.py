@@ -35,9 +35,16 @@ ALLOWED: dict[str, set[str]] = {
     "logs": set(),
     "resources": set(),
     "options": set(),
-    "settings": SHARED | {"echo_rtc.resources", "echo_rtc.options", "echo_rtc.model.options"},
+    "settings": SHARED | {"echo_rtc.resources", "echo_rtc.options", "echo_rtc.model.options", "echo_rtc.model.quality"},
     "media": SHARED | {"echo_rtc.media"},
-    "engine": SHARED | {"echo_rtc.engine", "echo_rtc.model.options", "echo_rtc.rendering", "echo_rtc.settings"},
+    "engine": SHARED
+    | {
+        "echo_rtc.engine",
+        "echo_rtc.model.options",
+        "echo_rtc.model.quality",
+        "echo_rtc.rendering",
+        "echo_rtc.settings",
+    },
     "rendering": SHARED,
     "codec": SHARED | {"echo_rtc.codec", "echo_rtc.resources"},
     "stream": SHARED | {"echo_rtc.stream", "echo_rtc.codec", "echo_rtc.media", "echo_rtc.rendering"},

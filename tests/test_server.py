@@ -118,7 +118,7 @@ async def begin(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Begin]:
     tasks: list[asyncio.Task[None]] = []
 
     async def run(engine: ScriptedEngine) -> Life:
-        monkeypatch.setattr(serve, "create_engine", lambda settings: engine)
+        monkeypatch.setattr(serve, "create_engine", lambda settings, specs: engine)
         settings = Settings(engine="testcard", port=free_port())
         task = asyncio.create_task(serve.serve(settings, LogFile(None, None)))
         tasks.append(task)
@@ -487,3 +487,25 @@ async def test_a_wrong_model_is_one_sentence(tmp_path: Path) -> None:
     async with process("--config", str(path), "--port", "0", "--log-dir", str(tmp_path)) as running:
         assert await asyncio.wait_for(running.end(), START_S) == 2
     assert "model.wieghts is unknown" in running.lines[-1]
+
+
+async def test_a_worker_slower_than_real_time_says_so(begin: Begin, caplog: pytest.LogCaptureFixture) -> None:
+    """On the console and to the page; one that is quick enough is not named."""
+    engine = ScriptedEngine(capacity_steps=4)
+    for name, speed in (("cuda:0", 19.96), ("cuda:1", 24.0), ("cuda:2", None)):
+        status = WorkerStatus(name, True, None, 0, 0, 0.0, 0, 0, None, None, frames_per_second=speed)
+        engine.workers.append(status)
+    life = await begin(engine)
+    engine.go.set()
+    async with aiohttp.ClientSession() as session:
+
+        async def told() -> dict[str, Any]:
+            async with session.get(f"{life.url}/config") as response:
+                return dict(await response.json())
+
+        while (page := await told())["status"] != "ready":
+            pass
+    (notice,) = page["notices"]
+    assert notice.startswith("worker cuda:0 is slower than real time, 20.0 of 24 frames/s: clips get fewer")
+    assert page["quality"] is None
+    assert notice in caplog.text

@@ -1,18 +1,23 @@
-"""``echo-rtc doctor [settings]``: what this machine can do with these settings, on one page, without starting anything.
+"""``echo-rtc doctor [--no-measure] [settings]``: what this machine can do with these settings, on one page.
 
-Devices, memory, PyTorch and its kernels, 8-bit floating point, codecs, the port, and which model files are there.
-Exit code 0 if a server could start, else 1.
+Devices, memory, PyTorch and its kernels, 8-bit floating point, what keeps optional libraries from being used, codecs,
+the port, which model files are there, and the rung that ``--quality auto`` would take: that one is measured, with the
+model loaded, unless ``--no-measure`` is given. Exit code 0 if a server could start, else 1.
 """
 
 from __future__ import annotations
 
+import argparse
+import asyncio
 import json
+import logging
 import os
 import socket
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from importlib import metadata
 from typing import Any
 
@@ -21,27 +26,42 @@ import psutil
 
 from echo_rtc import __version__
 from echo_rtc.engine.devices import usable_cores
+from echo_rtc.engine.ladder import settled
 from echo_rtc.errors import EchoRtcError
 from echo_rtc.model.description import ModelDescription
+from echo_rtc.model.quality import AUTO, Able
 from echo_rtc.offline.credentials import EXTRA, CredentialsSigner, library_is_there
-from echo_rtc.settings import Settings, load_settings
+from echo_rtc.settings import Settings, SettingsParser, settings_from
 
 GIB = 2**30
 PROBE_S = 120.0
 """How long importing torch and asking each device may take (s)."""
 
 PROBE = """
-import importlib.util, json, torch
+import importlib, importlib.metadata, json, shutil, torch
 devices = []
 for number in range(torch.cuda.device_count()):
     free, total = torch.cuda.mem_get_info(number)
-    capability = torch.cuda.get_device_capability(number)
-    devices.append([torch.cuda.get_device_name(number), free, total, capability])
-has = {name: importlib.util.find_spec(name) is not None for name in ("triton", "xformers", "torchao")}
-print(json.dumps({"torch": torch.__version__, "cuda": torch.version.cuda, "devices": devices, "has": has}))
+    about = torch.cuda.get_device_properties(number)
+    devices.append([about.name, free, total, [about.major, about.minor], about.multi_processor_count])
+has = {}
+for library, module in (("triton", "triton"), ("xformers", "xformers.ops"), ("torchao", "torchao.quantization")):
+    try:
+        importlib.import_module(module)
+        has[library] = [importlib.metadata.version(library), ""]
+    except ModuleNotFoundError as error:
+        has[library] = ["", "" if error.name == library else str(error)]
+    except Exception as error:
+        has[library] = ["", str(error).splitlines()[0]]
+compiler = next(filter(shutil.which, ("cc", "gcc", "clang")), None)
+print(json.dumps({"torch": torch.__version__, "cuda": torch.version.cuda, "devices": devices, "has": has,
+                  "compiler": compiler}))
 """
 
-FP8_CAPABILITY = (8, 9)
+ADA, TURING = (8, 9), (7, 5)
+AUTOTUNE_PROCESSORS = 68
+"""Multiprocessors below which PyTorch does not tune matrix products (torch._inductor.utils.is_big_gpu)."""
+
 CODECS = ("libopus", "libx264", "libvpx")
 
 
@@ -57,11 +77,21 @@ class Finding:
 def main(argv: Sequence[str]) -> int:
     """Prints the page; returns the exit code."""
     try:
-        settings = load_settings(argv, os.environ, "echo-rtc doctor")
+        parser = SettingsParser("echo-rtc doctor", "Says what this machine can do with these settings.")
+        parser.add_argument(
+            "--measure",
+            action=argparse.BooleanOptionalAction,
+            default=True,
+            help="load the model and measure which rung --quality auto would take [True]",
+        )
+        arguments = parser.arguments(argv)
+        settings = settings_from(arguments, os.environ)
     except EchoRtcError as error:
         sys.stderr.write(f"echo-rtc doctor: {error}\n")
         return 2
     findings = [*examined(settings)]
+    if arguments.measure and settings.engine == "local" and not any(finding.missing for finding in findings):
+        findings.append(_rung(settings))
     width = max(len(finding.what) for finding in findings)
     for finding in findings:
         sys.stdout.write(f"{'!' if finding.missing else ' '} {finding.what:<{width}}  {finding.found}\n")
@@ -69,7 +99,7 @@ def main(argv: Sequence[str]) -> int:
 
 
 def examined(settings: Settings) -> Iterator[Finding]:
-    """All findings for these settings. Blocks while torch is imported in a process of its own."""
+    """All findings for these settings that need no model. Blocks while torch is imported in a process of its own."""
     yield Finding("echo_rtc", f"{__version__}, Python {sys.version.split()[0]}")
     memory = psutil.virtual_memory()
     yield Finding("processor", f"{usable_cores():g} cores that this process may use")
@@ -94,16 +124,45 @@ def _torch(settings: Settings) -> Iterator[Finding]:
     yield Finding("PyTorch", f"{found['torch']}, CUDA {found['cuda'] or 'none'}")
     if not found["devices"]:
         yield Finding("GPU", "none that PyTorch can use; the model runs on the processor")
-    for number, (name, free, total, capability) in enumerate(found["devices"]):
-        eight_bits = "8-bit floating point" if tuple(capability) >= FP8_CAPABILITY else "no 8-bit floating point"
+    for number, (name, free, total, capability, _) in enumerate(found["devices"]):
+        eight_bits = "8-bit floating point" if tuple(capability) >= ADA else "no 8-bit floating point"
         yield Finding(f"GPU {number}", f"{name}, {free / GIB:.1f} of {total / GIB:.1f} GiB free, {eight_bits}")
-    for library, use in (
-        ("triton", "the fused kernels (--kernels triton)"),
-        ("xformers", "--attention xformers"),
-        ("torchao", "--quantize-fp8-mode dynamic and weight-only"),
+    yield from _libraries(found)
+
+
+def _libraries(found: dict[str, Any]) -> Iterator[Finding]:
+    """Optional ways to compute, and what stands in the way of each here."""
+    devices = found["devices"]
+    weakest = min((tuple(device[3]) for device in devices), default=(0, 0))
+    smallest = min((device[4] for device in devices), default=0)
+    for library, use, least in (
+        ("triton", "--kernels triton", TURING),
+        ("xformers", "--attention xformers", TURING),
+        ("torchao", "--quantize-fp8-mode dynamic and weight-only", ADA),
     ):
-        state = metadata.version(library) if found["has"][library] else "not installed"
-        yield Finding(library, f"{state}: {use}")
+        version, error = found["has"][library]
+        obstacles = [] if version else [f"it cannot be imported ({error})" if error else "not installed (extra gpu)"]
+        obstacles += [] if weakest >= least else [f"needs a GPU of compute capability {least[0]}.{least[1]}"]
+        yield Finding(library, f"{version or 'no version'}, {use}: {'; '.join(obstacles) or 'can be used'}")
+    obstacles = [] if found["has"]["triton"][0] else ["needs Triton"]
+    obstacles += [] if found["compiler"] else ["needs a C compiler (cc)"]
+    obstacles += [] if devices else ["needs a GPU"]
+    if devices and smallest < AUTOTUNE_PROCESSORS:
+        obstacles.append(f"PyTorch tunes products from {AUTOTUNE_PROCESSORS} multiprocessors on; here are {smallest}")
+    state = "; ".join(obstacles) or "can be used; the first start compiles for minutes"
+    yield Finding("max-autotune", f"--compile-unet --compile-unet-mode max-autotune: {state}")
+
+
+def _rung(settings: Settings) -> Finding:
+    """The rung that ``--quality auto`` would take. Loads the model and measures it."""
+    description = ModelDescription.from_mapping(settings.model, settings.model_base)
+    quiet = logging.getLogger(__name__).debug
+    wanted = replace(settings, quality=AUTO)
+    try:
+        _, chosen = asyncio.run(settled(wanted, quiet, partial(Able.of, description)))
+    except EchoRtcError as error:
+        return Finding("auto", str(error), True)
+    return Finding("auto", str(chosen))
 
 
 def _codecs() -> Iterator[Finding]:

@@ -20,8 +20,9 @@ import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
 from dataclasses import replace
+from functools import partial
 from ipaddress import IPv4Address
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from aiohttp import web
 
@@ -31,10 +32,12 @@ from echo_rtc.avatars.library import MAX_PICTURE_BYTES, MAX_POSES_BYTES, AvatarL
 from echo_rtc.avatars.lock import locked
 from echo_rtc.cli.progress import LoadingBar
 from echo_rtc.cli.signals import signals_handled
-from echo_rtc.engine.factory import create_engine
+from echo_rtc.engine.factory import MakeSpecs, create_engine
+from echo_rtc.engine.ladder import settled
 from echo_rtc.errors import EchoRtcError, SettingsError
 from echo_rtc.logs import LogFile, LogOptions, logging_to
 from echo_rtc.model.description import ModelDescription
+from echo_rtc.model.quality import Able
 from echo_rtc.offline.credentials import CredentialsSigner
 from echo_rtc.operations.performance import PerformanceLog
 from echo_rtc.outputs.hosts import HostRules
@@ -83,6 +86,8 @@ starts there are no streams to close, but its start to cancel."""
 
 logger = logging.getLogger("echo_rtc.server")
 
+T = TypeVar("T")
+
 
 class ListenError(EchoRtcError):
     """The address or the port cannot be listened on."""
@@ -91,10 +96,10 @@ class ListenError(EchoRtcError):
 def main(
     argv: Sequence[str] | None = None,
     prog: str = "echo-rtc serve",
-    make_engine: Callable[[Settings], Engine] | None = None,
+    specs: MakeSpecs | None = None,
 ) -> int:
     """Runs the server until it is told to stop; returns the exit code. ``prog``: the name in messages and help;
-    ``make_engine``: makes another engine than the settings ask for."""
+    ``specs``: other workers than those of the settings, which need no files of a model."""
     try:
         settings = load_settings(sys.argv[1:] if argv is None else argv, os.environ, prog)
     except SettingsError as error:
@@ -104,7 +109,7 @@ def main(
         if log_file.path is not None:
             logger.info("logging to %s", log_file.path)
         try:
-            asyncio.run(serve(settings, log_file, make_engine))
+            asyncio.run(serve(settings, log_file, specs))
         except SettingsError as error:
             logger.error("%s", error)
             return 2
@@ -117,7 +122,7 @@ def main(
     return 0
 
 
-async def serve(settings: Settings, log_file: LogFile, make_engine: Callable[[Settings], Engine] | None = None) -> None:
+async def serve(settings: Settings, log_file: LogFile, specs: MakeSpecs | None = None) -> None:
     """A server's life, from binding its port to its end by a signal. ``log_file`` is what metrics tell of.
 
     Raises SettingsError or InputError before anything is loaded, ListenError if the port cannot be had, what the engine
@@ -132,10 +137,17 @@ async def serve(settings: Settings, log_file: LogFile, make_engine: Callable[[Se
         limits = ConnectionLimits.of(settings.max_connections_per_address, raise_descriptor_limit())
         places = Places(limits, access.clients)
         tls = TlsOptions.of(settings.tls_cert, settings.tls_key, settings.tls_self_signed).certificate()
-        if settings.engine != "testcard" and make_engine is None:
+        able: Callable[[bool], Able] = Able
+        if settings.engine != "testcard" and specs is None:
             # A misspelt key or a missing folder need not wait for the minute that a worker takes to find it.
-            ModelDescription.from_mapping(settings.model, settings.model_base)
-        engine = (make_engine or create_engine)(settings)
+            description = ModelDescription.from_mapping(settings.model, settings.model_base)
+            able = partial(Able.of, description)
+        found = await _unless_stopped(settled(settings, logger.info, able, specs), stop)
+        if found is None:
+            return
+        settings, quality = found
+        lifecycle.quality = quality.facts if quality else {"rung": settings.quality} if settings.quality else None
+        engine = create_engine(settings, specs)
         life.push_async_callback(_within, CLOSE_ENGINE_S, engine.close, "the engine")
         streams = StreamManager(engine, _stream_settings(settings, network))
         recordings, outputs = await _recordings(settings, streams, life), _outputs(settings, streams, network)
@@ -174,7 +186,7 @@ async def serve(settings: Settings, log_file: LogFile, make_engine: Callable[[Se
         if await _started(engine, library, lifecycle, stop):
             lifecycle.phase = Phase.READY
             logger.info("echo_rtc is ready: %s", url)
-            _warn_if_slow(engine)
+            lifecycle.notices = [*_slowness(engine, settings), *([str(quality)] if quality else [])]
             _say_what_to_open(url, settings)
             life.enter_context(frozen_heap())
             async with _running(PerformanceLog(streams, watch.workers, watch.usage).run(), "performance log"):
@@ -365,15 +377,19 @@ def _say_how_it_is_reached(settings: Settings, url: str, tls: Certificate | None
         )
 
 
-def _warn_if_slow(engine: Engine) -> None:
-    """Warns where a clip takes longer to render than it lasts."""
-    clip_s = float(engine.format.clip_duration)
-    if engine.expected_render_s > clip_s:
-        logger.warning(
-            "slower than real time: a clip of %.2f s takes %.2f s to render, so the picture will stand still now and "
-            "then; use a GPU, fewer --steps, or a smaller --width and --height",
-            *(clip_s, engine.expected_render_s),
+def _slowness(engine: Engine, settings: Settings) -> Iterator[str]:
+    """Says of each worker that was measured slower than real time that it is, in the log, too."""
+    fewer = f"clips get fewer denoising steps, down to {settings.min_steps}, or " if engine.capacity_steps > 1 else ""
+    for worker in engine.workers:
+        speed = worker.frames_per_second
+        if speed is None or speed >= engine.format.fps:
+            continue
+        line = (
+            f"worker {worker.name} is slower than real time, {speed:.1f} of {engine.format.fps} frames/s: {fewer}"
+            "the picture stands still now and then; --quality auto looks for settings that hold"
         )
+        logger.warning("%s", line)
+        yield line
 
 
 def _say_what_to_open(url: str, settings: Settings) -> None:
@@ -384,6 +400,19 @@ def _say_what_to_open(url: str, settings: Settings) -> None:
     with suppress(OSError, ValueError):  # there may be no console
         sys.stderr.write(f"\n  \033[1m{line}\033[0m\n\n" if sys.stderr.isatty() else f"{line}\n")
         sys.stderr.flush()
+
+
+async def _unless_stopped(work: Coroutine[None, None, T], stop: asyncio.Event) -> T | None:
+    """What ``work`` returns; None if the server was told to stop meanwhile."""
+    task = asyncio.create_task(work)
+    stopped = asyncio.create_task(stop.wait(), name="stop signal")
+    try:
+        await asyncio.wait({task, stopped}, return_when=asyncio.FIRST_COMPLETED)
+        return task.result() if task.done() else None
+    finally:
+        for each in (task, stopped):
+            each.cancel()
+        await asyncio.wait({task, stopped}, timeout=CANCEL_START_S)
 
 
 async def _started(engine: Engine, library: AvatarLibrary, lifecycle: Lifecycle, stop: asyncio.Event) -> bool:
@@ -397,23 +426,13 @@ async def _started(engine: Engine, library: AvatarLibrary, lifecycle: Lifecycle,
         logger.info("%s", line)
         bar.advance(line)
 
-    async def begin() -> None:
+    async def begin() -> bool:
         with bar:
             await engine.start(progress)
             await library.prepare(progress)
-
-    start = asyncio.create_task(begin(), name="engine start")
-    stopped = asyncio.create_task(stop.wait(), name="stop signal")
-    try:
-        await asyncio.wait({start, stopped}, return_when=asyncio.FIRST_COMPLETED)
-        if not start.done():
-            return False
-        start.result()
         return True
-    finally:
-        for task in (start, stopped):
-            task.cancel()
-        await asyncio.wait({start, stopped}, timeout=CANCEL_START_S)
+
+    return await _unless_stopped(begin(), stop) is not None
 
 
 async def _stopped_or_failed(stop: asyncio.Event, engine: Engine) -> EchoRtcError | None:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from echo_rtc.errors import SettingsError
@@ -23,6 +25,16 @@ _NVIDIA_VENDOR, _DISPLAY_CLASS = "0x10de", "0x03"
 _PROBE = Path(__file__).with_name("cuda_probe.py")
 _COUNT = f"import runpy; runpy.run_path({str(_PROBE)!r}, run_name='__main__')"
 """What the child runs: it prints how many devices there are, then why none of them can be used, if so."""
+
+
+_EIGHT_BITS = """
+import importlib.util, json, torch
+triton = importlib.util.find_spec("triton") is not None
+numbers = range(torch.cuda.device_count())
+print(json.dumps([triton and torch.cuda.get_device_capability(number) >= (9, 0) for number in numbers]))
+"""
+"""Of each device, whether our kernels multiply 8-bit floating point there: from Hopper on. On Ada only torchao does,
+for the plain networks, which are half as quick as ours without it."""
 
 
 def resolve_devices(devices: str) -> tuple[str, ...]:
@@ -62,15 +74,7 @@ def count_cuda_devices() -> int:
             _warn("no driver for it is loaded; install NVIDIA's driver, or pass the GPU to the container (--gpus all)")
         return 0
     try:
-        answer = subprocess.run(
-            [sys.executable, "-c", _COUNT],
-            capture_output=True,
-            text=True,
-            timeout=DETECTION_TIMEOUT_S,
-            check=True,
-            stdin=subprocess.DEVNULL,
-        )
-        count, _, why = answer.stdout.strip().partition("\n")
+        count, _, why = _answer(_COUNT).partition("\n")
         if why:
             _warn(why)
         return int(count)
@@ -78,6 +82,32 @@ def count_cuda_devices() -> int:
         raise SettingsError(
             f"the CUDA devices cannot be counted ({error}); mend the driver, or choose --devices cpu"
         ) from error
+
+
+def has_eight_bits(devices: Sequence[str]) -> bool:
+    """Whether our kernels multiply 8-bit floating point on all these devices, as :func:`resolve_devices` names them.
+    Blocks for seconds where they are GPUs. Raises SettingsError."""
+    if "cpu" in devices:
+        return False
+    try:
+        able = json.loads(_answer(_EIGHT_BITS))
+        return all(able[int(name.partition(":")[2] or 0)] for name in devices)
+    except (subprocess.SubprocessError, OSError, ValueError, IndexError) as error:
+        raise SettingsError(
+            f"the CUDA devices cannot be asked what they can do ({error}); mend the driver, or choose --devices cpu"
+        ) from error
+
+
+def _answer(program: str) -> str:
+    """What a short-lived child prints."""
+    return subprocess.run(
+        [sys.executable, "-c", program],
+        capture_output=True,
+        text=True,
+        timeout=DETECTION_TIMEOUT_S,
+        check=True,
+        stdin=subprocess.DEVNULL,
+    ).stdout.strip()
 
 
 def _warn(why: str) -> None:

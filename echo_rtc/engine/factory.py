@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from functools import partial
 
 from echo_rtc.engine.devices import resolve_devices
@@ -12,17 +13,23 @@ from echo_rtc.engine.testcard import TestCardEngine
 from echo_rtc.engine.worker import CPU_NICENESS, ModelLoader, WorkerSpec
 from echo_rtc.errors import SettingsError
 from echo_rtc.model.options import ModelOptions
+from echo_rtc.model.quality import AUTO, RUNGS
 from echo_rtc.rendering import Engine
 from echo_rtc.settings import Settings
 
+MakeSpecs = Callable[[Settings], Sequence[WorkerSpec]]
+"""Which workers the local engine has with these settings. May block, and raise SettingsError."""
 
-def create_engine(settings: Settings) -> Engine:
-    """The engine of ``settings.engine``, to be started in the loop that will use it."""
+
+def create_engine(settings: Settings, specs: MakeSpecs | None = None) -> Engine:
+    """The engine of ``settings.engine``, to be started in the loop that will use it; the local one has workers of
+    ``specs``, which are those of :func:`worker_specs` if it is None."""
     if settings.engine == "testcard":
         return TestCardEngine(settings.clip_format, options=fleet_options(settings))
     if settings.engine == "ray":
         return _ray_engine(settings)
-    return LocalEngine(settings.clip_format, lambda: worker_specs(settings), fleet_options(settings))
+    make_specs = specs or worker_specs
+    return LocalEngine(settings.clip_format, lambda: make_specs(settings), fleet_options(settings))
 
 
 def fleet_options(settings: Settings) -> FleetOptions:
@@ -37,7 +44,10 @@ def fleet_options(settings: Settings) -> FleetOptions:
 
 
 def worker_specs(settings: Settings) -> list[WorkerSpec]:
-    """One worker per device. Blocks while it looks for devices; raises SettingsError if one is not there."""
+    """One worker per device. Blocks while it looks for devices; raises SettingsError if one is not there, or if the
+    quality is still to be found out, as :func:`echo_rtc.engine.ladder.settled` does."""
+    if settings.quality == AUTO:
+        raise SettingsError(f"quality is auto, which is for live streams; name one of {', '.join(RUNGS)}")
     return [worker_spec(settings, device, device) for device in resolve_devices(settings.devices)]
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from echo_rtc.clips import ClipFormat
 from echo_rtc.engine import pace
@@ -173,16 +173,17 @@ class FleetEngine:
     @property
     def workers(self) -> list[WorkerStatus]:
         """The workers as they stand; what no worker has yet waits for each of them."""
-        waiting = self._scheduler.waiting
-        return [
-            slot.meter.status(
-                name,
-                up=slot.up,
-                pid=None if slot.worker is None else slot.worker.pid,
-                waiting=waiting + max(0, self._scheduler.queue_of(name) - 1),
-            )
-            for name, slot in self._slots.items()
-        ]
+        return [self._status(slot) for slot in self._slots.values()]
+
+    def _status(self, slot: Slot) -> WorkerStatus:
+        speed = None if slot.at_start is None else slot.speed(self._format.clip_frames)
+        status = slot.meter.status(
+            slot.name,
+            up=slot.up,
+            pid=None if slot.worker is None else slot.worker.pid,
+            waiting=self._scheduler.waiting + max(0, self._scheduler.queue_of(slot.name) - 1),
+        )
+        return replace(status, frames_per_second=None if speed is None else speed.frames_per_second)
 
     @property
     def worker_pids(self) -> list[int]:

@@ -273,7 +273,12 @@ _ROUTES: tuple[tuple[RouteRow, Callable[[Handlers], Handler]], ...] = (
         lambda h: h.avatars.delete,
     ),
     (
-        RouteRow("GET", "/config", "Picture size, frame rate, avatars and engine, as JSON.", Scope.OPEN),
+        RouteRow(
+            "GET",
+            "/config",
+            "Picture size, frame rate, avatars, engine, quality and notices, as JSON.",
+            Scope.OPEN,
+        ),
         lambda h: h.health.config,
     ),
     (RouteRow("GET", "/healthz", "200 as long as the server lives.", Scope.OPEN), lambda h: h.health.healthz),

@@ -49,10 +49,14 @@ class Phase(StrEnum):
 
 @dataclass(slots=True)
 class Lifecycle:
-    """Where the server stands; only the composition root changes it. ``progress`` is the last line of the start-up."""
+    """Where the server stands; only the composition root changes it. ``progress`` is the last line of the start-up.
+    ``quality``: the rung of the ladder of qualities, and what was measured of it; None without one. ``notices``: what
+    users should know of the speed, each a sentence."""
 
     phase: Phase = Phase.STARTING
     progress: str = "the workers are being started"
+    quality: Mapping[str, object] | None = None
+    notices: Sequence[str] = ()
 
 
 IceServer = Mapping[str, str | Sequence[str]]
@@ -132,6 +136,8 @@ class Health:
                 "fps": format.fps,
                 "avatars": list(self.engine.avatars) if known else [],
                 "ice_servers": ice_servers,
+                "quality": self.lifecycle.quality,
+                "notices": list(self.lifecycle.notices),
                 "speak_text": self.says_text,
                 "mark": self.mark,
             }

@@ -19,6 +19,7 @@
  * @property {string[]} avatars Empty until the engine has started.
  * @property {string} engine
  * @property {string} status "starting", "ready" or "stopping".
+ * @property {string[]} [notices] What users should know of the speed, each a sentence.
  * @property {boolean} [speak_text] Whether the server says text.
  * @property {boolean} [mark] Whether the picture is to be marked as AI-generated: true unless it is false.
  * @property {RTCIceServer[]} [ice_servers]

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import socket
 from pathlib import Path
 
 import pytest
 
 from echo_rtc.cli import doctor
+from echo_rtc.engine import ladder
 from echo_rtc.settings import Settings
 from tests.support.signing import make_signer
 
@@ -17,11 +19,38 @@ def findings(settings: Settings) -> dict[str, doctor.Finding]:
 
 
 def test_a_machine_that_can_serve(capsys: pytest.CaptureFixture[str]) -> None:
-    assert doctor.main(["--port", "0"]) == 0
+    assert doctor.main(["--port", "0", "--no-measure"]) == 0
     page = capsys.readouterr().out
     for what in ("PyTorch", "GPU", "memory", "libopus", "port", "model"):
         assert what in page
     assert "!" not in page
+
+
+def test_the_rung_of_quality_auto_and_what_keeps_libraries_from_use(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def card(settings: Settings, *_: object) -> float:
+        return 20.0
+
+    monkeypatch.setattr(ladder, "measured", card)
+    card_says = {
+        "torch": "2.0",
+        "cuda": "13.0",
+        "devices": [["RTX 3060", 11 * 2**30, 12 * 2**30, [8, 6], 28]],
+        "has": {"triton": ["3.6", ""], "xformers": ["", "no symbol"], "torchao": ["0.9", ""]},
+        "compiler": None,
+    }
+    monkeypatch.setattr(doctor, "PROBE", f"print({json.dumps(card_says)!r})")
+    assert doctor.main(["--port", "0", "--devices", "cpu"]) == 0
+    rows = {line[2:18].strip(): line for line in capsys.readouterr().out.splitlines()}
+    assert "quality best, the last rung, does not hold real time: 20.0 frames/s for the 24" in rows["auto"]
+    assert "can be used" in rows["triton"]
+    assert "cannot be imported (no symbol)" in rows["xformers"]
+    assert "needs a GPU of compute capability 8.9" in rows["torchao"]
+    assert (
+        "needs a C compiler (cc); PyTorch tunes products from 68 multiprocessors on; here are 28"
+        in rows["max-autotune"]
+    )
 
 
 def test_what_is_missing_is_marked(tmp_path: Path) -> None:

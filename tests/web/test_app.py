@@ -209,6 +209,8 @@ async def test_config_tells_the_page_what_it_shows(edge: Edge) -> None:
             "fps": 25,
             "avatars": ["ann", "bob"],
             "ice_servers": [],
+            "quality": None,
+            "notices": [],
             "speak_text": False,
             "mark": True,
         }

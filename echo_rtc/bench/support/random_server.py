@@ -8,23 +8,17 @@ from dataclasses import replace
 
 from echo_rtc.bench.engine import RandomLoader
 from echo_rtc.cli.serve import main
-from echo_rtc.engine.factory import fleet_options, worker_specs
-from echo_rtc.engine.local import LocalEngine
+from echo_rtc.engine.factory import worker_specs
 from echo_rtc.engine.worker import ModelLoader, WorkerSpec
 from echo_rtc.errors import SettingsError
-from echo_rtc.rendering import Engine
 from echo_rtc.settings import Settings
 
 
-def random_engine(settings: Settings) -> Engine:
-    """The local engine with random weights. Raises SettingsError for another one."""
+def random_specs(settings: Settings) -> list[WorkerSpec]:
+    """The workers of the settings, without files. Blocks while it looks for devices. Raises SettingsError for another
+    engine than the local one."""
     if settings.engine != "local":
         raise SettingsError(f"engine is {settings.engine}, but random weights are for the local engine; leave it out")
-    return LocalEngine(settings.clip_format, lambda: random_specs(settings), fleet_options(settings))
-
-
-def random_specs(settings: Settings) -> list[WorkerSpec]:
-    """The workers of the settings, without files. Blocks while it looks for devices."""
     specs = []
     for spec in worker_specs(settings):
         assert isinstance(spec.loader, ModelLoader)
@@ -33,4 +27,4 @@ def random_specs(settings: Settings) -> list[WorkerSpec]:
 
 
 if __name__ == "__main__":
-    sys.exit(main(make_engine=random_engine))
+    sys.exit(main(specs=random_specs))
