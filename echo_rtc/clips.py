@@ -16,6 +16,9 @@ from numpy.typing import NDArray
 MEDIA_RATE = 48_000
 """Samples per second of media time, of the microphone's blocks and of the echo."""
 
+DEFAULT_AVATAR = "default"
+"""Another name of the first avatar, whatever it is called."""
+
 U8Array = NDArray[np.uint8]
 S16Array = NDArray[np.int16]
 F16Array = NDArray[np.float16]

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
-from echo_rtc.clips import ClipFormat, F16Array, F32Array, YuvFrames
+from echo_rtc.clips import DEFAULT_AVATAR, ClipFormat, F16Array, F32Array, YuvFrames
 from echo_rtc.errors import RenderError
 
 Progress = Callable[[str], None]
@@ -25,7 +25,8 @@ class RenderRequest:
     """One clip to render. Any worker can take it: a worker holds nothing of a stream.
 
     ``audio`` is mono float32 at the format's ``sample_rate``: history, then the audio of ``frames`` frames.
-    ``pose_position`` is the number of the clip's first frame; the pose sequence wraps around.
+    ``pose_position`` is the number of the clip's first frame; the pose sequence wraps around. ``idle_position`` is
+    the frame of the idle loop that would be shown in its place (None: ``pose_position``).
     ``seed`` chooses the initial noise. ``init_latent`` (C, h, w) float16 is the previous clip's final latent, or None
     to start fresh. ``steps`` overrides the configured number of denoising steps.
 
@@ -44,6 +45,7 @@ class RenderRequest:
     stream: str = ""
     deadline_s: float = math.inf
     chained: bool = False
+    idle_position: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,21 +63,42 @@ class RenderResult:
 class Avatar:
     """What streams need to know of a prepared avatar.
 
-    ``idle`` is the loop shown in silence: frame ``n`` of media time shows ``idle[n % len(idle)]``. ``idle_latents``
-    (len(idle), C, h, w) float16 are the final latents of those frames, so that speech can chain from the idle loop
-    (None where a renderer has no latents).
+    ``idle`` is the loop shown in silence; :class:`echo_rtc.media.idle_walk.IdleWalk` says which frame when.
+    ``idle_latents`` (len(idle), C, h, w) float16 are the final latents of those frames, so that speech can chain from
+    the idle loop (None where a renderer has no latents). ``leaps`` (as long as ``idle``, or empty): the frames that
+    look like each frame, so that the loop may go on there.
     """
 
     name: str
     idle: YuvFrames
     idle_latents: F16Array | None = None
+    leaps: tuple[tuple[int, ...], ...] = ()
 
     @classmethod
     def joined(cls, pieces: Sequence[Avatar]) -> Avatar:
         """The avatar whose idle loop comes in ``pieces``, at least one."""
         planes = (np.concatenate([getattr(piece.idle, plane) for piece in pieces]) for plane in ("y", "u", "v"))
         latents = [piece.idle_latents for piece in pieces if piece.idle_latents is not None]
-        return cls(pieces[0].name, YuvFrames(*planes), np.concatenate(latents) if latents else None)
+        leaps = next((piece.leaps for piece in reversed(pieces) if piece.leaps), ())
+        return cls(pieces[0].name, YuvFrames(*planes), np.concatenate(latents) if latents else None, leaps)
+
+
+class Avatars(dict[str, Avatar]):
+    """The avatars of an engine by name, the first one also under :data:`DEFAULT_AVATAR`, which iteration leaves out."""
+
+    def __contains__(self, name: object) -> bool:
+        return super().__contains__(name) or (name == DEFAULT_AVATAR and len(self) > 0)
+
+    def __missing__(self, name: str) -> Avatar:
+        if name == DEFAULT_AVATAR and len(self) > 0:
+            return next(iter(self.values()))
+        raise KeyError(name)
+
+    def get(self, name: str, default: Any = None, /) -> Any:
+        try:
+            return self[name]
+        except KeyError:
+            return default
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,7 +162,7 @@ class Engine(Protocol):
     def format(self) -> ClipFormat: ...
 
     @property
-    def avatars(self) -> dict[str, Avatar]: ...
+    def avatars(self) -> Mapping[str, Avatar]: ...
 
     @property
     def capacity(self) -> int:

@@ -23,7 +23,7 @@ from typing import Any, Literal, NoReturn
 
 import yaml
 
-from echo_rtc.clips import ClipFormat
+from echo_rtc.clips import DEFAULT_AVATAR, ClipFormat
 from echo_rtc.errors import SettingsError
 from echo_rtc.model.options import ModelOptions
 from echo_rtc.model.quality import AUTO, RUNGS, on_rung
@@ -67,8 +67,6 @@ _TITLES = {
 
 AVATAR_NAME = r"[a-z0-9][a-z0-9_-]{0,39}"
 AVATAR_NAME_WORDS = "1 to 40 small letters, digits, - and _, the first of them a letter or digit"
-DEFAULT_AVATAR = "default"
-"""The name of the avatar that ``reference_image`` and ``pose_dir`` describe."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,6 +164,15 @@ class Settings(ModelOptions):
             unit="workers",
             low=0,
             high=1_000,
+        ),
+    )
+    avatar_name: str = field(
+        default=DEFAULT_AVATAR,
+        metadata=about(
+            "avatar",
+            "Name of the avatar of reference_image; default stays another name of it.",
+            form=AVATAR_NAME,
+            words=AVATAR_NAME_WORDS,
         ),
     )
     reference_image: Path = field(
@@ -732,6 +739,10 @@ class Settings(ModelOptions):
                 f"quality is auto, which measures the devices of this machine, but engine is {self.engine}; "
                 f"name one of {', '.join(RUNGS)}, or leave it out"
             )
+        if self.avatar_name in {each.name for each in self.avatars}:
+            raise SettingsError(
+                f"avatar_name is {self.avatar_name}, which is one of avatars too; choose another name for one of them"
+            )
         names = self.devices.split(",")
         if len(set(names)) < len(names):
             raise SettingsError(f"devices is {_shown(self.devices)}; name each device once, it has one worker process")
@@ -1087,7 +1098,7 @@ def _avatars(raw: object, path: Path, poses: Path, idle: Path | None) -> tuple[A
         if not re.fullmatch(AVATAR_NAME, name):
             raise SettingsError(f"{label} is not a name; it must have {AVATAR_NAME_WORDS}")
         if name == DEFAULT_AVATAR:
-            raise SettingsError(f"{label} is taken: reference_image and pose_dir describe it; choose another name")
+            raise SettingsError(f"{label} is taken: it is the avatar of reference_image; choose another name")
         if not isinstance(content, dict) or not content.get("reference_image"):
             raise SettingsError(f"{label} lacks reference_image; write avatars: {{{name}: {{reference_image: PATH}}}}")
         paths: dict[str, Path] = {"pose_dir": poses}

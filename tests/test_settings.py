@@ -269,6 +269,11 @@ def test_other_variables_are_nobodys_business(card: Path) -> None:
         ("avatars: [a]\n", "avatars in {path} is ['a']; it must be a mapping of names to their files"),
         ("avatars: {Ann: {reference_image: a.png}}\n", "avatars.Ann in {path} is not a name; it must have 1 to 40"),
         ("avatars: {default: {reference_image: a.png}}\n", "avatars.default in {path} is taken"),
+        ("avatar_name: Ann\n", "avatar_name in {path} is 'Ann'; it must be 1 to 40 small letters"),
+        (
+            "avatar_name: ann\navatars: {ann: {reference_image: a.png}}\nmodel: {weights: a}\n",
+            "which is one of avatars",
+        ),
         ("avatars: {ann: a.png}\n", "avatars.ann in {path} lacks reference_image; write avatars: {{ann: {{ref"),
         ("avatars: {ann: {pose_dir: poses}}\n", "avatars.ann in {path} lacks reference_image"),
         (

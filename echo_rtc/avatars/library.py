@@ -23,7 +23,7 @@ from typing import Protocol
 
 from PIL import Image
 
-from echo_rtc.clips import ClipFormat
+from echo_rtc.clips import DEFAULT_AVATAR, ClipFormat
 from echo_rtc.codec.picture import video_frame
 from echo_rtc.errors import (
     AvatarConflictError,
@@ -42,7 +42,7 @@ from echo_rtc.model.pose_files import (
     save_pose_sequence,
 )
 from echo_rtc.rendering import Avatar, AvatarFiles, Progress
-from echo_rtc.settings import AVATAR_NAME, AVATAR_NAME_WORDS, DEFAULT_AVATAR, Settings
+from echo_rtc.settings import AVATAR_NAME, AVATAR_NAME_WORDS, Settings
 
 logger = logging.getLogger(__name__)
 
@@ -110,7 +110,7 @@ class Shelf:
 
     @classmethod
     def of(cls, settings: Settings) -> Shelf:
-        default = AvatarFiles(DEFAULT_AVATAR, settings.reference_image, settings.pose_dir, settings.idle_pose_dir)
+        default = AvatarFiles(settings.avatar_name, settings.reference_image, settings.pose_dir, settings.idle_pose_dir)
         further = (
             AvatarFiles(each.name, each.reference_image, each.pose_dir, each.idle_pose_dir) for each in settings.avatars
         )
@@ -142,8 +142,8 @@ class AvatarLibrary:
                 except EchoRtcError as error:
                     raise InputError(f"avatars.{files.name} cannot be prepared: {error}") from error
             for files in await asyncio.to_thread(self._kept):
-                if files.name in self._files or len(self._files) >= self._shelf.most:
-                    why = "its name is taken" if files.name in self._files else "there are max_avatars already"
+                if self._known(files.name) or len(self._files) >= self._shelf.most:
+                    why = "its name is taken" if self._known(files.name) else "there are max_avatars already"
                     logger.warning("avatar %s in %s is left out: %s", files.name, self._shelf.folder, why)
                     continue
                 progress(f"preparing avatar {files.name}")
@@ -163,6 +163,7 @@ class AvatarLibrary:
         avatar = self._engine.avatars.get(name)
         if avatar is None:
             raise UnknownAvatarError(f"there is no avatar {name[:80]!r}")
+        name = avatar.name
         known = self._previews.get(name)
         if known is None or known[0] is not avatar:
             known = (avatar, await asyncio.to_thread(_preview, avatar))
@@ -182,7 +183,7 @@ class AvatarLibrary:
             raise InputError(f"name is {name[:80]!r}; it must have {AVATAR_NAME_WORDS}")
         self._require_turn()
         async with self._turn:
-            if name in self._files:
+            if self._known(name):
                 raise AvatarConflictError(f"there is an avatar {name} already; choose another name")
             if len(self._files) >= self._shelf.most:
                 raise AvatarConflictError(f"there are {self._shelf.most} avatars, which is the limit; delete one first")
@@ -215,6 +216,7 @@ class AvatarLibrary:
         configuration or streams show it, or CapacityError while one is being prepared."""
         self._require_turn()
         async with self._turn:
+            name = self._own_name(name)
             if name not in self._files or name not in self._engine.avatars:
                 raise UnknownAvatarError(f"there is no avatar {name[:80]!r}")
             if any(files.name == name for files in self._shelf.configured):
@@ -227,6 +229,14 @@ class AvatarLibrary:
             self._previews.pop(name, None)
             self.deleted += 1
             logger.info("avatar %s was deleted", name)
+
+    def _own_name(self, name: str) -> str:
+        """The name of an avatar for one of its names."""
+        return self._shelf.configured[0].name if name == DEFAULT_AVATAR else name
+
+    def _known(self, name: str) -> bool:
+        """Whether a name is taken."""
+        return self._own_name(name) in self._files
 
     def _require_turn(self) -> None:
         if self._turn.locked():
@@ -246,7 +256,7 @@ class AvatarLibrary:
             if poses_of is not None:
                 raise InputError("poses and poses_of are both given; send one of them")
             return poses
-        name = self._shelf.configured[0].name if poses_of is None else poses_of
+        name = self._own_name(DEFAULT_AVATAR if poses_of is None else poses_of)
         if name not in self._files:
             raise InputError(
                 f"poses_of is {name[:80]!r}, and there is no such avatar; there are {', '.join(self._files)}"

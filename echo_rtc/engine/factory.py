@@ -40,6 +40,7 @@ def fleet_options(settings: Settings) -> FleetOptions:
         overlap_frames=min(settings.overlap_frames, settings.clip_frames, settings.clip_format.history_frames),
         steps=settings.steps,
         min_steps=settings.min_steps,
+        avatar_name=settings.avatar_name,
     )
 
 
@@ -80,6 +81,7 @@ def _loader(settings: Settings, device: str, cores: float | None) -> ModelLoader
     return ModelLoader(
         model=dict(settings.model),
         model_base=settings.model_base,
+        avatar_name=settings.avatar_name,
         reference_image=settings.reference_image,
         pose_dir=settings.pose_dir,
         idle_pose_dir=settings.idle_pose_dir,

@@ -12,7 +12,7 @@ import logging
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, replace
 
-from echo_rtc.clips import ClipFormat
+from echo_rtc.clips import DEFAULT_AVATAR, ClipFormat
 from echo_rtc.engine import pace
 from echo_rtc.engine.jobs import JobRules, Jobs
 from echo_rtc.engine.pace import Budget
@@ -25,6 +25,7 @@ from echo_rtc.errors import RenderError
 from echo_rtc.rendering import (
     Avatar,
     AvatarFiles,
+    Avatars,
     ClipPlan,
     Continuity,
     Progress,
@@ -59,6 +60,7 @@ class FleetOptions:
     nothing, doubled with each further one up to ``max_backoff_s``; the first replacement comes at once.
     ``use_init_latent``, ``overlap_frames``: how clips join, see :attr:`FleetEngine.continuity`. ``prefetch``: whether
     busy workers prepare their next clip. ``steps``, ``min_steps``: denoising steps of an ordinary clip, and the fewest.
+    ``avatar_name``: of the avatar that workers come with, where nothing else says it.
     """
 
     render_timeout_s: float = 0.0
@@ -70,6 +72,7 @@ class FleetOptions:
     prefetch: bool = True
     steps: int = 1
     min_steps: int = 1
+    avatar_name: str = DEFAULT_AVATAR
 
     def budget(self, format: ClipFormat) -> Budget:
         """What these options and the clips' format leave for a clip."""
@@ -128,7 +131,7 @@ class FleetEngine:
         return self._format
 
     @property
-    def avatars(self) -> dict[str, Avatar]:
+    def avatars(self) -> Avatars:
         return self._roster.offered
 
     @property
@@ -219,6 +222,7 @@ class FleetEngine:
             raise RenderError("the engine is closed" if self._closed else "the engine is not running; start it first")
         if request.avatar not in self.avatars:
             raise RenderError(f"there is no avatar {request.avatar!r}; there is {', '.join(self.avatars) or 'none'}")
+        request = replace(request, avatar=self.avatars[request.avatar].name)
         if not any(slot.up for slot in self._slots.values()):
             # A clip that waits for a replacement would be late by the time it came.
             raise RenderError("the engine is closed" if self._closed else "no worker is up; one is being started")

@@ -375,7 +375,7 @@ class RayWorker:
     async def idle_piece(self, avatar: str, first: bool, timeout_s: float) -> Avatar | None:
         piece = await self._call(timeout_s, "rendering an idle loop", self._actor.handle.idle_piece, avatar, first)
         assert piece is None or isinstance(piece, Avatar)
-        return piece and Avatar(piece.name, _copied(piece.idle), _copied(piece.idle_latents))
+        return piece and Avatar(piece.name, _copied(piece.idle), _copied(piece.idle_latents), piece.leaps)
 
     async def prepare_avatar(self, files: AvatarFiles, first: bool, timeout_s: float) -> bool:
         bundle = None

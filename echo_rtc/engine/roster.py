@@ -12,7 +12,7 @@ from typing import Any
 
 from echo_rtc.engine.slots import Slot, Worker, WorkerGoneError
 from echo_rtc.errors import InputError, RenderError
-from echo_rtc.rendering import Avatar, AvatarFiles
+from echo_rtc.rendering import Avatar, AvatarFiles, Avatars
 
 logger = logging.getLogger(__name__)
 
@@ -26,7 +26,7 @@ class Roster:
         self._slots = slots
         self._call = call
         self._timeout_s = timeout_s
-        self._offered: dict[str, Avatar] = {}
+        self._offered = Avatars()
         self._files: dict[str, AvatarFiles] = {}
         # By worker: avatars that it could not prepare although others have them.
         self._lacking: dict[str, set[str]] = {}
@@ -35,8 +35,8 @@ class Roster:
         """Held while avatars are prepared or removed, and while a replacement prepares them."""
 
     @property
-    def offered(self) -> dict[str, Avatar]:
-        """The avatars by name."""
+    def offered(self) -> Avatars:
+        """The avatars by name, the default one first."""
         return self._offered
 
     def lacking(self, avatar: str) -> frozenset[str]:

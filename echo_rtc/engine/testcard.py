@@ -103,12 +103,12 @@ class CardRenderer:
     hands over frames while it seems to decode, as a model would: for tests and benches of whole workers.
     """
 
-    def __init__(self, format: ClipFormat, clip_s: float = 0.0, steps: int = 1) -> None:
+    def __init__(self, format: ClipFormat, clip_s: float = 0.0, steps: int = 1, avatar_name: str = AVATAR) -> None:
         self._format = format
         self._steps = steps
         self._artist = CardArtist(format)
         self._clip_s = clip_s
-        self._avatars = [AVATAR]
+        self._avatars = [avatar_name]
 
     @property
     def avatars(self) -> tuple[str, ...]:
@@ -162,9 +162,10 @@ class CardLoader:
     format: ClipFormat
     clip_s: float = 0.0
     steps: int = 1
+    avatar_name: str = AVATAR
 
     def __call__(self, progress: Progress) -> Renderer:
-        return CardRenderer(self.format, self.clip_s, self.steps)
+        return CardRenderer(self.format, self.clip_s, self.steps, self.avatar_name)
 
 
 class CardWorker:
@@ -289,9 +290,10 @@ class TestCardEngine(FleetEngine):
         names = ["testcard"] if workers == 1 else [f"testcard {number + 1}" for number in range(workers)]
 
         async def specs() -> list[WorkerSpec]:
-            return [WorkerSpec(name, CardLoader(format)) for name in names]
+            return [WorkerSpec(name, CardLoader(format, avatar_name=chosen_options.avatar_name)) for name in names]
 
-        steps = (options or FleetOptions()).steps
+        chosen_options = options or FleetOptions()
+        steps = chosen_options.steps
 
         def open_worker(spec: WorkerSpec, progress: Progress, on_gone: Callable[[], None]) -> CardWorker:
             return CardWorker(spec, format, chosen, steps, on_gone)

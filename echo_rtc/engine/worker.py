@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
-from echo_rtc.clips import ClipFormat, F16Array, YuvFrames
+from echo_rtc.clips import DEFAULT_AVATAR, ClipFormat, F16Array, YuvFrames
 from echo_rtc.engine.devices import usable_cores
 from echo_rtc.engine.speed import Speed
 from echo_rtc.errors import EchoRtcError, RenderError, first_line
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-AVATAR = "default"
+AVATAR = DEFAULT_AVATAR
 """The name of the avatar that the settings describe."""
 
 MEASURED_CLIPS = 5
@@ -280,6 +280,7 @@ class ModelLoader:
     compile_cache: Path | None = None
     cores: float | None = None
     idle_pose_dir: Path | None = None
+    avatar_name: str = AVATAR
 
     def __call__(self, progress: Progress) -> Renderer:
         # OpenMP's threads spin while they wait for each other, unless they are told before torch is loaded. Where cores
@@ -311,8 +312,8 @@ class ModelLoader:
         dtype = fitting_dtype(self.device) if self.options.dtype == "auto" else self.options.dtype
         settings = GeneratorSettings.for_device(self.options, self.format, self.device, dtype)
         generator = load_generator(settings, progress)
-        progress(f"preparing avatar {AVATAR}")
-        generator.prepare_avatar(AVATAR, self.reference_image, self.pose_dir, self.idle_pose_dir)
+        progress(f"preparing avatar {self.avatar_name}")
+        generator.prepare_avatar(self.avatar_name, self.reference_image, self.pose_dir, self.idle_pose_dir)
         return _ModelRenderer(generator, self.use_init_latent)
 
     def _described(self) -> Callable[[GeneratorSettings, Progress], ClipGenerator]:

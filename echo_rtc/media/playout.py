@@ -18,6 +18,7 @@ from echo_rtc.counting import CounterMetric, counter
 from echo_rtc.media.blend import mixed
 from echo_rtc.media.clip_store import ClipStore
 from echo_rtc.media.delay_line import DelayLine, DelayPolicy
+from echo_rtc.media.idle_walk import IdleWalk
 
 HOLD_LIMIT_S = 3.0
 """A frame is held for no longer than this; then the idle loop takes over, so that no mouth stays open."""
@@ -83,8 +84,8 @@ class Playout:
     ``max_latency_s`` + SLACK_S whether anything is asked for or not.
     """
 
-    def __init__(self, format: ClipFormat, idle: YuvFrames, policy: DelayPolicy) -> None:
-        """``idle`` is the avatar's loop, of the format's size.
+    def __init__(self, format: ClipFormat, idle: YuvFrames, policy: DelayPolicy, walk: IdleWalk | None = None) -> None:
+        """``idle`` is the avatar's loop, of the format's size; ``walk`` the way through it (None: in its order).
 
         Raises ValueError if it is empty or of another size, or if the policy's ``max_latency_s`` is not longer than a
         clip.
@@ -96,6 +97,7 @@ class Playout:
         self._store = ClipStore(format)
         self._check_size(idle, "the idle loop")
         self._idle = idle
+        self._walk = walk or IdleWalk(len(idle), format.clip_frames)
         self._hold_limit = round(HOLD_LIMIT_S * format.fps)
         self._next_frame = 0
         self._shown_source = -1
@@ -251,6 +253,10 @@ class Playout:
         self._store.release(source)
         return self._shown
 
+    def idle_frame(self, number: int) -> YuvFrames:
+        """What is shown for media frame ``number`` in silence; numbers below 0 are before the first sound."""
+        return self._walk.picture(self._idle, number)
+
     def statistics(self) -> PlayoutStatistics:
         return PlayoutStatistics(
             rendered=self._counts[FrameKind.RENDERED],
@@ -281,7 +287,7 @@ class Playout:
             return self._shown[0], FrameKind.HELD
         if admitted is False:
             self._held_run = 0
-        return self._idle[source % len(self._idle)], FrameKind.IDLE
+        return self.idle_frame(source), FrameKind.IDLE
 
     def _holds(self, shown: FrameKind, admitted: bool | None) -> bool:
         """Whether the frame shown before is held until the next one of its clip is there."""

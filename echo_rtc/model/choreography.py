@@ -113,10 +113,10 @@ class Choreography:
         """Where in the speaking loop a stream of this seed begins."""
         return int(np.random.default_rng([seed, 5]).integers(len(self.speaking))) if seed else 0
 
-    def moment(self, position: int, start: int, share: float) -> Moment:
-        """The frame number ``position`` of media time: ``share`` 0 is at rest, 1 in speech."""
-        resting = self.idle[position % len(self.idle)]
-        moving = self.speaking[(position + start) % len(self.speaking)]
+    def moment(self, position: int, idle_position: int, share: float) -> Moment:
+        """The frame at these positions of the two loops: ``share`` 0 is at rest, 1 in speech."""
+        resting = self.idle[idle_position % len(self.idle)]
+        moving = self.speaking[position % len(self.speaking)]
         if share <= 0 or share >= 1:
             return moving if share >= 1 else resting
         life: F32Array | None = None

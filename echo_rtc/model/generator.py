@@ -37,14 +37,17 @@ from echo_rtc.model.fused_decoder import FusedDecoder
 from echo_rtc.model.image import load_reference_image
 from echo_rtc.model.kernels import launch
 from echo_rtc.model.kl_autoencoder import KLAutoencoder
+from echo_rtc.model.leaps import cells_of, find_leaps
 from echo_rtc.model.loading import Networks, load_networks
 from echo_rtc.model.options import GeneratorSettings as GeneratorSettings
+from echo_rtc.model.photographs import refuse_photograph
 from echo_rtc.model.pose_files import load_pose_sequence
 from echo_rtc.model.quantised import HOPPER, check_fp8, quantise_linear
 from echo_rtc.model.sampler import (
     ClipConditions,
     Denoiser,
     Sampler,
+    bridged,
     draw_noise,
     initial_latents,
     reference_latents,
@@ -94,13 +97,17 @@ class PoseTrack:
             yield
         self._kept = torch.cat(parts).contiguous(memory_format=torch.channels_last)
 
-    def features(self, position: int, start: int, shares: F32Array) -> Tensor:
+    def features(self, position: int, resting: int, start: int, shares: F32Array) -> Tensor:
         """The features (1, C0, F, h, w) of the frames from number ``position`` on, of a stream whose speaking loop
-        begins at ``start``; ``shares`` (F,) say how much each belongs to speech."""
+        begins at ``start`` and whose idle loop is at ``resting``; ``shares`` (F,) say how much each belongs to
+        speech."""
         frames, length = len(shares), len(self.choreography.speaking)
         first = (position + start) % length
         if self._kept is None or (shares < 1).any():
-            moments = [self.choreography.moment(position + n, start, float(share)) for n, share in enumerate(shares)]
+            moments = [
+                self.choreography.moment(position + start + n, resting + n, float(share))
+                for n, share in enumerate(shares)
+            ]
             chunks = [moments[n : n + _CHUNK] for n in range(0, frames, _CHUNK)]
             features = torch.cat([self._encode(chunk) for chunk in chunks])
         elif first + frames <= length:
@@ -247,7 +254,8 @@ class ClipGenerator:
     def prepare_avatar(
         self, name: str, reference_image: Path, pose_dir: Path, idle_pose_dir: Path | None = None
     ) -> None:
-        """Computes what clips of an avatar share. Raises InputError if its image or a pose cannot be read."""
+        """Computes what clips of an avatar share. Raises InputError if its image or a pose cannot be read, or
+        the image is none that the model knows."""
         for _ in self.avatar_pieces(name, reference_image, pose_dir, idle_pose_dir):
             pass
 
@@ -257,6 +265,8 @@ class ClipGenerator:
     ) -> Iterator[None]:
         """The same in pieces that are shorter than a clip, so that clips can go between them."""
         image = load_reference_image(reference_image, *self.size)
+        if self.trained.renderings_only and not self.settings.untrained:
+            refuse_photograph(self.networks.autoencoder, image, self.device, self._dtype)
         poses = load_pose_sequence(pose_dir)
         idle = None if idle_pose_dir is None else load_pose_sequence(idle_pose_dir)
         yield
@@ -291,7 +301,8 @@ class ClipGenerator:
             clip = self.settings.format
             shares = activity(request.audio, request.frames, clip.fps, clip.sample_rate)
             start = poses.choreography.start_of(request.seed)
-            pose = poses.features(request.pose_position, start, shares)
+            resting = request.pose_position if request.idle_position is None else request.idle_position
+            pose = poses.features(request.pose_position, resting, start, shares)
         return PreparedClip(audio, pose, 1000.0 * (time.perf_counter() - begun))
 
     def generate(
@@ -342,14 +353,17 @@ class ClipGenerator:
                 before = self.latents(request)
             request = replace(request, init_latent=_last_latent(before))
             yield Avatar(name, *self._no_frames())
+        cells = []
         for position in range(0, length, count):
             left = min(count, length - position)
             for frames, final in self._clip_pieces(replace(request, pose_position=position)):
                 kept = min(left, len(frames))
                 left -= kept
+                cells.append(cells_of(frames.y[:kept]))
                 yield Avatar(name, frames[:kept], final[:kept])
             if chained:
                 request = replace(request, init_latent=final[-1])
+        yield Avatar(name, *self._no_frames(), find_leaps(np.concatenate(cells)))
 
     @torch.inference_mode()
     def _clip_pieces(self, request: RenderRequest) -> Iterator[tuple[YuvFrames, F16Array]]:
@@ -474,15 +488,18 @@ class ClipGenerator:
             start = reference_latents(self._avatar(request.avatar).reference, request.frames, chained)
         steps = request.steps or self.settings.steps
         names = list(prepared.audio.blocks)
+        joins = chained is not None
 
         def denoise(latents: Tensor, pose: Tensor, *audio: Tensor) -> Tensor:
             pairs = KeysValues(dict(zip(names, zip(audio[::2], audio[1::2], strict=True), strict=True)))
+            final = latents
             for step in self.sampler(steps).steps(latents, ClipConditions(pairs, bank, pose)):
-                latents = step.latents
-            return latents
+                final = step.latents
+            # Where the clip is chained it starts with the last latent of the one before.
+            return bridged(final, latents[0, :, 0] if joins else None) if self.trained.bridged else final
 
         audio = [value for name in names for value in prepared.audio.blocks[name]]
-        latents: Tensor = self._captures.run(("denoise", steps), denoise, start, prepared.pose, *audio)
+        latents: Tensor = self._captures.run(("denoise", steps, joins), denoise, start, prepared.pose, *audio)
         watch.lap("denoise")
         return latents
 

@@ -153,7 +153,11 @@ class ModelOptions:
     )
     untrained: bool = field(
         default=False,
-        metadata=about("model", "Allow frame rates, clip lengths and steps at which the model was not tested."),
+        metadata=about(
+            "model",
+            "Allow frame rates, clip lengths and steps at which the model was not tested, and photographs where it "
+            "knows renderings only.",
+        ),
     )
 
     @classmethod

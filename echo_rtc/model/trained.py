@@ -14,7 +14,7 @@ from echo_rtc.errors import InputError, SettingsError
 
 _KEYS = (
     *("size", "pose_size", "frame_rates", "clip_frames", "steps"),
-    *("start_timestep", "liveliness", "renderings_only"),
+    *("start_timestep", "bridged", "liveliness", "renderings_only"),
 )
 
 
@@ -22,7 +22,8 @@ _KEYS = (
 class Trained:
     """``size`` (width, height) of the only pictures that the model makes; None: those that are asked for. ``pose_size``
     likewise of the drawn poses. ``frame_rates``, ``clip_frames`` and ``steps`` that were tested (None: any).
-    ``start_timestep``: where its single step begins, from the reference's latents; None: from noise. ``liveliness``:
+    ``start_timestep``: where its single step begins, from the reference's latents; None: from noise. ``bridged``:
+    whether the first frame of a clip is taken from between its neighbours (see ``sampler.bridged``). ``liveliness``:
     how much head and gaze move of what speech usually has, for a model that is shown blinks and turns of the head;
     None: it is shown hands only. ``renderings_only``: it knows rendered people, no photographs."""
 
@@ -32,6 +33,7 @@ class Trained:
     clip_frames: tuple[int, ...] | None = tuple(range(6, 25))
     steps: tuple[int, ...] | None = None
     start_timestep: int | None = None
+    bridged: bool = False
     liveliness: float | None = None
     renderings_only: bool = False
 
@@ -56,8 +58,9 @@ class Trained:
             clip_frames=_numbers(section, "clip_frames"),
             steps=_numbers(section, "steps"),
             start_timestep=start,
+            bridged=_flag(section, "bridged"),
             liveliness=_share(section, "liveliness"),
-            renderings_only=bool(section.get("renderings_only", False)),
+            renderings_only=_flag(section, "renderings_only"),
         )
 
     def render_size(self, format: ClipFormat) -> tuple[int, int]:
@@ -91,6 +94,13 @@ def _numbers(section: Mapping[str, Any], key: str) -> tuple[int, ...] | None:
     if not isinstance(value, list) or not value or not all(isinstance(item, int) and item > 0 for item in value):
         raise InputError(f"trained.{key} is {value!r} in config.json; a list of whole numbers above 0 is needed")
     return tuple(value)
+
+
+def _flag(section: Mapping[str, Any], key: str) -> bool:
+    value = section.get(key, False)
+    if not isinstance(value, bool):
+        raise InputError(f"trained.{key} is {value!r} in config.json; it must be true or false")
+    return value
 
 
 def _share(section: Mapping[str, Any], key: str) -> float | None:

@@ -24,6 +24,7 @@ from echo_rtc.errors import RenderError
 from echo_rtc.media.blend import cross_fade
 from echo_rtc.media.clipper import Clipper
 from echo_rtc.media.gate import SpeechGate
+from echo_rtc.media.idle_walk import IdleWalk
 from echo_rtc.offline.files import MovieFile, MovieMarking, SoundFile
 from echo_rtc.rendering import Avatar, Engine, RenderRequest, RenderResult
 
@@ -220,6 +221,7 @@ class _PendingClips:
         self._parts = parts
         self._part_clips = part_clips
         self._avatar: Avatar = engine.avatars[options.avatar]
+        self._walk = IdleWalk(len(self._avatar.idle), engine.format.clip_frames, self._avatar.leaps, options.seed)
         self._gate = SpeechGate(options.vad_threshold, engine.format.sample_rate)
         self._part: _Part | None = None
         self._before: AudioClip | None = None
@@ -230,9 +232,9 @@ class _PendingClips:
         """Orders the next clip."""
         if not self._gate.admit(clip):
             self._part = self._before = None
-            numbers = np.arange(clip.first_frame, clip.first_frame + clip.frames) % len(self._avatar.idle)
-            idle = self._avatar.idle
-            return _PendingClip(clip, YuvFrames(idle.y[numbers], idle.u[numbers], idle.v[numbers]))
+            idle = [self._walk.picture(self._avatar.idle, clip.first_frame + n) for n in range(clip.frames)]
+            planes = (np.concatenate([getattr(frame, plane) for frame in idle]) for plane in ("y", "u", "v"))
+            return _PendingClip(clip, YuvFrames(*planes))
         before, self._before = self._before, clip
         if not self._options.chained:
             shared = self._engine.continuity.overlap_frames
@@ -276,6 +278,7 @@ class _PendingClips:
             seed=options.seed,
             stream=part.stream,
             chained=options.chained and not first,
+            idle_position=self._walk.place(clip.first_frame - shared),
         )
         result = await self._tried(request, part, clip)
         part.latent = result.final_latent
@@ -301,7 +304,7 @@ class _PendingClips:
         idle = self._avatar.idle_latents
         if part.latent is not None:
             return part.latent
-        return None if idle is None else idle[(clip.first_frame - 1) % len(idle)]
+        return None if idle is None else idle[self._walk.place(clip.first_frame - 1)]
 
     async def _until_ready(self) -> None:
         with contextlib.suppress(TimeoutError):

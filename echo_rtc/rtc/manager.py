@@ -351,6 +351,7 @@ class StreamManager:
     async def _publish(self, request: _Request, avatar: str, name: str | None) -> Opened:
         if avatar not in self._engine.avatars:
             raise self._no_avatar(avatar)
+        avatar = self._engine.avatars[avatar].name
         orphan = self._orphan(name, avatar, request.pushed) if name is not None else None
         if orphan is not None:
             with self._build():

@@ -18,6 +18,7 @@ from echo_rtc.clips import MEDIA_RATE, AudioClip, ClipFormat, F16Array, YuvFrame
 from echo_rtc.counting import CounterMetric, Histogram, HistogramMetric, counter, histogram, histograms
 from echo_rtc.errors import LateError, RenderError
 from echo_rtc.media.blend import CrossFader
+from echo_rtc.media.idle_walk import IdleWalk
 from echo_rtc.rendering import Avatar, ClipPlan, RenderRequest, RenderResult, TakeFrames
 from echo_rtc.stream.log import Complaints, StreamLog
 
@@ -65,12 +66,14 @@ class FrameSink(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class RenderOrder:
-    """What all clips of a stream have in common: its name for the engine, the avatar, the seed of its noise."""
+    """What all clips of a stream have in common: its name for the engine, the avatar, the seed of its noise, and the
+    ``walk`` through its idle loop (None: in its order)."""
 
     avatar: Avatar
     format: ClipFormat
     seed: int
     stream: str = ""
+    walk: IdleWalk | None = None
 
 
 @dataclass(slots=True)
@@ -137,6 +140,7 @@ class Dispatcher:
         self._complaints = Complaints(log, clock)
         self._clock = clock
         self._on_steps = on_steps
+        self._walk = order.walk or IdleWalk(len(order.avatar.idle), order.format.clip_frames)
         self._cross_fader = CrossFader()
         self._steps = engine.plan(order.stream).steps
         self._arrived: deque[_Pending] = deque()
@@ -251,7 +255,7 @@ class Dispatcher:
             latent = self._latent
             idle = order.avatar.idle_latents
             if pending.after_idle or latent is None:
-                latent = None if idle is None else idle[(clip.first_frame - 1) % len(idle)]
+                latent = None if idle is None else idle[self._walk.place(clip.first_frame - 1)]
         overlap = joined.overlap_frames
         return RenderRequest(
             avatar=order.avatar.name,
@@ -264,6 +268,7 @@ class Dispatcher:
             stream=order.stream,
             deadline_s=self._due(clip.first_frame + clip.frames - 1),
             chained=joined.chained and not pending.after_idle,
+            idle_position=self._walk.place(clip.first_frame - overlap),
         )
 
     def _due(self, frame: int) -> float:

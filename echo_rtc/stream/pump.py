@@ -55,6 +55,8 @@ class Source(Protocol):
 
     def frame(self, number: int) -> tuple[YuvFrames, FrameKind]: ...
 
+    def idle_frame(self, number: int) -> YuvFrames: ...
+
 
 class PortionEncoder(Protocol):
     """The part of the encoder bank that the pump uses."""
@@ -127,7 +129,6 @@ class Pump:
         self,
         format: ClipFormat,
         source: Source,
-        idle: YuvFrames,
         bank: PortionEncoder,
         audience: Receivers,
         options: PumpOptions | None = None,
@@ -135,7 +136,6 @@ class Pump:
         self._options = options or PumpOptions()
         self._format = format
         self._source = source
-        self._idle = idle
         self._bank = bank
         self._audience = audience
         self._clock = asyncio.get_running_loop().time
@@ -216,7 +216,7 @@ class Pump:
 
     def _picture(self, number: int, due: float) -> YuvFrames:
         if number < 0:
-            picture, kind = self._idle[number % len(self._idle)], FrameKind.IDLE
+            picture, kind = self._source.idle_frame(number), FrameKind.IDLE
         else:
             picture, kind = self._source.frame(number)
         self._shown.append((due, kind))

@@ -18,6 +18,7 @@ from echo_rtc.codec.burned_mark import BurnedMark
 from echo_rtc.codec.marking import Mark
 from echo_rtc.codec.picture import VideoCodec
 from echo_rtc.media.delay_line import DelayPolicy
+from echo_rtc.media.idle_walk import IdleWalk
 from echo_rtc.media.playout import FrameKind, Playout
 from echo_rtc.media.speech import AHEAD_S
 from echo_rtc.rendering import Avatar, Engine
@@ -124,11 +125,13 @@ class StreamOptions:
 
     def render_order(self, engine: Engine, avatar: Avatar, stream_id: str) -> RenderOrder:
         """What all clips of a stream on ``engine`` have in common."""
+        seed = secrets.randbits(31)
         return RenderOrder(
             avatar=avatar,
             format=engine.format,
-            seed=secrets.randbits(31),
+            seed=seed,
             stream=stream_id,
+            walk=IdleWalk(len(avatar.idle), engine.format.clip_frames, avatar.leaps, seed),
         )
 
 
@@ -147,8 +150,8 @@ class Stream:
         """What the last event says beside the reason."""
         self._voice_timeout_s = options.voice_timeout_s
         self.source = options.source
-        self._playout = Playout(engine.format, avatar.idle, options.delay_policy(engine))
         order = options.render_order(engine, avatar, self.id)
+        self._playout = Playout(engine.format, avatar.idle, options.delay_policy(engine), order.walk)
         self._dispatcher = Dispatcher(engine, order, self._playout, self.log, self._clock, self._tell_steps)
         self._events = EventFeed()
         feed = ClipFeed(engine.format, options.vad_threshold, self._playout, self._dispatcher)
@@ -162,7 +165,7 @@ class Stream:
         # What is taken to be encoded cannot be interrupted.
         draw = None if options.burn is None else options.burn.on
         output = PumpOptions(portion_blocks=1 if options.pushed else PORTION_BLOCKS, draw=draw)
-        self._pump = Pump(engine.format, self._playout, avatar.idle, self._bank, self._audience, output)
+        self._pump = Pump(engine.format, self._playout, self._bank, self._audience, output)
         self._record = CallRecord(self._opened_at)
         self.guard_counters = GuardCounters()
         """What the guards of the stream's peers refused; the guards count here."""

@@ -29,7 +29,7 @@ from echo_rtc.clips import ClipFormat, F32Array
 from echo_rtc.errors import InputError
 from echo_rtc.model.description import ModelDescription
 from echo_rtc.model.generator import ClipGenerator, GeneratorSettings, fitting_dtype
-from echo_rtc.model.sampler import ClipConditions, reference_latents
+from echo_rtc.model.sampler import ClipConditions, bridged, reference_latents
 from echo_rtc.resources import PACKAGE
 from echo_rtc.train.footage import read
 from echo_rtc.train.loop import best_device, start_log
@@ -95,6 +95,8 @@ def play(generator: ClipGenerator, take: dict[str, Tensor]) -> Played:
         given = ClipConditions(networks.denoiser.project_audio(tokens), bank, pose)
         for step in sampler.steps(latents, given):
             latents = step.latents
+        if generator.trained.bridged:
+            latents = bridged(latents, last)
         last = latents[0, :, -1].half()
         pictures = torch.cat([part.float() for part in generator.images(latents)])
         parts.append(((pictures.clamp(-1, 1) + 1) * 127.5).round().byte().cpu())

@@ -109,6 +109,7 @@ NETWORKS: dict[str, Any] = {
         "clip_frames": [CLIP_FRAMES],
         "steps": [1],
         "start_timestep": START_TIMESTEP,
+        "bridged": True,
         "liveliness": 0.3,
         "renderings_only": True,
     },

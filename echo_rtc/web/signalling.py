@@ -139,7 +139,7 @@ def choose_avatar(health: Health, name: str | None) -> str:
     known = list(health.engine.avatars)
     if name is None:
         return known[0]
-    if name not in known:
+    if name not in health.engine.avatars:
         detail = f"There is no avatar {name[:80]!r}; choose one of {', '.join(known)}."
         raise Problem(422, detail, ProblemType.UNKNOWN_AVATAR)
     return name

@@ -28,6 +28,7 @@ from echo_rtc.avatars.library import (
     Shelf,
 )
 from echo_rtc.clips import ClipFormat
+from echo_rtc.engine.fleet import FleetOptions
 from echo_rtc.engine.testcard import TestCardEngine
 from echo_rtc.errors import (
     AvatarConflictError,
@@ -38,7 +39,7 @@ from echo_rtc.errors import (
     UnknownAvatarError,
 )
 from echo_rtc.model.pose_files import load_pose, load_pose_sequence
-from echo_rtc.rendering import Avatar, AvatarFiles
+from echo_rtc.rendering import Avatar, AvatarFiles, RenderRequest
 from echo_rtc.settings import load_settings
 
 ROOT = Path(__file__).parents[2]
@@ -319,6 +320,28 @@ async def test_names_are_small_words(tmp_path: Path, name: str) -> None:
     async with library(tmp_path) as shelf:
         with pytest.raises(InputError, match=r"name is .*; it must have 1 to 40 small letters"):
             await shelf.add(name, image())
+
+
+async def test_default_is_another_name_of_the_first_avatar(tmp_path: Path) -> None:
+    engine = TestCardEngine(FORMAT, options=FleetOptions(avatar_name="mia"))
+    await engine.start(lambda _: None)
+    try:
+        mia = AvatarFiles("mia", EMBEDDED / "reference.png", EMBEDDED / "poses")
+        shelf = AvatarLibrary(engine, Shelf((mia,), tmp_path, 3), list)
+        assert list(engine.avatars) == [entry.name for entry in shelf.entries()] == ["mia"]
+        assert await shelf.preview("default") is await shelf.preview("mia")
+        with pytest.raises(AvatarConflictError, match="there is an avatar default already"):
+            await shelf.add("default", image())
+        with pytest.raises(AvatarConflictError, match="the avatar mia is one of the configuration"):
+            await shelf.delete("default")
+        await shelf.add("anna", image(), poses_of="default")
+        assert [entry.name for entry in shelf.entries()] == ["mia", "anna"]
+        assert engine.avatars["default"] is engine.avatars["mia"] is engine.avatars.get("default")
+        assert engine.avatars.get("carl") is None
+        heard = np.zeros(FORMAT.sample_rate * 3, np.float32)
+        assert (await engine.render(RenderRequest("default", heard, FORMAT.clip_frames, 0, 0))).frames
+    finally:
+        await engine.close()
 
 
 async def test_names_and_places_are_limited(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from echo_rtc.model.colour import fitted
 from echo_rtc.model.life import make_life
 from echo_rtc.model.pose import Pose
 from echo_rtc.model.pose_files import PACKED_POSES, load_pose_sequence, save_pose_sequence
-from echo_rtc.model.sampler import Sampler, reference_latents
+from echo_rtc.model.sampler import Sampler, bridged, reference_latents
 from echo_rtc.model.trained import Trained
 
 FPS = 24
@@ -72,15 +72,15 @@ def test_between_two_poses_lies_their_middle() -> None:
 
 def test_idle_shows_other_poses_and_streams_start_apart() -> None:
     dance = Choreography([pose(0.1 + n / 1000) for n in range(300)], [pose(0.9)], FPS, None, seed=1)
-    assert dance.moment(5, 0, 0.0).pose.hands[0, 0, 0] == pytest.approx(0.9)
-    assert dance.moment(5, 7, 1.0).pose.hands[0, 0, 0] == pytest.approx(0.112)
+    assert dance.moment(0, 5, 0.0).pose.hands[0, 0, 0] == pytest.approx(0.9)
+    assert dance.moment(12, 5, 1.0).pose.hands[0, 0, 0] == pytest.approx(0.112)
     assert len({dance.start_of(seed) for seed in range(1, 9)}) > 4
-    assert dance.moment(5, 0, 0.0).life is None
+    assert dance.moment(0, 5, 0.0).life is None
 
 
 def test_life_is_painted_where_nothing_is_drawn() -> None:
     dance = Choreography([pose(0.5)], [pose(0.5)], FPS, 1.0, seed=1)
-    picture = dance.moment(3, 0, 1.0).draw(128, 128)
+    picture = dance.moment(3, 3, 1.0).draw(128, 128)
     assert len(np.unique(picture[0].reshape(-1, 3), axis=0)) == 1
     assert (picture[0] != picture[4]).any()
 
@@ -134,6 +134,14 @@ def test_formats_that_were_not_tested_are_refused() -> None:
 def test_a_wrong_description_is_told(section: object) -> None:
     with pytest.raises(InputError, match="trained"):
         Trained.from_config({"trained": section})
+
+
+def test_the_first_frame_of_a_clip_lies_between_its_neighbours() -> None:
+    clip = torch.arange(4.0).view(1, 1, 4, 1, 1).expand(1, 2, 4, 3, 3)
+    joined = bridged(clip, torch.full((2, 3, 3), -3.0))
+    assert joined[0, 0, :, 0, 0].tolist() == [-1, 1, 2, 3]
+    assert bridged(clip, None)[0, 0, :, 0, 0].tolist() == [1, 1, 2, 3]
+    assert bridged(clip[:, :, :1], None).shape == (1, 2, 1, 3, 3)
 
 
 def test_a_clip_can_start_from_the_reference() -> None:

@@ -135,8 +135,8 @@ def test_poses_wrap_around_and_may_be_drawn_on_the_fly(generator: ClipGenerator,
 
 def test_pose_features_are_those_of_each_number(generator: ClipGenerator) -> None:
     track = generator._avatar("anna").poses
-    each = [track.features(number, 0, np.ones(1, np.float32)) for number in range(3)]
-    run = track.features(1, 1, np.ones(5, np.float32))
+    each = [track.features(number, number, 0, np.ones(1, np.float32)) for number in range(3)]
+    run = track.features(1, 1, 1, np.ones(5, np.float32))
     assert run.shape == (1, 32, 5, 8, 8)
     for frame, number in enumerate((2, 0, 1, 2, 0)):
         assert torch.allclose(run[:, :, frame], each[number][:, :, 0], atol=1e-6)

@@ -57,6 +57,9 @@ class Source:
         self.asked.append(number)
         return frames(1, 100), self.kind
 
+    def idle_frame(self, number: int) -> YuvFrames:
+        return frames(1, 50)
+
 
 @dataclass
 class Bank:
@@ -130,7 +133,7 @@ def pump_for(
         viewer = Viewer(0, VideoCodec.H264, True, lambda: None, lambda *_: None)
         seen = Watched()
         watching = asyncio.create_task(watch(viewer, seen))
-        pump = Pump(FORMAT, source, frames(5, 50), bank or Bank(), Receivers([viewer]))
+        pump = Pump(FORMAT, source, bank or Bank(), Receivers([viewer]))
         pumping = asyncio.create_task(pump.run())
         await asyncio.sleep(0)
         if during is not None:
@@ -229,7 +232,7 @@ def test_without_viewers_nothing_is_encoded_and_time_goes_on() -> None:
     async def live() -> tuple[int, list[int]]:
         loop = asyncio.get_running_loop()
         source, bank = Source(loop.time() + DELAY_S), Bank()
-        pump = Pump(FORMAT, source, frames(5, 50), bank, Receivers())
+        pump = Pump(FORMAT, source, bank, Receivers())
         pumping = asyncio.create_task(pump.run())
         await asyncio.sleep(3)
         pumping.cancel()
@@ -254,7 +257,7 @@ def test_a_tap_gets_raw_frames_when_due_with_their_own_sound() -> None:
     async def live() -> tuple[Tap, list[tuple[float, int, int, int]], list[tuple[float, int, int, int]], Source, Bank]:
         loop = asyncio.get_running_loop()
         source, bank, tap = Source(loop.time() + DELAY_S), Bank(), Tap()
-        pump = Pump(FORMAT, source, frames(5, 50), bank, Receivers(taps=[tap]))
+        pump = Pump(FORMAT, source, bank, Receivers(taps=[tap]))
         pumping = asyncio.create_task(pump.run())
         await asyncio.sleep(1.0)  # nobody reads yet, and nothing is kept for later
         sound: list[tuple[float, int, int, int]] = []
@@ -290,7 +293,7 @@ def test_what_is_drawn_is_in_every_picture_that_leaves() -> None:
         viewer, tap = Viewer(0, VideoCodec.H264, True, lambda: None, lambda *_: None), Tap()
         source = Source(asyncio.get_running_loop().time() + DELAY_S)
         options = PumpOptions(draw=lambda picture: frames(1, int(picture.y[0, 0, 0]) + 1))
-        pump = Pump(FORMAT, source, frames(5, 50), Bank(), Receivers([viewer], [tap]), options)
+        pump = Pump(FORMAT, source, Bank(), Receivers([viewer], [tap]), options)
         seen, raw = Watched(), list[tuple[float, int, int, int]]()
         tasks = [asyncio.create_task(work) for work in (pump.run(), watch(viewer, seen), read_frames(tap.picture, raw))]
         await asyncio.sleep(2.0)
