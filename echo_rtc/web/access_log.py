@@ -10,7 +10,7 @@ from aiohttp.abc import AbstractAccessLogger
 
 
 class RouteLogger(AbstractAccessLogger):
-    """A line for each request: who, what, the status and how long it took."""
+    """Logs one line per request: client, method, route, status and duration."""
 
     @property
     def enabled(self) -> bool:

@@ -49,7 +49,7 @@ class Admin:
     page_file: Path
 
     async def page(self, _: web.Request) -> web.StreamResponse:
-        """The page, as it is for everybody: never kept."""
+        """The operator's page, the same for every client; browsers must not cache it."""
         if not self.page_file.is_file():
             raise web.HTTPNotFound
         return web.FileResponse(self.page_file, headers={"Cache-Control": "no-store"})

@@ -409,7 +409,7 @@ def _limiting(limits: Limits, scopes: Mapping[web.AbstractRoute, Scope]) -> Midd
 
 def _authorising(access: Access, scopes: Mapping[web.AbstractRoute, Scope]) -> Middleware:
     """Lets a request reach its handler only if its token allows what the route is for. What is not in the table of
-    routes is a 404 or 405, for which nobody is asked anything."""
+    routes is a 404 or 405 and needs no token."""
 
     @web.middleware
     async def middleware(request: web.Request, handler: Handler) -> web.StreamResponse:

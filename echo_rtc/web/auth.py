@@ -1,13 +1,13 @@
-"""Who may do what: one token that allows everything, one for administrators, and signed tokens that allow one thing for
-some time.
+"""Tokens and what they allow: one token that allows everything, one for administrators, and signed tokens that allow
+one thing for some time.
 
 A signed token is a JWT (RFC 7519, HS256) with the claims ``exp``, ``scope`` (words of :class:`Right`, apart by spaces)
 and ``name`` (of the one stream it is for; tokens of the scope admin have none). Any JWT library can make it, given the
 secret. Tokens come in the header ``Authorization: Bearer`` (RFC 6750) and nowhere else, so that no log of addresses
 ever has one.
 
-What a client has opened, it may watch and end by the unguessable address it was given, without a token: tokens may be
-short-lived, and an expired one keeps nobody from hanging up.
+A client may view and end what it has opened by the unguessable address it was given, without a token: tokens may be
+short-lived, and a client whose token has expired can still end its stream.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ MIN_SECRET_CHARACTERS = 32
 """RFC 7518, 3.2: a key of HS256 has at least 256 bits."""
 MAX_TOKEN_CHARACTERS = 4096
 LEEWAY_S = 10
-"""How far the clocks of who makes a token and of this server may differ."""
+"""How far the clocks of a token's issuer and of this server may differ, seconds."""
 ADMIN_TOKEN_BYTES = 24
 """Of the administrator's token that is generated where none is set."""
 REALM = "echo_rtc"
@@ -52,11 +52,11 @@ class Right(StrEnum):
 
 
 class Scope(StrEnum):
-    """What a route asks for.
+    """What a request to a route must prove.
 
-    ``open``: nothing. ``token``: any token of this server. ``call``: to publish and to view. ``own``: to know the
-    unguessable address, which only who opened it was given. ``admin``: an administrator's token, also where calls need
-    none.
+    ``open``: nothing. ``token``: any token of this server. ``call``: a token to publish and to view. ``own``: the
+    unguessable address, which only the client that opened it was given. ``admin``: an administrator's token, also where
+    calls need none.
     """
 
     OPEN = "open"

@@ -1,4 +1,4 @@
-"""The avatars over HTTP: a list with previews for whoever chooses one, and adding and deleting for administrators.
+"""The avatars over HTTP: a list with previews for callers, and adding and deleting for administrators.
 
 Reads what is sent within its limits; what a picture or a pose is, the library judges.
 """

@@ -61,7 +61,7 @@ async def read_body(request: web.Request, most: int, within_s: float, cut_off: P
     except TimeoutError:
         detail = f"The body took longer than {within_s:g} s; send it at once."
         raise Problem(408, detail, headers={"Connection": "close"}) from None
-    except (web.RequestPayloadError, ConnectionError):  # the latter: hung up, and nobody reads the answer
+    except (web.RequestPayloadError, ConnectionError):  # the latter: the client has disconnected
         raise cut_off from None
     return bytes(body)
 

@@ -1,6 +1,6 @@
-"""Whose request it is: the address of the client itself, behind however many proxies we trust.
+"""The address of a request's client, behind any number of trusted proxies.
 
-``X-Forwarded-For`` is believed only as far as it was written by trusted proxies; anybody else may write anything in it.
+``X-Forwarded-For`` is believed only as far as it was written by trusted proxies; any client can send that header.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _FORWARDING = re.compile(
 _WRITTEN_BY_PROXIES = re.compile(r"x-forwarded-.*|x-real-ip|forwarded|via|x-original-uri", re.IGNORECASE)
 """Those that an ordinary reverse proxy writes; others are of something in front of it."""
 UNKNOWN_ADDRESS = ipaddress.IPv6Address(0)
-"""The address of a request whose sender has hung up already."""
+"""The address of a request whose client has disconnected already."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,9 +66,9 @@ class Clients:
     def on_this_machine(self, request: web.Request) -> bool:
         """Whether the request was made by a program of this machine for itself, as far as can be known.
 
-        Any sign of forwarding, and any address of a trusted proxy, make it somebody else's, unless all that a trusted
-        proxy wrote says loopback. So does a ``Host`` that is not this machine's own (a page of a name that was made to
-        lead here, DNS rebinding), and an ``Origin`` that is not that host.
+        False if there is any sign of forwarding or an address of a trusted proxy, unless all that a trusted proxy wrote
+        says loopback. False too for a ``Host`` that is not this machine's own (DNS rebinding: a page whose host name
+        was pointed at this server), and for an ``Origin`` that is not that host.
         """
         address, proven = self._way(request)
         if not (proven and address.is_loopback and names_this_machine(request.headers.get("Host", ""))):
@@ -113,7 +113,7 @@ def is_forwarded(request: web.Request) -> bool:
 
 
 def names_this_machine(host: str) -> bool:
-    """Whether the host of a URL is a loopback address or localhost, which nobody can make lead elsewhere."""
+    """Whether the host of a URL is a loopback address or localhost, which DNS rebinding cannot change."""
     try:
         name = (urlsplit(f"//{host}").hostname or "").rstrip(".")
     except ValueError:

@@ -1,9 +1,9 @@
 """The TCP connections of the HTTP edge: accepted here, bounded in all and by address, and closed if they do not ask.
 
-Whoever has sent no complete request head HEAD_S after connecting, beginning a TLS handshake or getting an answer is
-closed. Where all places are taken, the connection that has been without an authorised request for longest gives way to
-the new one, so that idle connections never keep anybody out. Connections whose request is authorised (uploads, events,
-WebSockets) keep their place. Knows requests only as aiohttp parses them, and no route.
+A connection without a complete request head HEAD_S after it was accepted, began a TLS handshake or got an answer is
+closed. Where all places are taken, the connection that has been without an authorised request for longest is closed for
+the new one, so that idle connections never keep new clients out. Connections whose request is authorised (uploads,
+events, WebSockets) keep their place. Knows requests only as aiohttp parses them, and no route.
 """
 
 from __future__ import annotations
@@ -141,8 +141,8 @@ class Place:
 
 
 class Places:
-    """Who is connected. Pure bookkeeping; ``closed`` counts connections that were closed or refused for others, by the
-    limit that was reached: address or total."""
+    """The open connections. Pure bookkeeping; ``closed`` counts connections that were closed or refused for others, by
+    the limit that was reached: address or total."""
 
     def __init__(self, limits: ConnectionLimits, clients: Clients | None = None) -> None:
         self.limits = limits
@@ -279,7 +279,7 @@ class Connection(web.RequestHandler):
         """Sends the answer, then reads what is left of the request's body, within bounds."""
         sent = await super().finish_response(request, resp, start_time)
         try:
-            # Nothing at all of a packed body: who sends one after the refusal is no browser.
+            # Read nothing of a packed body: a client that sends one after the refusal is no browser.
             if hdrs.CONTENT_ENCODING not in request.headers:
                 await self._discard(request)
         finally:
@@ -351,7 +351,7 @@ class Listener:
         self._tasks: set[asyncio.Task[None]] = set()
         self._sparing = Sparing()
         self._waiting: OrderedDict[Place, tuple[socket.socket, float]] = OrderedDict()
-        """Accepted, and to be handed on: the newest first, because who waits longest under a flood is part of it."""
+        """Accepted sockets to be handed on, the newest first: under a flood the oldest ones belong to it."""
         self._maker: asyncio.Task[None] | None = None
 
     def start(self, sockets: Sequence[socket.socket]) -> None:

@@ -1,7 +1,7 @@
 """Which pages of other origins may use this server (CORS, as the Fetch standard has it).
 
 Without a list only the server's own pages may. Browsers ask by a preflight, which never carries a token and is answered
-here, before anybody is asked for one. Programs that are no browsers are not concerned.
+here, before tokens are checked. Clients that are no browsers send no ``Origin`` and need no permission.
 """
 
 from __future__ import annotations
@@ -41,7 +41,8 @@ class CrossOrigin:
 
     @property
     def resource_policy(self) -> str:
-        """The Cross-Origin-Resource-Policy: pictures are loaded without saying for whom, so it is one for all."""
+        """The Cross-Origin-Resource-Policy: browsers load pictures without ``Origin``, so it is the same for all
+        pages."""
         return "cross-origin" if self.origins else "same-origin"
 
     def allowed(self, request: web.Request) -> str | None:
@@ -76,7 +77,7 @@ class CrossOrigin:
         return answer
 
     def mark(self, request: web.Request, response: web.StreamResponse) -> None:
-        """Puts on an answer who may read it."""
+        """Adds the headers that let an allowed origin read the response."""
         if not self.origins:
             return
         if ANY not in self.origins:

@@ -72,7 +72,7 @@ def no_ice_servers() -> Sequence[IceServer]:
 class Health:
     """Answers for the engine, the phase and the settings that a page needs. ``engine_name`` is ``--engine``.
 
-    ``ice_servers`` yields what clients are told to use, anew for each answer, because credentials expire.
+    ``ice_servers`` is called for each answer, because credentials expire.
     ``free_places`` says how many more streams there may be. ``says_text``: whether texts can be said. ``mark``: whether
     pages say over the picture that it is AI-generated.
     """
@@ -122,9 +122,9 @@ class Health:
         return _json({"status": "ready", "trouble": self.engine.trouble})
 
     async def config(self, request: web.Request) -> web.StreamResponse:
-        """What the page shows and needs before a call. ``avatars`` is empty until the engine has started. Who may do
-        nothing is not told of ``avatars``, who may be people, nor of ``ice_servers``, who would have the relay for
-        nothing."""
+        """What the page shows and needs before a call. ``avatars`` is empty until the engine has started. Without
+        a token where one is needed ``avatars`` is left out, which may name people, and ``ice_servers``, which would
+        give away the relay."""
         format, known = self.engine.format, bool(grant_of(request).rights)
         ice_servers = [dict(server) for server in self.ice_servers()] if known else []
         return _json(

@@ -1,7 +1,7 @@
-"""Whose pages may use a server that listens on loopback only and asks for no token: its own, and those allowed.
+"""Checks of Host and Origin for a server that listens on loopback only and needs no token.
 
-A browser on this machine reaches such a server for any page: one whose name was made to lead here (DNS rebinding) says
-that name in ``Host``, and one of another origin says in ``Origin`` where it is from. Health may be asked by everybody.
+A browser on this machine reaches such a server for any page. A page whose host name was pointed at this server (DNS
+rebinding) sends that name in ``Host``; a page of another origin sends its origin in ``Origin``. Health is exempt.
 """
 
 from __future__ import annotations

@@ -27,7 +27,7 @@ REQUESTS_PER_S = 200.0
 BURST_REQUESTS = 400
 MAX_PACE_S = 5.0
 MAX_REMEMBERED = 10_000
-"""Clients whose offers are remembered; of more, those that have been quiet for longest are forgotten."""
+"""Clients with a bucket; beyond, the least recently used are dropped."""
 
 
 @dataclass(frozen=True, slots=True)

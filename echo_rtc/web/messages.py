@@ -22,7 +22,7 @@ MAX_PCM_BYTES = 1 << 20
 """PCM of one message."""
 MAX_ID_CHARACTERS = 128
 MAX_REFUSED_EVENTS = 256
-"""Events whose sound was refused, as far as they are remembered."""
+"""Number of refused events that are remembered, so that their later sound is refused too."""
 
 Message: TypeAlias = dict[str, object]
 

@@ -1,4 +1,4 @@
-"""Outputs over HTTP: who opened a stream has it pushed to other servers, and looks at that and ends it.
+"""Outputs over HTTP: the owner of a stream starts, inspects and ends pushes of it to other servers.
 
 Checks what a body says and leaves what an address means to the outputs. What is secret is never told again.
 """

@@ -52,7 +52,7 @@ Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
 def content_policy(frame_ancestors: str = SELF) -> str:
-    """What a document of this server may load, and whose pages may frame it (sources of CSP 3, apart by blanks)."""
+    """Content-Security-Policy of a document. ``frame_ancestors``: origins that may frame it, apart by spaces."""
     return "; ".join(
         (
             "default-src 'none'",
@@ -83,7 +83,7 @@ def frame_sources(allowed: Iterable[str]) -> str:
 class Pages:
     """Serves ``index`` at /, ``frame`` at /embed, ``element`` at /echo-rtc.js, ``modules`` (by their names below
     /element/) and ``files`` (by their paths below /static/), all found when the server starts. ``frame_ancestors``:
-    whose pages may frame ``frame``.
+    origins whose pages may frame ``frame``.
 
     Each file has one address, because pages and modules name each other by relative ones. A request can name a file in
     these tables or none, so that no path ever leads out of the folder.

@@ -1,7 +1,7 @@
 """The path below which a reverse proxy shows this server, such as ``/avatar``, for the addresses in answers.
 
 The proxy strips it before it passes a request on. It is set by ``--base-path``, or told by a trusted proxy in
-``X-Forwarded-Prefix``; anybody else may write anything there.
+``X-Forwarded-Prefix``; any other client's header is ignored.
 """
 
 from __future__ import annotations

@@ -1,5 +1,5 @@
 """What the log says of connections that do not speak HTTP: one line at debug level, where aiohttp writes an error and a
-traceback. Anybody who reaches the port can send what is no HTTP, as often as they like.
+traceback. Any client that reaches the port can send bytes that are no HTTP at any rate.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""GET /places: who waits for a free place of a full server, in which order, and whose turn it is.
+"""GET /places: the queue of clients that wait for a free place of a full server.
 
-A free place is held HOLD_S for the first who waits: until then nobody at another address gets it. Who does not take it
-in time leaves the queue. Clients are told apart as for limits. Knows how many places are free, and no stream.
+A free place is held for HOLD_S for the first client: no other address gets it in that time. A client that does not take
+it in time leaves the queue. Clients are told apart as for limits. Knows how many places are free, and no stream.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ HOLD_S = 10.0
 MOST_WAITING = 256
 MOST_OF_ADDRESS = 8
 LOOK_S = 0.25
-"""How often free places are looked for while somebody waits."""
+"""Polling interval for free places while the queue is not empty."""
 ALIVE_S = 15.0
 """Time without an event after which a comment is sent, so that proxies keep the connection."""
 
@@ -42,7 +42,7 @@ class Waiter:
 
 
 class Queue:
-    """The order of those who wait, and the places held for them. Pure bookkeeping: time is an argument."""
+    """The order of waiting clients, and the places held for them. Pure bookkeeping: time is an argument."""
 
     def __init__(self) -> None:
         self._waiters: list[Waiter] = []
@@ -50,11 +50,12 @@ class Queue:
 
     @property
     def waiting(self) -> int:
-        """How many wait."""
+        """Number of waiting clients."""
         return len(self._waiters)
 
     def enter(self, client: str) -> Waiter:
-        """Joins the end of the queue. Raises Problem 429 or 503 where the client or everybody has too many in it."""
+        """Joins the end of the queue. Raises Problem 429 if the client has too many entries, 503 if the queue is
+        full."""
         if self._of[client] >= MOST_OF_ADDRESS:
             detail = f"This address waits {MOST_OF_ADDRESS} times already."
             raise Problem(429, detail, ProblemType.TOO_MANY, {"Retry-After": str(FULL_RETRY_S)})
@@ -77,7 +78,7 @@ class Queue:
             waiter.changed.set()
 
     def look(self, free: int, now_s: float) -> None:
-        """Holds ``free`` places for the first who wait, and lets go of those that were not taken in time."""
+        """Holds ``free`` places for the first clients, and removes clients that did not take theirs in time."""
         for waiter in tuple(self._waiters):
             if waiter.held_until is not None and waiter.held_until <= now_s:
                 self.leave(waiter)
@@ -146,7 +147,7 @@ class Places:
         self._queue.look(self._free(), asyncio.get_running_loop().time())
 
     async def _keep_looking(self) -> None:
-        """Looks for free places until nobody waits."""
+        """Polls for free places until the queue is empty."""
         while self._queue.waiting:
             self._look()
             await asyncio.sleep(LOOK_S)

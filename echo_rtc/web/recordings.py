@@ -1,4 +1,4 @@
-"""Recordings over HTTP: who opened a stream begins and ends its recording; administrators list, download and delete.
+"""Recordings over HTTP: the owner of a stream begins and ends its recording; administrators list, download and delete.
 
 Knows neither codecs nor where the files are.
 """

@@ -38,7 +38,7 @@ class Streams(Protocol):
         ...
 
     def stream_of(self, key: str) -> str | None:
-        """The id of the stream that whoever opened it holds by ``key``; None where it is no longer theirs."""
+        """The id of the stream whose owner has the address ``key``; None if another publisher has taken it over."""
         ...
 
     async def close_stream(self, stream_id: str, reason: str) -> bool:
@@ -53,7 +53,7 @@ class Streams(Protocol):
 @dataclass(frozen=True, slots=True)
 class OfferBody:
     """The body of POST /offer, checked. ``avatar`` is None where the client leaves the choice to the server, ``name``
-    where nobody is to find the stream by one. ``pushed``: the voice is pushed speech, and no microphone."""
+    for a stream without a name. ``pushed``: the voice is pushed speech, and no microphone."""
 
     sdp: str
     avatar: str | None
@@ -77,7 +77,7 @@ class Signalling:
                 headers={"Accept-Post": "application/json"},
             )
         offer = parse_offer(await read_offer_body(request))
-        # Who has a token for one stream need not say which.
+        # A token for one stream implies its name.
         name = grant_of(request).name if offer.name is None else offer.name
         require_name(request, name)
         self.health.require_ready()

@@ -58,7 +58,7 @@ class SpeechStreams(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class SpeechAccess:
-    """Who may speak: with which tokens, from pages of which origins."""
+    """Which tokens and origins allow speaking to a stream."""
 
     authorisation: Authorisation
     cross_origin: CrossOrigin

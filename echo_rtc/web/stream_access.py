@@ -1,7 +1,7 @@
-"""Who may do something to a stream whose address they know: where tokens are used, whoever may publish under its name.
+"""Permission to change a stream by its address: where tokens are used, a token to publish under its name.
 
-The address of a stream (``/streams/{id}``) cannot be guessed, and is what its publisher was given; looking at the
-stream and ending it take no more than that.
+The address of a stream (``/streams/{id}``) cannot be guessed and is given to its publisher; reading the stream's
+counters and ending it need no more than that.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """HTTPS: the certificate that the server shows, given by files or made here for a local network.
 
 A certificate made here is kept between starts, so that a browser that was told to trust it need not be told again, and
-made anew when it nears its end or this machine has an address that it does not name. Its key is readable by its owner
+replaced when it nears its end or this machine has an address that it does not name. Its key is readable by its owner
 only. Knows nothing of routes.
 """
 
@@ -28,7 +28,7 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 from echo_rtc.errors import InputError, SettingsError
 
 RENEWAL_LOOK_S = 60.0
-"""How often certificates are looked at that somebody else renews."""
+"""Polling interval for certificate files that were renewed."""
 LIFETIME = timedelta(days=397)
 """Browsers refuse certificates that are good for longer."""
 RENEW_BEFORE = timedelta(days=30)
@@ -130,7 +130,7 @@ def from_files(cert: Path, key: Path) -> Certificate:
 
 
 def self_signed(names: Iterable[Name], folder: Path) -> Certificate:
-    """A certificate for these names, kept in ``folder`` and made anew if need be. Raises InputError if it cannot be."""
+    """A certificate for these names, kept in ``folder`` and replaced if need be. Raises InputError if it cannot be."""
     names = list(names)
     cert, key = folder / "self-signed.pem", folder / "self-signed.key"
     if not _still_good(cert, key, names):

@@ -1,7 +1,7 @@
 """WHIP and WHEP (RFC 9725, draft-ietf-wish-whep): one voice is published under a name, and its avatar viewed under it.
 
 A POST opens a peer and answers with its own URL, the session; PATCH brings ICE candidates to it, DELETE ends it. Checks
-what HTTP says and leaves what an SDP means to the streams. Who may do it, and from which origins, is not decided here.
+what HTTP says and leaves what an SDP means to the streams. Tokens and origins are checked elsewhere.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ class WhipWhep:
         return web.Response(headers={"Content-Type": SDP, "Accept-Post": SDP, **_NO_STORE})
 
     async def options(self, request: web.Request) -> web.StreamResponse:
-        """204 with what the resource takes; asks nobody who they are."""
+        """204 with the content types that the resource accepts; needs no token."""
         accepts = {"Accept-Patch": FRAGMENT} if "session" in request.match_info else {"Accept-Post": SDP}
         allowed = sorted({route.method for route in request.match_info.route.resource or ()})
         return web.Response(status=204, headers={"Allow": ", ".join(allowed), **accepts})
