@@ -1,7 +1,7 @@
-"""Which of a peer's ICE candidates are checked: reads them, and keeps the server from sending to whom it must not.
+"""Which of a peer's ICE candidates are checked: parses them, and leaves out addresses that must not be contacted.
 
-Every check is a packet, repeated, to an address that a stranger has named. So names are not looked up, addresses that
-are no peer's are left out, and of the rest only a few are checked. Pure: opens no socket, looks up no name.
+Every check is a packet, repeated, to an address that an untrusted peer has named. So names are not resolved, addresses
+that cannot be a peer's are left out, and of the rest only a few are checked. Pure: opens no socket.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class Candidate:
 
 @dataclass(frozen=True, slots=True)
 class Reach:
-    """The addresses that checks are sent to. ``loopback``: also this machine's own loopback, for callers who are on it;
+    """The addresses that checks are sent to. ``loopback``: also this machine's own loopback, for callers on it;
     ``private``: also addresses that the Internet does not route. ``broadcast``: the broadcast addresses of the networks
     that this machine is in, to which nothing is sent."""
 

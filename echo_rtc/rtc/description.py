@@ -2,7 +2,7 @@
 
 aiortc's own parser takes time and memory that grow with the product of what it is given (formats times feedback lines),
 on the event loop. So it never sees what came: lines are counted here, per section, per attribute and in all; attributes
-that nothing reads are left out; and ``offer`` writes a short description anew from what is left. Text in, text out.
+that nothing reads are left out; and ``offer`` writes a short description from what is left. Text in, text out.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """What a peer may send: how many packets, from how many sources, how much that is never finished.
 
-Whoever has an offer answered may then send whatever they like through an encrypted connection, and every packet costs
-this process time and memory that others need. What is too much is dropped and counted; who goes on with it is sent
-away. Honest peers stay far below these limits, also when a network that stood still delivers all at once. Pure
-bookkeeping: time comes from a clock that is given, packets are numbers here.
+A peer whose offer was answered may send anything through its encrypted connection, and every packet costs this process
+time and memory. Packets beyond a rate limit are dropped and counted; a peer that goes on is disconnected. Correct peers
+stay far below these limits, also when a stalled network delivers all packets at once. Pure bookkeeping: time comes from
+a clock that is given, packets are numbers here.
 """
 
 from __future__ import annotations
@@ -26,17 +26,17 @@ CHANNELS_PER_S, CHANNELS_BURST = 0.2, 16.0
 CONTROLS_PER_S, CONTROLS_BURST = 10.0, 20.0
 """Messages that control the stream; a person presses a button now and then."""
 MAX_INITS = 20
-"""Attempts at an association of data channels; an honest peer repeats one eight times at most."""
+"""Attempts at an association of data channels; a correct peer repeats one eight times at most."""
 DATAGRAMS_PER_S, DATAGRAMS_BURST = 2_000.0, 4_000.0
 """Datagrams of any kind, before they are decrypted."""
 RESENDS_PER_S, RESENDS_BURST = 500.0, 500.0
 """Media packets that are sent again because the peer says that they were lost; a report may name thousands."""
 PATIENCE_PER_S, PATIENCE = 200.0, 3_000.0
-"""Packets that may be dropped for being too many, before the peer is sent away."""
+"""Packets over a rate limit that are dropped before the peer is disconnected."""
 MAX_SOURCES = 16
 """SSRCs of a peer over its whole life; each takes memory for ever. A call has two or three."""
 MAX_UNFINISHED_BYTES = 512 * 1024
-"""What may be kept of messages on data channels whose end has not come. The largest message allowed is half of it."""
+"""Bytes of incomplete data channel messages that may be buffered. The largest message allowed is half of it."""
 
 
 class TokenBucket:
@@ -91,7 +91,7 @@ class Guard:
         return not self._sent_away and self._datagrams.take(1, self._clock()) == 1
 
     def datagram_refused(self) -> None:
-        """A datagram was thrown away before anybody was known to have sent it."""
+        """Counts a datagram from an unknown sender that was dropped."""
         self.counters.datagrams_refused += 1
 
     def packet(self, source: int, extension_bytes: int = 0) -> bool:

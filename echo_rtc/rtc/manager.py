@@ -1,7 +1,7 @@
-"""All streams of this server, their names and their peers: opens them from offers, refuses what is too much, ends them.
+"""All streams of this server, their names and their peers: opens them from offers, within limits, and ends them.
 
-A stream lives as long as somebody publishes it. One that has a name and viewers outlives a publisher who is lost (not
-one who leaves) by a few seconds: it shows the idle loop, and whoever publishes under its name takes it over. The only
+A stream lives as long as it has a publisher. With a name and viewers it outlives a publisher that is lost (not one that
+leaves) by a grace period: it shows the idle loop, and the next publisher under its name takes it over. The only
 part that knows several streams. Knows no HTTP: what it raises are the classes of ``errors``.
 """
 
@@ -43,21 +43,21 @@ from echo_rtc.stream.tally import Ledger, Tally
 logger = logging.getLogger(__name__)
 
 RETRY_AFTER_S = 10
-"""When a refused client may ask again: places become free as calls end, which nobody can foresee."""
+"""Retry-After of a full server; a guess, because calls end at any time."""
 NAME_RETRY_S = 2
-"""When to ask again for a name that is taken or not live: a publisher who is lost is noticed within seconds."""
+"""Retry-After for a name that is taken or not live: a lost publisher is noticed within seconds."""
 LINGER_S = 10.0
-"""How long viewers see the idle loop after their publisher was lost, before the stream ends."""
+"""Grace period: how long viewers see the idle loop after the publisher was lost, before the stream ends."""
 LOST = "the publisher was lost"
 MAX_HALF_OPEN = 8
-"""Peers of one address that are answered and not connected yet. A connection is up within a second; who never connects
-holds ports for ``--connect-timeout``."""
+"""Peers of one address that are answered and not connected yet. A connection is up within a second; a peer that never
+connects holds ports for ``--connect-timeout``."""
 HALF_OPEN_RETRY_S = 2
 PORTS_KEPT = 4
-"""Of a range of UDP ports, one part in so many is kept for publishers, or fewer where there is room for fewer."""
+"""One part in this many of the UDP port range is kept for publishers, or fewer where there is room for fewer."""
 
 IN_PROCESS = Caller(on_loopback=True)
-"""Who calls without HTTP: a program around this manager."""
+"""The caller of an offer that did not come by HTTP: a program that uses this manager."""
 
 _PLANS: Mapping[Role, Callable[[Offer], MediaPlan]] = {
     Role.CALL: plan_call,
@@ -221,7 +221,7 @@ class StreamManager:
         self, avatar: str, name: str | None = None, source: VoiceSource = VoiceSource.PUSHED
     ) -> OpenedSpeech:
         """Opens a stream of pushed speech, which plays from now on; without a name it is viewed under one that is made
-        for it. ``source`` is who pushes it. Raises OfferError, NameTakenError or CapacityError."""
+        for it. ``source``: the kind of client that pushes it. Raises OfferError, NameTakenError or CapacityError."""
         if avatar not in self._engine.avatars:
             raise self._no_avatar(avatar)
         if name is not None:
@@ -418,7 +418,7 @@ class StreamManager:
             stream = self._stream(avatar, VoiceSource.PUSHED if request.pushed else VoiceSource.MICROPHONE)
             try:
                 peer = await self._answer(terms, stream)
-                if avatar not in self._engine.avatars:  # it was deleted meanwhile, while nobody showed it
+                if avatar not in self._engine.avatars:  # it was deleted meanwhile, while no stream showed it
                     await peer.close()
                     raise self._no_avatar(avatar)
             except BaseException as error:
@@ -457,7 +457,7 @@ class StreamManager:
         return live
 
     async def _resume(self, live: _Live, request: _Request) -> Opened:
-        """A new publisher for a stream whose own was lost, who can neither look at it nor end it from then on."""
+        """Gives a stream whose publisher was lost to a new one; the former publisher's key is invalid from then on."""
         terms = self._read(request)
         live.seat.claim()
         try:

@@ -75,7 +75,7 @@ class Negotiation:
 
 
 def with_rtcp_mux_only(answer: str) -> str:
-    """An answer that says in so many words that RTCP shares the port of RTP (RFC 8858), as WHIP asks for."""
+    """The answer with ``a=rtcp-mux-only`` (RFC 8858), which WHIP requires."""
     return re.sub(r"^(a=rtcp-mux)\r?$", r"\1\r\na=rtcp-mux-only\r", answer, flags=re.MULTILINE)
 
 

@@ -25,8 +25,8 @@ from echo_rtc.rtc.ports import PortRange
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 
 TURN_LIFETIME_S = 12 * 3600
-"""How long credentials for TURN are good for. They are needed when a connection begins, and again only if it has to
-begin anew."""
+"""How long credentials for TURN are good for. They are needed when a connection begins, and again only when it is
+opened again."""
 TURN_USER = "echo_rtc"
 
 _URL = re.compile(

@@ -371,8 +371,8 @@ def _transport(kind: str, own: Part, session: Part) -> Transport:
         raise OfferError(UNREADABLE)
     if not any(value.startswith(_VERIFIED) for value in prints):
         raise OfferError(f"the offer's {kind} section has no DTLS fingerprint by SHA-256, which browsers send")
-    # Whoever leaves it to us to begin the DTLS handshake begins it: aiortc as a client knows ECDSA certificates only,
-    # and GStreamer has one for RSA; as a server it takes any.
+    # A peer that accepts either DTLS role is the client: aiortc as a client knows ECDSA certificates only, and
+    # GStreamer has one for RSA; as a server it takes any.
     return Transport(ufrag, password, tuple(dict.fromkeys(prints)), "passive" if setup == "passive" else "active")
 
 

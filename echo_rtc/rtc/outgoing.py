@@ -97,7 +97,7 @@ class OutgoingPeer:
             raise
         except OfferError as error:
             raise OfferError(f"the answer cannot be used: {str(error).replace('offer', 'answer')}") from error
-        except Exception as error:  # a boundary: whatever aiortc trips over in a stranger's answer is its fault
+        except Exception as error:  # a boundary: the answer is untrusted
             raise OfferError(f"the answer cannot be used ({type(error).__name__})") from error
         self._viewer = self._stream.add_viewer(sent.codec, with_sound=sent.sound)
         picture, sound = (self._transceivers[kind].sender for kind in _KINDS)

@@ -1,7 +1,7 @@
-"""What a packet costs before anybody handles it: STUN, RTP, RTCP and SCTP, by their headers alone.
+"""What a packet would cost to handle: STUN, RTP, RTCP and SCTP, by their headers alone.
 
-aiortc takes every field at its word: one chunk of 1.2 KB can make it count to 2**32, or for ever. What no honest peer
-sends is found here in time that is linear in the packet's length. Pure: bytes in, facts out; holds no connection.
+aiortc validates no field: one chunk of 1.2 KB can make it loop 2**32 times, or for ever. Packets that no correct peer
+sends are found here in time linear in the packet's length. Pure: bytes in, facts out; holds no connection.
 """
 
 from __future__ import annotations

@@ -69,7 +69,7 @@ class PeerOptions:
 @dataclass(frozen=True, slots=True)
 class Terms:
     """What a peer is answered by: the offer, what is negotiated of it, which addresses may be checked, the ``client``
-    that counts as the one who asks, and the UDP ports that are set aside, None where there is no range. ``is_owner``:
+    for limits, and the UDP ports that are set aside, None where there is no range. ``is_owner``:
     whether its messages control the stream."""
 
     offer: Offer
@@ -177,7 +177,7 @@ class Peer:
             raise UnsupportedMediaError(
                 "a section of the offer has no codec in common with this server; offer Opus, and H264 or VP8"
             ) from error
-        except Exception as error:  # a boundary: whatever aiortc trips over in a stranger's offer is the offer's fault
+        except Exception as error:  # a boundary: the offer is untrusted
             self._stream.log.warning("an offer that could be read cannot be answered (%s)", type(error).__name__)
             self._stream.log.debug("where it fails", exc_info=True)
             raise OfferError("the session description cannot be answered; send that of an RTCPeerConnection") from error
@@ -305,7 +305,7 @@ def send_event(channel: RTCDataChannel, event: Event) -> bool:
     """Sends an event as JSON unless the channel is not open, is cut off or has too much waiting. Whether it did."""
     if channel.readyState != "open" or channel.bufferedAmount > MAX_CHANNEL_BACKLOG_BYTES:
         return False
-    # A channel stays open when its connection is cut; what is sent then fails in a task that nobody awaits.
+    # A channel stays open when its connection is cut; what is sent then fails in a task that is never awaited.
     if channel.transport.transport.state != "connected":
         return False
     channel.send(json.dumps(event))

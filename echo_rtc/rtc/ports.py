@@ -1,4 +1,4 @@
-"""Which UDP ports media may use. Knows nothing of who opens them."""
+"""Which UDP ports media may use. Opens none."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""What a client holds of a stream: one peer with an id that nobody can guess, in one role.
+"""Types that the HTTP edge and the manager share: one peer of a stream, with an unguessable id and a role.
 
-The words that the HTTP edge and the manager share; knows neither of them, nor any connection.
+Knows neither of them, nor any connection.
 """
 
 from __future__ import annotations
@@ -27,15 +27,15 @@ class Role(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """Who sent an offer, as far as HTTP says: ``client`` is the address, or the network, that counts as one client; ""
-    where it is not known. ``on_loopback``: a program of this machine."""
+    """The sender of an offer, as far as HTTP says: ``client`` is the address, or the network, that counts as one client
+    for limits; "" where it is not known. ``on_loopback``: a program of this machine."""
 
     client: str = ""
     on_loopback: bool = False
 
 
 class Reservations(Protocol):
-    """Places that are held for clients who wait for one."""
+    """Places that are held for clients in the queue."""
 
     def held_for_others(self, client: str) -> int:
         """How many are held for other clients than this one."""
@@ -47,7 +47,7 @@ class Reservations(Protocol):
 
 
 class NoReservations:
-    """Where nobody waits."""
+    """No queue: no place is held."""
 
     def held_for_others(self, client: str) -> int:
         return 0
@@ -59,8 +59,8 @@ class NoReservations:
 @dataclass(frozen=True, slots=True)
 class Opened:
     """A peer that was let in. ``session`` is its own id; ``stream`` the key to the stream that it speaks to or watches;
-    ``tag`` names its ICE session, which candidates that come later must be meant for. ``over`` is done once the peer
-    is; None where nobody needs to know."""
+    ``tag`` names its ICE session, which later candidates must name too. ``over`` resolves when the peer is closed; None
+    where no caller needs it."""
 
     session: str
     stream: str

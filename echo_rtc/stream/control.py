@@ -1,4 +1,4 @@
-"""Control messages of whoever owns a stream, over the data channel of their connection: interruptions, no sound.
+"""Control messages of a stream's owner, over the data channel of its connection: interruptions, no sound.
 
 Knows no connections and no rates: text comes in, answers go out by a function.
 """

@@ -1,4 +1,4 @@
-"""Pushed speech for programs: sound is taken as fast as it can be said, and whoever has more waits.
+"""Pushed speech for programs, with backpressure: sound is taken as fast as it can be said; a caller with more waits.
 
 Knows no tracks and no connections.
 """
@@ -27,7 +27,7 @@ RATES = range(8_000, 48_001)
 
 
 class PacedSpeech:
-    """Says events by a speaker that nobody else uses. ``ended``: done when nothing can be said any more."""
+    """Says events by a speaker of its own. ``ended``: done when nothing can be said any more."""
 
     def __init__(self, speaker: Speaker, ended: asyncio.Future[str]) -> None:
         self._speaker = speaker

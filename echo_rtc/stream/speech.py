@@ -1,7 +1,6 @@
-"""The voice of a stream that is pushed instead of heard: events in, their sound and face out, interruptions at once.
+"""The voice of a stream of pushed speech: events in, their sound and picture out, interruptions at once.
 
-Has for a stream the place of the listener. Sound comes converted (mono int16 at 48 kHz); who pushes it, over which
-connection, is no matter of this file.
+Takes the listener's place in a stream. Sound comes converted (mono int16 at 48 kHz). Knows no connection.
 """
 
 from __future__ import annotations
@@ -49,7 +48,7 @@ class SpeechReport:
     detail: str = ""
 
     def as_message(self) -> dict[str, object]:
-        """As whoever speaks to the stream is told it."""
+        """The JSON message for the client that speaks to the stream."""
         if self.step is SpeechStep.FAILED:
             return {"type": "error", "code": self.code, "detail": self.detail, "event_id": self.event}
         message: dict[str, object] = {"type": f"agent.speak_{self.step}", "event_id": self.event}
@@ -96,9 +95,9 @@ class Speaker:
         self._caption: _Caption | None = None
         """What viewers were shown last."""
         self.heard_at = self._loop.time()
-        """When somebody last pushed, interrupted, listened or asked to be kept alive."""
+        """When a client last pushed, interrupted, started listening or sent keep_alive; loop time, seconds."""
         self.claimed = False
-        """Whether somebody holds the right to speak."""
+        """Whether a client has the right to speak."""
         self.listening = False
         """Whether viewers are to see that the avatar listens; ends with the next speech."""
         self.counters = VoiceCounters()
@@ -142,7 +141,7 @@ class Speaker:
         """No connection brings this voice."""
 
     def keep_alive(self) -> None:
-        """Somebody still means to speak."""
+        """Restarts the stream's time-out."""
         self.heard_at = self._loop.time()
 
     def report_to(self, reporter: Callable[[SpeechReport], object]) -> Callable[[], None]:

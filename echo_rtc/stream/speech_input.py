@@ -111,7 +111,7 @@ class SpeechInput:
                 self._sink.say(event, rest, words)
 
     def complete_all(self) -> None:
-        """Nobody pushes any more: what is there is said to its end."""
+        """Completes all open events at the end of the input: what is queued is said to its end."""
         for event in self.open_events:
             self.complete(event)
 

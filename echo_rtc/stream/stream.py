@@ -235,7 +235,7 @@ class Stream:
 
     @property
     def watched(self) -> bool:
-        """Whether anybody gets packets: a viewer, or a server that the stream is pushed to."""
+        """Whether packets have a receiver: a viewer, or a server that the stream is pushed to."""
         return self._audience.live_viewers > 0
 
     @property

@@ -64,8 +64,8 @@ def _guard_media(transport: RTCDtlsTransport, guard: Guard) -> None:
 
 
 def _start_once(ice: RTCIceTransport) -> None:
-    """Lets aiortc go on to start a transport that was closed meanwhile, as it does where an offer has several: it would
-    fail in a task that nobody awaits."""
+    """Makes starting a closed transport a no-op. aiortc does that where an offer has several transports, and would
+    fail in a task that is never awaited."""
     start = method(ice, "start")
 
     async def start_unless_closed(remoteParameters: RTCIceParameters) -> None:
@@ -90,7 +90,7 @@ def _guard_feedback(sender: RTCRtpSender, guard: Guard) -> None:
 
 def _ignore_goodbyes(receiver: RTCRtpReceiver) -> None:
     """A goodbye (RTCP BYE) would stop the receiver for the rest of the connection, and hold up the event loop until all
-    that waits is decoded. A source may go and another one come; who leaves closes the connection."""
+    that waits is decoded. A source may end and another one begin; a peer that leaves closes the connection."""
     take_report = method(receiver, "_handle_rtcp_packet")
 
     async def on_report(packet: AnyRtcpPacket) -> None:

@@ -1,8 +1,8 @@
-"""What aioice does with sockets and strangers' datagrams.
+"""What aioice does with sockets and with datagrams of unknown senders.
 
-Process-wide, once at the start: a vanished peer is lost within seconds, dead STUN and TURN servers delay nothing for
-long, and a machine that has nothing but its loopback interface has candidates. For each connection: which datagrams are
-looked at, and which addresses are checked.
+Process-wide, once at the start: a vanished peer is lost within seconds, unreachable STUN and TURN servers delay nothing
+for long, and a machine with only a loopback interface has candidates. For each connection: which datagrams are read,
+and which addresses are checked.
 """
 
 from __future__ import annotations
@@ -115,7 +115,7 @@ def watch_datagrams() -> None:
             return
         try:
             take(self, data, addr)
-        except Exception as error:  # a boundary: nobody knows yet who sent this
+        except Exception as error:  # a boundary: the sender is unknown yet
             if watch is not None:
                 watch.guard.datagram_refused()
             logger.debug("a datagram from %s could not be handled", addr, exc_info=error)
@@ -133,10 +133,10 @@ def guard_ice(ice: RTCIceTransport, guard: Guard, reach: Reach) -> None:
 
 
 class _DatagramGuard:
-    """What of the datagrams that reach a connection's sockets is looked at.
+    """Filters the datagrams that reach a connection's sockets.
 
-    From addresses that are known: all, within a rate. From others: checks that name this connection, which only the
-    peer and who it tells can do, and answers to what was asked.
+    From known addresses: all are read, within a rate. From others: only checks with this connection's user name, which
+    only the peer and those it passed it to know, and responses to own requests.
     """
 
     def __init__(self, connection: Any, guard: Guard, reach: Reach) -> None:

@@ -15,10 +15,9 @@ from echo_rtc.codec.concealment import VoiceDecoder, to_frame
 from echo_rtc.rtc.seams.checks import require
 
 MICROPHONE_WAITING_PACKETS = 3
-"""Packets of the microphone that may wait for one before them; then it counts as lost. A later one finds its place
-taken."""
+"""Reorder window: later packets to receive before a missing one is declared lost."""
 MICROPHONE_JUMP_PACKETS = 100
-"""Sequence numbers that fall back by more than this are no late packets: the sender counts anew."""
+"""Sequence numbers that fall back by more than this are no late packets: the sender has restarted its count."""
 
 _JITTER_BUFFER = "_RTCRtpReceiver__jitter_buffer"
 _DECODER_QUEUE = "_RTCRtpReceiver__decoder_queue"

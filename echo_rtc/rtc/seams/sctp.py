@@ -50,7 +50,7 @@ def guard_data(sctp: RTCSctpTransport, guard: Guard) -> None:
     send = method(sctp, "_send_chunk")
 
     async def send_unless_over(chunk: Chunk) -> None:
-        # What waits to be sent when a connection ends would fail in a task that nobody awaits.
+        # What waits to be sent when a connection ends would fail in a task that is never awaited.
         with contextlib.suppress(ConnectionError):
             await send(chunk)
 
