@@ -28,6 +28,7 @@ from echo_rtc.bench.support.report import report, table
 from echo_rtc.bench.support.rtc_attacks import ATTACKS as RTC_ATTACKS
 from echo_rtc.bench.support.siege import HEADINGS, TOKEN, NamedAttack, Outcome, besiege
 from echo_rtc.bench.support.siege import rows as attack_rows
+from echo_rtc.bench.support.speech_attacks import ATTACKS as SPEECH_ATTACKS
 from echo_rtc.errors import InputError
 from echo_rtc.web.app import routes
 
@@ -38,7 +39,7 @@ HANG_UP_S = 0.2
 SETTLE_S = 20.0
 """Time that what was opened may take to be gone."""
 MAX_GROWTH_MB = 20.0
-ATTACKS = (*HTTP_ATTACKS, *RTC_ATTACKS)
+ATTACKS = (*HTTP_ATTACKS, *RTC_ATTACKS, *SPEECH_ATTACKS)
 """All named attacks."""
 OFFERS = ROOT / "tests" / "data" / "offers"
 

@@ -17,6 +17,8 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from enum import Enum
 
+from aiohttp import web
+
 from echo_rtc.bench.support.real_server import ROOT, RealServer
 from echo_rtc.bench.support.witness import NAME, Witness
 from echo_rtc.web.auth import Right, mint
@@ -137,10 +139,29 @@ async def _besieged(doors: Doors) -> AsyncIterator[tuple[RealServer, Witness, Ta
     view_token = mint(SECRET, frozenset({Right.VIEW}), NAME, TOKEN_LIFE_S) if doors.token else None
     with tempfile.TemporaryDirectory() as logs:
         flags = (*card, "--max-streams", "16", *doors.value, "--log-dir", logs)
-        async with RealServer(*flags, command=USUAL_LIMITS) as server:
+        async with speech_server() as tts_url, RealServer(*flags, "--tts-url", tts_url, command=USUAL_LIMITS) as server:
             target = Target(server.port, doors is Doors.TLS, view_token)
             async with Witness(target.url, doors.token) as witness:
                 yield server, witness, target
+
+
+@asynccontextmanager
+async def speech_server() -> AsyncIterator[str]:
+    """The address of a text-to-speech server that says every sentence in a second of silence."""
+
+    async def say(_: web.Request) -> web.Response:
+        return web.Response(body=bytes(48_000))
+
+    app = web.Application()
+    app.router.add_post("/v1/audio/speech", say)
+    runner = web.AppRunner(app, access_log=None)
+    await runner.setup()
+    try:
+        site = web.TCPSite(runner, "127.0.0.1", 0)
+        await site.start()
+        yield f"http://127.0.0.1:{runner.addresses[0][1]}"
+    finally:
+        await runner.cleanup()
 
 
 async def _measured(
