@@ -162,7 +162,7 @@ async def serve(settings: Settings, log_file: LogFile, specs: MakeSpecs | None =
             lifecycle,
             settings.engine,
             network.ice_servers,
-            lambda: streams.free,
+            lambda: streams.unreserved,
             says_text=texts.configured,
             mark=settings.mark,
         )

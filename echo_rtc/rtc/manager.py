@@ -191,6 +191,11 @@ class StreamManager:
         return max(0, self.capacity - len(self._live) - self._new_streams)
 
     @property
+    def unreserved(self) -> int:
+        """How many of these are not held for somebody who waits."""
+        return max(0, self.free - self.reservations.held_for_others(""))
+
+    @property
     def streams(self) -> dict[str, Stream]:
         """The streams that are open, by id."""
         return {stream_id: live.stream for stream_id, live in self._live.items()}
@@ -218,17 +223,18 @@ class StreamManager:
         return await self._publish(_Request(Role.PUBLISH, offer_sdp, caller or IN_PROCESS), avatar, name)
 
     async def open_speech(
-        self, avatar: str, name: str | None = None, source: VoiceSource = VoiceSource.PUSHED
+        self, avatar: str, name: str | None = None, source: VoiceSource = VoiceSource.PUSHED, client: str = ""
     ) -> OpenedSpeech:
         """Opens a stream of pushed speech, which plays from now on; without a name it is viewed under one that is made
-        for it. ``source``: the kind of client that pushes it. Raises OfferError, NameTakenError or CapacityError."""
+        for it. ``source``: the kind of client that pushes it; ``client``: for which a place may be held. Raises
+        OfferError, NameTakenError or CapacityError."""
         if avatar not in self._engine.avatars:
             raise self._no_avatar(avatar)
         if name is not None:
             checked_name(name)
             if name in self._names or name in self._keys:
                 raise self._taken(name)
-        self._require_room("")
+        self._require_room(client)
         stream = self._stream(avatar, source)
         live = self._keep(stream, name or secrets.token_urlsafe(12))
         stream.begin()

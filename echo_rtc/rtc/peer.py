@@ -96,6 +96,7 @@ class Peer:
         self._network = options.network
         self._connection = RTCPeerConnection(options.network.configuration())
         self._viewer: Viewer | None = None
+        self._decoder = VoiceDecoder() if terms.negotiation.plan.microphone is not None else None
         self._control = Control(stream.speaker, terms.is_owner)
         self._guard = Guard(self._end, loop.time, stream.guard_counters)
         self._channels: dict[RTCDataChannel, Callable[[], object]] = {}
@@ -182,10 +183,10 @@ class Peer:
             self._stream.log.debug("where it fails", exc_info=True)
             raise OfferError("the session description cannot be answered; send that of an RTCPeerConnection") from error
         guard_connection(self._connection, self._guard, self._terms.reach)
-        if self._plan.microphone is not None:
+        if self._plan.microphone is not None and self._decoder is not None:
             receiver = transceivers[self._plan.microphone].receiver
             shorten_microphone_buffer(receiver)
-            decode_microphone(receiver, VoiceDecoder())
+            decode_microphone(receiver, self._decoder)
         with ports_from(self._network.ports) as binding:
             await self._connection.setLocalDescription(await self._connection.createAnswer())
         if binding.exhausted:
@@ -225,9 +226,9 @@ class Peer:
             picture = transceivers[plan.picture].sender if plan.picture is not None else None
             sound = transceivers[plan.sound].sender if plan.sound is not None else None
             send_to_viewer(self._stream, self._viewer, picture, sound)
-        if plan.microphone is not None:
+        if plan.microphone is not None and (decoder := self._decoder) is not None:
             receiver = transceivers[plan.microphone].receiver
-            self._stream.listen(microphone(receiver.track), lambda: reception_of(receiver))
+            self._stream.listen(microphone(receiver.track), lambda: reception_of(receiver, decoder))
 
     def _on_state(self) -> None:
         state = self._connection.connectionState

@@ -7,16 +7,18 @@ from collections.abc import Sequence
 from aiortc import RTCRtpReceiver, RTCRtpSender
 
 from echo_rtc.clips import MEDIA_RATE
+from echo_rtc.codec.concealment import VoiceDecoder
 from echo_rtc.stream.links import Delivery, Reception
 
 
-async def reception_of(receiver: RTCRtpReceiver) -> Reception:
-    """What ``receiver``, of sound, would tell its sender in a receiver report."""
+async def reception_of(receiver: RTCRtpReceiver, decoder: VoiceDecoder) -> Reception:
+    """What ``receiver``, of sound, would tell its sender in a receiver report, and what ``decoder`` has concealed."""
     reports = [report for report in (await receiver.getStats()).values() if report.type == "inbound-rtp"]
     return Reception(
         packets=sum(report.packetsReceived for report in reports),
         lost=sum(max(0, report.packetsLost) for report in reports),
         jitter_s=max((report.jitter for report in reports), default=0) / MEDIA_RATE,
+        concealed_samples=decoder.concealed_samples,
     )
 
 

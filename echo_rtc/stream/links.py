@@ -11,6 +11,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Generic, Protocol, Self, TypeVar
 
+from echo_rtc.clips import MEDIA_RATE
 from echo_rtc.counting import CounterMetric, counter
 
 logger = logging.getLogger(__name__)
@@ -24,16 +25,24 @@ LOST_PACKETS = CounterMetric(
 )
 
 
+CONCEALED_SECONDS = CounterMetric(
+    "microphone_concealed_seconds", "Sound of microphones that was lost and concealed.", scale=1 / MEDIA_RATE
+)
+
+
 @dataclass(frozen=True, slots=True)
 class Reception:
-    """How a microphone's packets arrive (RFC 3550): received, lost, and the jitter between arrivals (s)."""
+    """How a microphone's packets arrive (RFC 3550): received, lost, and the jitter between arrivals (s); and how many
+    samples (48 kHz) were concealed."""
 
     packets: int = counter(MICROPHONE_PACKETS, "received")
     lost: int = counter(MICROPHONE_PACKETS, "lost")
     jitter_s: float = 0.0
+    concealed_samples: int = counter(CONCEALED_SECONDS)
 
     def since(self, before: Reception) -> Reception:
-        return Reception(max(self.packets, before.packets), max(self.lost, before.lost), self.jitter_s)
+        concealed = max(self.concealed_samples, before.concealed_samples)
+        return Reception(max(self.packets, before.packets), max(self.lost, before.lost), self.jitter_s, concealed)
 
 
 @dataclass(frozen=True, slots=True)

@@ -129,7 +129,7 @@ def parse_offer(body: bytes) -> OfferBody:
     if name is not None and not isinstance(name, str):
         raise _bad_offer(f"name is {_shown(content, 'name')}; it must be the stream's name as text, or left out.")
     source = content.get("source", VoiceSource.MICROPHONE)
-    if source not in list(VoiceSource):
+    if source not in (VoiceSource.MICROPHONE, VoiceSource.PUSHED):
         raise _bad_offer(f"source is {_shown(content, 'source')}; it must be 'microphone' or 'pushed', or left out.")
     return OfferBody(sdp, avatar, name, source == VoiceSource.PUSHED)
 

@@ -43,7 +43,7 @@ RATES = range(8_000, 48_001)
 class SpeechStreams(Protocol):
     """What this file asks of the streams."""
 
-    async def open_speech(self, avatar: str, name: str | None = None) -> OpenedSpeech:
+    async def open_speech(self, avatar: str, name: str | None = None, *, client: str = "") -> OpenedSpeech:
         """Raises OfferError, NameTakenError, CapacityError."""
         ...
 
@@ -91,8 +91,9 @@ class SpeechChannels:
         name = grant_of(request).name if name is None else name
         require_name(request, name)
         self._health.require_ready()
-        opened = await self._streams.open_speech(choose_avatar(self._health, avatar), name)
-        request[CLAIM].keep(self._streams.ending(opened.key))
+        claim = request[CLAIM]
+        opened = await self._streams.open_speech(choose_avatar(self._health, avatar), name, client=claim.caller.client)
+        claim.keep(self._streams.ending(opened.key))
         here = f"{prefix_of(request)}/streams/{opened.key}"
         body = {"stream": here, "whep": f"{prefix_of(request)}/whep/{opened.name}", "speech": f"{here}/speech"}
         return web.json_response(body, status=201, headers={"Location": here, "Cache-Control": "no-store"})

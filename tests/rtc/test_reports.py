@@ -5,6 +5,7 @@ from __future__ import annotations
 from types import SimpleNamespace
 from typing import Any
 
+from echo_rtc.codec.concealment import VoiceDecoder
 from echo_rtc.rtc.reports import delivery_of, reception_of
 from echo_rtc.stream.links import Delivery, Reception
 
@@ -25,9 +26,11 @@ async def test_a_reception_is_in_packets_and_seconds() -> None:
         {"type": "inbound-rtp", "packetsReceived": 10, "packetsLost": -1, "jitter": 96},
         {"type": "transport"},
     )
-    assert await reception_of(receiver) == Reception(packets=110, lost=3, jitter_s=0.01)
+    decoder = VoiceDecoder()
+    decoder.concealed_samples = 960
+    assert await reception_of(receiver, decoder) == Reception(110, 3, 0.01, concealed_samples=960)
     nothing: Any = FakeEnd()
-    assert await reception_of(nothing) == Reception()
+    assert await reception_of(nothing, VoiceDecoder()) == Reception()
 
 
 def told(kind: str, **figures: float | None) -> dict[str, Any]:

@@ -74,7 +74,7 @@ class FakeStreams:
         self.offers.append((offer_sdp, ""))
         return self._open(Role.VIEW, name)
 
-    async def open_speech(self, avatar: str, name: str | None = None) -> OpenedSpeech:
+    async def open_speech(self, avatar: str, name: str | None = None, *, client: str = "") -> OpenedSpeech:
         if self.failure is not None:
             raise self.failure
         return OpenedSpeech("speech-key", name or "made-name")

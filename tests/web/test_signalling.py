@@ -106,6 +106,7 @@ async def test_another_content_type_is_415(edge: Edge, content_type: str) -> Non
         ({**GOOD, "name": 7}, "name is 7; it must be the stream's name"),
         ({**GOOD, "source": "radio"}, "source is 'radio'; it must be 'microphone' or 'pushed'"),
         ({**GOOD, "source": []}, "source is []"),
+        ({**GOOD, "source": "livekit"}, "source is 'livekit'"),
     ],
 )
 async def test_a_body_that_is_no_offer_is_400(edge: Edge, body: Any, words: str) -> None:
