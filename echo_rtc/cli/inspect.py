@@ -1,6 +1,6 @@
-"""``echo-rtc inspect FILE...``: what files say of whether they are synthetic.
+"""``echo-rtc inspect FILE...``: prints the marks in files that say that they are synthetic.
 
-Exit codes: 0 where every file says so, 1 where one does not or cannot be read, 2 for a wrong flag.
+Exit codes: 0 if every file is marked, 1 if a file is not or cannot be read, 2 for a wrong flag.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ PROG = "echo-rtc inspect"
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """What a file says. ``looked``: whether Content Credentials could be looked for."""
+    """What was found in a file. ``looked``: whether the library that reads Content Credentials is installed."""
 
     path: Path
     found: Found
@@ -30,12 +30,12 @@ class Report:
     looked: bool
 
     @property
-    def says_synthetic(self) -> bool:
+    def is_marked(self) -> bool:
         return self.found.marked > 0 or (self.credentials is not None and self.credentials.say_synthetic)
 
 
 def main(argv: Sequence[str]) -> int:
-    """Prints what each file says; returns the exit code."""
+    """Prints what was found in each file; returns the exit code."""
     parser = argparse.ArgumentParser(
         PROG, description="Says whether files with video are marked as AI-generated.", allow_abbrev=False
     )
@@ -51,7 +51,7 @@ def main(argv: Sequence[str]) -> int:
             sys.stderr.write(f"{PROG}: {error}\n")
             code = 1
             continue
-        code = code if report.says_synthetic else 1
+        code = code if report.is_marked else 1
         lines = [json.dumps(_as_json(report))] if given.json else _as_text(report)
         sys.stdout.writelines(f"{line}\n" for line in lines)
     return code
@@ -61,7 +61,7 @@ def _as_json(report: Report) -> dict[str, Any]:
     credentials = None if report.credentials is None else asdict(report.credentials)
     return {
         "file": str(report.path),
-        "synthetic": report.says_synthetic,
+        "synthetic": report.is_marked,
         **asdict(report.found),
         **({"content_credentials": credentials} if report.looked else {}),
     }
@@ -72,7 +72,7 @@ def _as_text(report: Report) -> list[str]:
     counted = f"{found.marked} of {found.keyframes} keyframes ({found.codec})"
     lines = [f"mark in {counted}: {_words(mark)}" for mark in found.marks] or [f"no mark: {counted}"]
     lines.append(f"Content Credentials: {_credentials_words(report)}")
-    verdict = "says that it is AI-generated" if report.says_synthetic else "does not say that it is AI-generated"
+    verdict = "is marked as AI-generated" if report.is_marked else "is not marked as AI-generated"
     return [f"{report.path} {verdict}", *(f"  {line}" for line in lines)]
 
 
@@ -82,7 +82,9 @@ def _credentials_words(report: Report) -> str:
         return "none" if report.looked else f"not looked for; {EXTRA}"
     actions = ", ".join(f"{action} {source.rpartition('/')[2]}".strip() for action, source in credentials.actions)
     problems = f" ({', '.join(credentials.problems)})" if credentials.problems else ""
-    return _printable(f"{credentials.state}{problems}, signed by {credentials.signer or 'nobody named'}: {actions}")
+    return _printable(
+        f"{credentials.state}{problems}, signed by {credentials.signer or 'an unnamed signer'}: {actions}"
+    )
 
 
 def _words(mark: Mapping[str, Any]) -> str:
@@ -91,5 +93,5 @@ def _words(mark: Mapping[str, Any]) -> str:
 
 
 def _printable(text: str) -> str:
-    """What comes from a file may be anything, and steers no terminal."""
+    """Text from a file without control characters, which a terminal would obey."""
     return "".join(character if character.isprintable() else "?" for character in text)

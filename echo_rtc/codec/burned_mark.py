@@ -1,7 +1,7 @@
-"""The words "AI-generated" within the pictures themselves, where no re-encoding loses them.
+"""The label "AI-generated" in the pixels, which stays when pictures are encoded again.
 
-They are drawn once, with the typeface that Pillow brings, and laid over each frame: a small block of multiplications in
-the lower right corner. NumPy and Pillow.
+It is drawn once, with the typeface that Pillow contains, and blended into the lower right corner of each frame. NumPy
+and Pillow.
 """
 
 from __future__ import annotations

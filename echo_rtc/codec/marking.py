@@ -1,4 +1,4 @@
-"""The mark that pictures are synthetic: a message within H.264 that players pass over and programs can read.
+"""The mark in H.264 that says that pictures are synthetic: decoders ignore it, and programs can read it.
 
 It is a supplemental enhancement information (SEI) message of the kind "user data unregistered" (ITU-T H.264, D.1.7 and
 7.3.2.3): a UUID that is ours, then JSON. It stands before the first slice of a keyframe. Pure: bytes in, bytes out.
@@ -30,7 +30,7 @@ _STOP_BIT = b"\x80"
 
 @dataclass(frozen=True, slots=True)
 class Mark:
-    """What pictures say of themselves. ``avatar``: the name of the face, "" for none."""
+    """The content of a mark. ``avatar``: the name of the avatar, "" for none."""
 
     avatar: str = ""
     version: str = VERSION

@@ -1,7 +1,7 @@
 """Content Credentials (C2PA): a signed statement within a finished file that it was made by a trained model.
 
-Whoever has the certificate's issuer among those that he trusts can check who signed, and that nothing was changed
-since. There is no time-stamp server, and nothing here asks the network. Needs the extra ``c2pa``.
+A reader that trusts the issuer of the certificate can check the signer, and that the file was not changed afterwards.
+No time-stamp server and no other address is asked. Needs the extra ``c2pa``.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ _OFFLINE = {
     "verify": {"verify_trust": False, "ocsp_fetch": False, "remote_manifest_fetch": False},
     "builder": {"thumbnail": {"enabled": False}},
 }
-"""What the library is told: an issuer is for the reader to trust, and nothing is fetched."""
+"""Settings of the library: nothing is fetched, and issuers are not judged here."""
 
 
 class CredentialsSigner:
@@ -52,8 +52,8 @@ class CredentialsSigner:
 
     @classmethod
     def of(cls, cert: Path | None, key: Path | None) -> CredentialsSigner | None:
-        """By the settings ``c2pa_cert`` and ``c2pa_key``; None without them. One picture is signed for a trial. Raises
-        SettingsError with one sentence for what could not sign."""
+        """The signer for the settings ``c2pa_cert`` and ``c2pa_key``; None without them. It signs one small picture as
+        a trial. Raises SettingsError if these files cannot sign."""
         if cert is None and key is None:
             return None
         if cert is None or key is None:
@@ -62,7 +62,7 @@ class CredentialsSigner:
         chain, private = _chain(cert), _private_key(key)
         _check_dates(chain, cert)
         if chain[0].issuer == chain[0].subject:
-            raise SettingsError(f"c2pa_cert {cert} is signed by itself; C2PA wants one that an issuer signed")
+            raise SettingsError(f"c2pa_cert {cert} is self-signed; C2PA requires one that an issuer signed")
         if chain[0].public_key() != private.public_key():
             raise SettingsError(f"c2pa_key {key} is not the key of the first certificate in c2pa_cert {cert}")
         pem = private.private_bytes(
@@ -75,15 +75,15 @@ class CredentialsSigner:
         return signer
 
     def sign(self, path: Path, name: Path, mark: Mark) -> None:
-        """Puts credentials into the finished file at ``path``, which is replaced as a whole or not at all; it will be
-        known as ``name``. Raises InputError if that fails."""
+        """Adds credentials to the finished file at ``path``, which is replaced atomically; ``name`` is its final name.
+        Raises InputError if that fails."""
         signed = path.with_name(f"{path.name}.signed")
         manifest = _manifest(name.name, mark)
         try:
             rights = stat.S_IMODE(path.stat().st_mode)
             with path.open("rb") as source, open(signed, "w+b", opener=partial(os.open, mode=rights)) as target:
                 self._sign(source, target, MEDIA_TYPES[name.suffix.lower()], manifest)
-                # The library's is wrong (0.38: each fragment at the last one's place), and no signature covers it.
+                # c2pa 0.38 writes an index in which every entry leads to the last fragment. The hash does not cover it.
                 write_index(source, target)
                 target.flush()
                 os.fsync(target.fileno())
@@ -120,7 +120,7 @@ class CredentialsSigner:
 
 
 def check_can_be_signed(path: Path) -> None:
-    """Raises SettingsError for a movie of a kind that C2PA knows nothing of."""
+    """Raises SettingsError for a container that cannot be signed."""
     if path.suffix.lower() not in MEDIA_TYPES:
         kinds = ", ".join(MEDIA_TYPES)
         raise SettingsError(f"c2pa_cert is given, and output is {path}, which cannot be signed; choose one of {kinds}")
@@ -128,9 +128,9 @@ def check_can_be_signed(path: Path) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Credentials:
-    """What a file's Content Credentials say. ``state``: "Valid" where nothing was changed since it was signed,
-    "Trusted" where its issuer is trusted too, else "Invalid". ``signer``: whom the certificate names. ``actions``: each
-    with its ``digitalSourceType``, "" where it has none. ``problems``: codes of what is wrong."""
+    """The Content Credentials of a file. ``state``: "Valid" if the file is as it was signed, "Trusted" if its issuer is
+    trusted too, else "Invalid". ``signer``: the subject of the certificate. ``actions``: each with its
+    ``digitalSourceType``, "" if it has none. ``problems``: codes of failed checks."""
 
     state: str
     signer: str
@@ -140,7 +140,7 @@ class Credentials:
 
     @property
     def say_synthetic(self) -> bool:
-        """Whether they hold, and say that a trained model made it."""
+        """Whether they are valid, and say that a trained model made the file."""
         return self.state in ("Valid", "Trusted") and any(source == SYNTHETIC for _, source in self.actions)
 
 
@@ -195,7 +195,7 @@ def _library() -> ModuleType:
 
 
 def _manifest(title: str, mark: Mark) -> dict[str, Any]:
-    """What is signed: that the file was created, by what, and that a trained model did it."""
+    """The manifest to sign: the file was created by a trained model, with this generator."""
     agent = {"name": GENERATOR, "version": mark.version}
     created = {"action": "c2pa.created", "digitalSourceType": SYNTHETIC, "softwareAgent": agent}
     return {
@@ -250,7 +250,9 @@ def _algorithm(key: PrivateKeyTypes, path: Path) -> str:
         return "ps256"
     if isinstance(key, ed25519.Ed25519PrivateKey):
         return "ed25519"
-    raise SettingsError(f"c2pa_key {path} is of a kind that C2PA has not; take P-256, P-384, P-521, RSA or Ed25519")
+    raise SettingsError(
+        f"c2pa_key {path} is of a kind that C2PA does not know; use P-256, P-384, P-521, RSA or Ed25519"
+    )
 
 
 def _warn_if_readable(path: Path) -> None:
@@ -260,5 +262,5 @@ def _warn_if_readable(path: Path) -> None:
 
 
 def _reason(error: Exception) -> str:
-    """A library's complaint in one line, without the names of its types."""
+    """The message of a library's error in one line."""
     return " ".join((getattr(error, "strerror", None) or str(error)).split())

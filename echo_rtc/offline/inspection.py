@@ -1,7 +1,7 @@
-"""What a file says of whether it is synthetic: the marks in its H.264, and its Content Credentials (C2PA).
+"""Reads the marks in the H.264 of a file, which say that it is synthetic.
 
-Only keyframes are decoded. A file without marks may be synthetic all the same: a mark is lost when pictures are encoded
-once more. Every fault of a file is an InputError with one sentence.
+Only keyframes are decoded. A file without marks may still be synthetic: encoding again removes them. Every fault of a
+file is an InputError with one sentence.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from echo_rtc.offline.files import open_container
 @dataclass(frozen=True, slots=True)
 class Found:
     """What was found in a file. ``codec``: of its picture; ``keyframes``: how many it has; ``marked``: how many of them
-    have a mark; ``marks``: what these say, each once, the most frequent first."""
+    have a mark; ``marks``: their different contents, the most frequent first."""
 
     codec: str
     keyframes: int

@@ -737,16 +737,31 @@ video,
   display: none !important;
 }
 
-/* Nor may a page cut or fade the stage, through its part, so that the mark is lost and the picture is not. */
+/* Nor may a page cut or fade the stage, or move the picture out of it, so that the mark is lost and the picture is not. */
 
 .stage {
+  display: grid !important;
   position: relative !important;
+  max-width: 100% !important;
   overflow: visible !important;
   clip-path: none !important;
   filter: none !important;
   mask: none !important;
   mix-blend-mode: normal !important;
   opacity: 1 !important;
+}
+
+video {
+  position: absolute !important;
+  inset: 0 !important;
+  width: 100% !important;
+  height: 100% !important;
+  margin: auto !important;
+  offset: none !important;
+  rotate: none !important;
+  scale: none !important;
+  transform: none !important;
+  translate: none !important;
 }
 
 .stage,

@@ -32,7 +32,7 @@ echo-rtc .mark, .mark, echo-rtc::part(mark) { display: none !important; }
 echo-rtc::part(stage) {
   clip-path: inset(40% 0 0 40%) !important; overflow: clip !important; opacity: 0.01 !important;
   filter: contrast(0) !important; mask: linear-gradient(transparent, transparent) !important;
-  visibility: hidden !important; position: static !important;
+  visibility: hidden !important; position: static !important; display: contents !important; max-width: none !important;
 }
 echo-rtc::part(stage)::after, echo-rtc::part(stage)::before {
   content: "" !important; position: absolute !important; inset: 0 !important; background: #222 !important;
@@ -40,6 +40,20 @@ echo-rtc::part(stage)::after, echo-rtc::part(stage)::before {
 }
 echo-rtc::part(video), echo-rtc::part(poster), echo-rtc::part(overlay), echo-rtc::part(state) {
   position: absolute !important; inset: 0 !important; z-index: 2147483647 !important; background: #222 !important;
+}
+echo-rtc::part(video) {
+  position: fixed !important; inset: auto !important; margin: 400px 0 0 400px !important; width: 99vw !important;
+  transform: translate(300px, 300px) !important; translate: 0 300px !important; scale: 3 !important;
+}
+"""
+
+
+# Whether the mark lies within the moving picture.
+INSIDE = """
+() => {
+  const { shadowRoot } = document.querySelector("echo-rtc");
+  const [mark, video] = [".mark", "video"].map((name) => shadowRoot.querySelector(name).getBoundingClientRect());
+  return mark.left >= video.left && mark.right <= video.right && mark.top >= video.top && mark.bottom <= video.bottom;
 }
 """
 
@@ -68,6 +82,7 @@ async def test_a_pages_styles_do_not_reach_it(card: RunningServer, page: PageFac
     assert 0.05 < letters < 0.4
     await visit.page.add_style_tag(content=HOSTILE)
     assert (await shown(visit) > WHITE).mean() == pytest.approx(letters, rel=0.3)
+    assert await visit.page.evaluate(INSIDE)
 
 
 async def test_only_a_plain_no_of_the_server_takes_it_away(card: RunningServer, page: PageFactory) -> None:

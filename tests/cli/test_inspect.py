@@ -1,4 +1,4 @@
-"""``inspect``: what files say of themselves, and what it says where they say nothing."""
+"""``inspect``: what it prints for files with marks, without marks, and for those that cannot be read."""
 
 from __future__ import annotations
 
@@ -48,8 +48,8 @@ def test_one_file_without_a_mark_is_enough_for_a_no(tmp_path: Path, capsys: pyte
     bare.write_bytes(marked.read_bytes().replace(b"trainedAlgorithmicMedia", b"trainedAlgorithmicM\xff\xff\xff\xff"))
     assert main(["inspect", str(marked), str(bare)]) == 1
     out, err = capsys.readouterr()
-    assert "a.mp4 says that it is AI-generated" in out
-    assert "b.mp4 does not say that it is AI-generated" in out
+    assert "a.mp4 is marked as AI-generated" in out
+    assert "b.mp4 is not marked as AI-generated" in out
     assert "no mark: 0 of 2 keyframes (h264)" in out
     assert "\x1b" not in out
     assert err == ""

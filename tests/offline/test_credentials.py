@@ -134,7 +134,7 @@ def broken(signer: Signer, fault: str, folder: Path) -> Signer:
         ("no file", "cannot be read (No such file or directory)"),
         ("no PEM", "has no private key"),
         ("no certificate", "has no certificate"),
-        ("self-signed", "is signed by itself"),
+        ("self-signed", "is self-signed"),
         ("password", "asks for a password"),
     ],
 )
