@@ -506,6 +506,6 @@ async def test_a_worker_slower_than_real_time_says_so(begin: Begin, caplog: pyte
         while (page := await told())["status"] != "ready":
             pass
     (notice,) = page["notices"]
-    assert notice.startswith("worker cuda:0 is slower than real time, 20.0 of 24 frames/s: clips get fewer")
+    assert notice.startswith("Worker cuda:0 is slower than real time, 20.0 of 24 frames/s: clips get fewer")
     assert page["quality"] is None
     assert notice in caplog.text

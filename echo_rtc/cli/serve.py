@@ -385,8 +385,8 @@ def _slowness(engine: Engine, settings: Settings) -> Iterator[str]:
         if speed is None or speed >= engine.format.fps:
             continue
         line = (
-            f"worker {worker.name} is slower than real time, {speed:.1f} of {engine.format.fps} frames/s: {fewer}"
-            "the picture stands still now and then; --quality auto looks for settings that hold"
+            f"Worker {worker.name} is slower than real time, {speed:.1f} of {engine.format.fps} frames/s: {fewer}"
+            "the picture stands still now and then. --quality auto looks for settings that hold."
         )
         logger.warning("%s", line)
         yield line
