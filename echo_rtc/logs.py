@@ -2,7 +2,7 @@
 
 A log is never a reason to stop, nor to wait. A folder that cannot be written, or a disk that fills up later, costs the
 file's lines, which are counted, and one warning on the console. A thread of its own does all writing, so that a slow
-disk or a console that nobody reads holds up no call. Knows nothing of what is logged, and no setting but those of
+disk or a blocked console holds up no call. Knows nothing of what is logged, and no setting but those of
 :class:`LogOptions`.
 """
 
@@ -132,7 +132,7 @@ class RunFileHandler(RotatingFileHandler):
             super().handleError(record)
             return
         self.lost += 1
-        # What is left in the stream's buffer would fail again at every flush: the next line opens the file anew.
+        # What is left in the stream's buffer would fail again at every flush: the next line opens the file again.
         stream, self.stream = self.stream, None
         if stream is not None:
             with suppress(OSError):
@@ -186,7 +186,7 @@ class LogWriter(QueueHandler):
 
 
 class LogFile:
-    """The file of this run, for whoever watches it. ``path`` is None where no file could be made."""
+    """The log file of this run. ``path`` is None where no file could be made."""
 
     def __init__(self, path: Path | None, handler: RunFileHandler | None, writer: LogWriter | None = None) -> None:
         self.path = path

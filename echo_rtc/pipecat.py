@@ -49,7 +49,7 @@ except ModuleNotFoundError as error:
 __all__ = ["EchoRtcVideoService"]
 
 MAX_HELD_FRAMES = 1024
-"""Frames that may wait for the speech before them; whoever pushes more waits."""
+"""Frames that may wait for the speech before them; a caller with more waits."""
 TAIL_S = 0.1
 """For this long after an interruption sound may still come that was on its way; it is made silent."""
 

@@ -4,7 +4,7 @@ model are declared in its room (``model/options.py``).
 A value comes from the first of: a flag (``--clip-frames``), the environment (``ECHO_RTC_CLIP_FRAMES``), the YAML file
 named by ``--config`` (``clip_frames``), the default below. Whatever is unknown or impossible is told in one sentence,
 as a SettingsError, before anything is loaded. This file opens the YAML file and nothing else: whether an image, a
-folder or a device exists is found out by whoever opens it, and the ``model`` mapping is read by the model room.
+folder or a device exists is checked where it is opened, and the ``model`` mapping is read by the model room.
 """
 
 from __future__ import annotations
@@ -92,7 +92,7 @@ class FlagRow:
 
 @dataclass(frozen=True, slots=True)
 class Settings(ModelOptions):
-    """All settings of a server or an offline rendering, checked at birth (SettingsError).
+    """All settings of a server or an offline rendering, checked on construction (SettingsError).
 
     ``model`` is the YAML file's mapping of that name, unread; its paths are relative to :attr:`model_base`.
     """

@@ -33,7 +33,7 @@ from echo_rtc.errors import (
     StorageError,
     UnknownAvatarError,
 )
-from echo_rtc.model.image import STRANGERS_FORMATS, crop_to_shape, read_picture, resize_lanczos
+from echo_rtc.model.image import UNTRUSTED_FORMATS, crop_to_shape, read_picture, resize_lanczos
 from echo_rtc.model.pose_files import (
     PACKED_POSES,
     POSE_FILE_NAME,
@@ -270,7 +270,7 @@ def _files_at(place: Path) -> AvatarFiles:
     return AvatarFiles(place.name, place / _PICTURE, place / _POSES, idle if idle.is_dir() else None)
 
 
-def _write(place: Path, picture: bytes, poses: bytes | AvatarFiles, format: ClipFormat) -> None:
+def _write(place: Path, picture: bytes, poses: bytes | AvatarFiles, clip_format: ClipFormat) -> None:
     """Writes an avatar's folder from a picture file, and a ZIP file of poses or those of another avatar. Raises
     InputError for what cannot be used, StorageError."""
     if len(picture) > MAX_PICTURE_BYTES:
@@ -278,11 +278,11 @@ def _write(place: Path, picture: bytes, poses: bytes | AvatarFiles, format: Clip
     if picture.startswith(_JPEG) and picture.count(_JPEG_SCAN) > MAX_SCANS:
         raise InputError(f"image is a JPEG of more than {MAX_SCANS} scans; save it again as a baseline JPEG")
     image = read_picture(
-        io.BytesIO(picture), "image", MAX_PICTURE_PIXELS, MIN_PICTURE_SIDE, still=True, formats=STRANGERS_FORMATS
+        io.BytesIO(picture), "image", MAX_PICTURE_PIXELS, MIN_PICTURE_SIDE, still=True, formats=UNTRUSTED_FORMATS
     )
     try:
         (place / _POSES).mkdir(parents=True)
-        _fitting(image, format).save(place / _PICTURE)
+        _fitting(image, clip_format).save(place / _PICTURE)
         if isinstance(poses, bytes):
             _unpack(poses, place / _POSES)
         else:
@@ -294,7 +294,7 @@ def _write(place: Path, picture: bytes, poses: bytes | AvatarFiles, format: Clip
 
 
 def _copy_poses(source: Path, folder: Path) -> None:
-    """Writes the poses of another folder anew: nothing but poses is taken over. Raises InputError."""
+    """Rewrites the poses of another folder: nothing but poses is copied. Raises InputError."""
     folder.mkdir(exist_ok=True)
     poses = load_pose_sequence(source)
     if (source / PACKED_POSES).is_file():
@@ -304,9 +304,9 @@ def _copy_poses(source: Path, folder: Path) -> None:
         save_pose(folder / f"{number}.npy", pose)
 
 
-def _fitting(picture: Image.Image, format: ClipFormat) -> Image.Image:
+def _fitting(picture: Image.Image, clip_format: ClipFormat) -> Image.Image:
     """The picture cut to the stream's shape, and no larger than is of use."""
-    cropped = crop_to_shape(picture, format.width, format.height)
+    cropped = crop_to_shape(picture, clip_format.width, clip_format.height)
     longest = max(cropped.size)
     if longest <= MAX_KEPT_SIDE:
         return cropped

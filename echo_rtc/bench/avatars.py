@@ -107,7 +107,7 @@ class _Watch:
 
 @contextlib.asynccontextmanager
 async def _voices(settings: Settings, streams: int) -> AsyncIterator[tuple[list[TalkingFace], AvatarLibrary]]:
-    """So many streams of a voice that never pauses, on an engine of their own, and that engine's library."""
+    """``streams`` streams of a voice that never pauses, on an engine of their own, and that engine's library."""
     engine = create_engine(settings)
     try:
         await engine.start(lambda _: None)

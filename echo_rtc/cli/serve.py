@@ -71,9 +71,9 @@ if TYPE_CHECKING:
     from echo_rtc.participant.rooms import Rooms
 
 EVERYWHERE = ("0.0.0.0", "::")
-"""Hosts on which everybody can who reaches an address of this machine."""
+"""Hosts that listen on every address of this machine."""
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
-"""Hosts on which nobody but this machine's own programs can reach the server."""
+"""Hosts that only programs of this machine can reach."""
 CLOSE_STREAMS_S = 2.5
 CLOSE_OUTLETS_S = 1.0
 """Outputs tell the other side; a recording that is not finished by then is finished by the next start."""
@@ -199,12 +199,12 @@ async def serve(settings: Settings, log_file: LogFile, specs: MakeSpecs | None =
 
 
 class Stop(asyncio.Event):
-    """Set once the server is to end. ``back_after_s``: when clients may come back, None if nobody restarts it."""
+    """Set once the server is to end. ``back_after_s``: when clients may come back, None if it is not restarted."""
 
     back_after_s: float | None = None
 
     def restart(self) -> None:
-        """The server is told to end by who will start it again: a service manager, a deployment."""
+        """Ends the server by a signal of a supervisor that restarts it: a service manager, a deployment."""
         self.back_after_s = BACK_AFTER_S
         self.set()
 

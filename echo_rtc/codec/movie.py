@@ -194,7 +194,7 @@ def write_index(before: BinaryIO, after: BinaryIO) -> None:
 
 
 def _shift(content: BinaryIO, at: int, by: int) -> None:
-    """Moves where the fragments of a track's index (tfra, ISO 14496-12, 8.8.10) are, by so many bytes."""
+    """Moves where the fragments of a track's index (tfra, ISO 14496-12, 8.8.10) are, by ``by`` bytes."""
     content.seek(at)
     version, _, lengths, count = struct.unpack(">B3xIII", content.read(16))
     width = 8 if version == 1 else 4

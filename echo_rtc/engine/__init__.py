@@ -1,1 +1,1 @@
-"""Who renders which clip where. No torch in this process: it is imported in the workers only."""
+"""Engines: schedule clips on workers and render them. No torch in this process: it is imported in the workers only."""

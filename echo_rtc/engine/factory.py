@@ -53,7 +53,7 @@ def worker_specs(settings: Settings) -> list[WorkerSpec]:
 
 
 def worker_spec(settings: Settings, name: str, device: str, cores: float | None = None) -> WorkerSpec:
-    """The worker of this name on a device, which may use so many ``cores`` (None: all)."""
+    """The worker of this name on a device, limited to ``cores`` processor cores (None: all)."""
     return WorkerSpec(
         name,
         _loader(settings, device, cores),

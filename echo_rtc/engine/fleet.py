@@ -2,7 +2,7 @@
 
 What a worker is (a process of this machine, an actor on another) is told by ``open_worker``. The parts: ``slots.py``
 for one worker's place, ``jobs.py`` for what workers are given, ``roster.py`` for avatars, ``supervision.py`` for start
-and replacement, ``scheduling.py`` for who renders what when.
+and replacement, ``scheduling.py`` for which worker renders which clip when.
 """
 
 from __future__ import annotations

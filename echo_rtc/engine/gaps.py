@@ -11,7 +11,7 @@ JUST_S = 0.005
 """A clip that ended no longer ago than this has ended just now."""
 
 REST_CLIPS = 1.5
-"""A worker that was given no clip for so many times a clip's length waits for no stream."""
+"""In clip lengths: a worker that was given no clip for this long waits for no stream."""
 
 SMOOTHING = 0.3
 """Weight of the latest clip, and of the latest piece, in what is expected of the next."""

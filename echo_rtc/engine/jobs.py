@@ -20,7 +20,7 @@ from echo_rtc.rendering import RenderRequest, RenderResult, TakeFrames
 logger = logging.getLogger(__name__)
 
 FAILURES_TO_REPLACE = 3
-"""After so many lost clips in a row a worker that still lives is taken for broken (a CUDA error stays) and replaced."""
+"""Lost clips in a row after which a worker that still runs counts as broken (a CUDA error stays) and is replaced."""
 
 CALL_PATIENCE_S = 1.0
 """A call waits so long (s) for a gap between clips into which it fits; then it goes first."""
@@ -28,7 +28,7 @@ CALL_PATIENCE_S = 1.0
 
 @dataclass(slots=True, eq=False)
 class ClipJob:
-    """A clip to render, and who waits for it. ``followers`` continue it."""
+    """A clip to render, and the future of its result. ``followers`` continue it."""
 
     ticket: Ticket
     result: asyncio.Future[RenderResult]
@@ -51,7 +51,7 @@ class ClipJob:
 
 @dataclass(slots=True, eq=False)
 class CallJob:
-    """A call of a worker between clips, and who waits for its answer. ``counted``: whether it is work, for which gaps
+    """A call of a worker between clips, and the future of its answer. ``counted``: whether it is work, for which gaps
     between clips are sought, or only a question."""
 
     ticket: Ticket

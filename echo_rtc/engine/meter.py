@@ -8,7 +8,7 @@ from echo_rtc.counting import percentile
 from echo_rtc.rendering import WorkerStatus
 
 RECENT_CLIPS = 120
-"""The quantiles are those of the latest so many clips: a minute of one stream."""
+"""Number of latest clips that the quantiles are computed of: a minute of one stream."""
 
 
 class WorkerMeter:

@@ -83,7 +83,8 @@ Times = Mapping[int, float]
 
 
 def seconds(budget: Budget, times: Times, steps: int) -> float:
-    """What a clip of so many steps takes: as measured, else in proportion to what is measured for the next number."""
+    """Seconds that a clip of ``steps`` steps takes: as measured, else in proportion to what is measured for the next
+    number."""
     measured = times.get(steps)
     if measured is not None:
         return measured
@@ -117,7 +118,7 @@ def capacity(budget: Budget, workers: Iterable[Times]) -> int:
 
 
 def steps_of(budget: Budget, workers: Sequence[Times], streams: int) -> int:
-    """The fewest denoising steps that any of so many streams gets."""
+    """The fewest denoising steps that any of ``streams`` streams gets."""
     named = {str(number): times for number, times in enumerate(workers)}
     places = plan(budget, named, dict.fromkeys(map(str, range(streams))))
     return min((place.steps for place in places.values()), default=budget.steps)
@@ -203,7 +204,7 @@ class _Planning:
         return {stream: Place(frozenset({found[stream]}), steps[found[stream]]) for stream in homes}
 
     def _steps_on(self, worker: str, streams: int) -> int:
-        """The most steps at which one worker holds so many streams; the fewest if none is few enough."""
+        """The most steps at which one worker holds ``streams`` streams; the fewest if none is few enough."""
         before = self._steps.get(worker, self._budget.steps)
 
         def holds(steps: int) -> bool:
@@ -213,7 +214,7 @@ class _Planning:
         return self._best(holds)
 
     def _spread_over(self, workers: frozenset[str], streams: int) -> Place:
-        """So many streams spread over workers, with the most steps that these hold."""
+        """The place of ``streams`` streams spread over workers, with the most steps that these hold."""
         steps = self._best(lambda steps: SHARED * self._rate(workers, steps, overlapping=True) >= streams)
         return Place(workers, steps, spread=True)
 

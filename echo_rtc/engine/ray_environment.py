@@ -1,7 +1,7 @@
 """What Ray is told by environment variables: it reads them when it is imported, so they are set before.
 
-A cluster that the server starts by itself listens on loopback only and asks everybody for a token that is drawn for it.
-An existing cluster is joined with token authentication unless the environment switches it off. Imports no Ray.
+A cluster that the server starts by itself listens on loopback only and asks every client for a token that is generated
+for it. An existing cluster is joined with token authentication unless the environment switches it off. Imports no Ray.
 """
 
 from __future__ import annotations

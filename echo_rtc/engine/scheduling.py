@@ -6,7 +6,7 @@ The rules, in the order of their weight:
    way, is prepared where that one runs and runs when it is done.
 2. A stream's clips go to the workers that ``pace.py`` has chosen for it: one (its home) wherever one can hold it. The
    choice is made again whenever streams or workers come and go or clips take another time.
-3. Whoever lost clips since its last picture goes first, so that no stream starves where all cannot be served; then
+3. A stream that lost clips since its last picture goes first, so that none starves where all cannot be served; then
    the earliest deadline.
 4. A clip that cannot be done by its deadline any more is not started, as long as its stream has a newer one waiting.
    The newest is rendered in any case: only so does its stream learn how slow the workers have become.
@@ -38,10 +38,10 @@ SMOOTHING = 0.3
 """Weight of the latest clip in what a worker is expected to take for the next one."""
 
 TYPICAL_CLIPS = 5
-"""Streams are placed by the median of what so many of a worker's latest clips took: one hiccup moves no stream."""
+"""Number of a worker's latest clips whose median time places streams: one slow clip moves no stream."""
 
 HANDOVERS = 12
-"""A hand-over takes as long as the quickest of so many that a worker had lately; nothing before it had these."""
+"""Number of a worker's latest hand-overs; the quickest of them is the time of a hand-over."""
 
 KNOWN_S = 15.0
 """What a worker took for a number of steps that it has not been given for so long (s) is not known any more."""
@@ -145,7 +145,7 @@ class _Worker:
     handovers_s: deque[float] = field(default_factory=lambda: deque(maxlen=HANDOVERS))
 
     def took(self, steps: int, seconds: float, now: float) -> None:
-        """A clip of so many steps, and as many frames as an ordinary one, took so long."""
+        """Records that a clip of ``steps`` steps, with as many frames as an ordinary one, took ``seconds``."""
         recent = self.recent.setdefault(steps, _Recent())
         recent.seconds.append(seconds)
         recent.at_s = now
@@ -322,7 +322,7 @@ class Scheduler:
                 ticket, other.prepared = other.prepared, None
                 actions.append(self._start(name, ticket, now, holder))
         if self._prefetch:
-            # Whoever is done soonest first.
+            # The worker that is done soonest first.
             for name, worker in sorted(self._workers.items(), key=lambda item: item[1].free_s):
                 if worker.running is None or worker.prepared is not None or worker.overdue(now):
                     continue

@@ -24,7 +24,7 @@ RECENT_CLIPS, ENOUGH_CLIPS = 48, 12
 """A worker's speed is that of its latest clips, once it has rendered enough of them."""
 
 STEADY_CLIPS = 20
-"""A worker that has rendered so many clips is sound: if it dies later, its replacement is started at once."""
+"""Number of clips after which a worker counts as sound: if it dies later, its replacement is started at once."""
 
 
 class WorkerGoneError(RenderError):

@@ -41,8 +41,8 @@ may have cooled down, and is given no stream that it could not hold before."""
 
 @dataclass(frozen=True, slots=True)
 class Rules:
-    """``start_timeout_s``: for loading and warming up. ``piece_timeout_s``: for work between clips. ``wait_s``: before
-    the replacement after so many deaths in a row. ``clip_frames``, ``overlap_frames``: of an ordinary clip, and those
+    """``start_timeout_s``: for loading and warming up. ``piece_timeout_s``: for work between clips. ``wait_s(n)``:
+    before the replacement after n deaths in a row. ``clip_frames``, ``overlap_frames``: of an ordinary clip, and those
     that clips of a spread stream render once more. ``budget``: of a clip."""
 
     start_timeout_s: float

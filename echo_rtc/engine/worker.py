@@ -2,7 +2,7 @@
 
 One object, for a process beside the server (``child.py``) as well as for an actor on another machine. torch and the
 model are imported inside functions only, so that the server process can import this file for its names. Knows nothing
-of processes, of streams or of who is next.
+of processes, of streams or of scheduling.
 """
 
 from __future__ import annotations

@@ -22,7 +22,7 @@ KEPT_CLIPS = 512
 """Clips whose place is remembered: more than lie between the newest clip and the one being shown."""
 
 REST_CLIPS = 3
-"""After a leap the walk goes on frame by frame for at least so many clips."""
+"""Least number of clips for which the walk goes on frame by frame after a leap."""
 
 LEAP_SHARE = 0.5
 """How often the walk leaps where it can."""

@@ -71,8 +71,8 @@ class Captures:
         return self._graphs[whole](*inputs)
 
 
-class BankShelf:
-    """The one place where recorded clips find the reference's keys and values, whoever's they are."""
+class StaticBank:
+    """Fixed-address buffer from which CUDA graphs read the current avatar's keys and values."""
 
     def __init__(self) -> None:
         self._shelf: KeysValues | None = None

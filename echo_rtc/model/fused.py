@@ -240,8 +240,8 @@ def fuse_products(attention: Attention) -> Tensor:
 
 
 @dataclass(frozen=True, slots=True)
-class Given:
-    """What every layer is told: frames, how many of the images (the last ones) have conditions, and the conditions.
+class LayerInputs:
+    """Inputs of every layer: number of frames, how many of the images (the last ones) have conditions, the conditions.
 
     ``positions`` are those of the frames, (F, C), for each attention over them, by its id.
     """
@@ -265,7 +265,7 @@ class FusedTransformer:
         self._feed = FusedFeedForward(block.ff, block.norm3 if eight_bits else None, module.proj_out.weight.flatten(1))
         self._silence = AUDIO_SCALE * block.attn2.output_bias
 
-    def __call__(self, x: Picture, given: Given) -> Picture:
+    def __call__(self, x: Picture, given: LayerInputs) -> Picture:
         module, block, heads = self._module, self._block, self._block.attn1.heads
         t = self._entry(normalise([x], module.norm, silu=False, factor=self._entry.factor))
         plain = len(t) - given.conditioned
@@ -293,7 +293,7 @@ class FusedTransformer:
             )  # fmt: skip
         return picture(self._feed(total, n), x.height, x.width, module.proj_out.bias, x.tokens)
 
-    def _listen(self, x: Tensor, given: Given) -> Tensor:
+    def _listen(self, x: Tensor, given: LayerInputs) -> Tensor:
         attention = self._block.attn2
         if given.audio is None:
             return attention.output_bias.expand_as(x).contiguous()
@@ -327,7 +327,7 @@ class FusedMotion:
             feed = FusedFeedForward(block.ff, block.ff_norm if eight_bits else None, exit_weight)
             self._blocks.append((attentions, block.ff_norm, feed))
 
-    def __call__(self, x: Picture, given: Given) -> Picture:
+    def __call__(self, x: Picture, given: LayerInputs) -> Picture:
         module = self._module
         t = self._entry(normalise([x], module.norm, silu=False, factor=self._entry.factor))
         for attentions, norm, feed in self._blocks:
@@ -379,12 +379,12 @@ class FusedDenoiser:
         x = tokens_of(F.conv2d(fold(latents.to(conv.weight.dtype)), conv.weight, conv.bias, padding=1))
         posed = x if pose is None else x + tokens_of(fold(pose))
         first = picture(torch.cat((x, posed)) if guided else posed, height, width)
-        given = Given(frames, frames, audio, bank, self._positions_of(frames, shift % frames))
+        given = LayerInputs(frames, frames, audio, bank, self._positions_of(frames, shift % frames))
         x = tokens_of(self._run(first, given, self._offsets_of(timestep)))
         out = image_of(x, height, width)
         return out.reshape(-1, frames, *out.shape[1:]).transpose(1, 2)
 
-    def _run(self, x: Picture, given: Given, offsets: Mapping[ResnetBlock, Tensor]) -> Tensor:
+    def _run(self, x: Picture, given: LayerInputs, offsets: Mapping[ResnetBlock, Tensor]) -> Tensor:
         """(N, C, h, w), the network after its first convolution."""
         unet: Any = self.unet
         skips = [x]

@@ -27,7 +27,7 @@ from echo_rtc.clips import F16Array, F32Array, U8Array, YuvFrames
 from echo_rtc.errors import InputError, RenderError, SettingsError
 from echo_rtc.model.attention import AttentionChoice
 from echo_rtc.model.audio import SAMPLE_RATE, Wav2Vec2AudioEncoder, WhisperAudioEncoder, frame_tokens
-from echo_rtc.model.captured import BankShelf, Captures
+from echo_rtc.model.captured import Captures, StaticBank
 from echo_rtc.model.choreography import Choreography, Moment, activity
 from echo_rtc.model.colour import fitted, rgb_bytes, yuv_planes
 from echo_rtc.model.compiled import compile_networks
@@ -138,8 +138,8 @@ class PreparedClip:
 
 
 class Stopwatch:
-    """Milliseconds of each stage of a clip. On a GPU the stages are marked in its own stream, and nobody waits for it
-    before :meth:`finish`."""
+    """Milliseconds of each stage of a clip. On a GPU the stages are marked by events in its stream, which are
+    read at :meth:`finish` without waiting before."""
 
     def __init__(self, device: torch.device) -> None:
         self._cuda = device.type == "cuda"
@@ -211,7 +211,7 @@ class ClipGenerator:
         self._decode_images = decode if self.size == output else decode_images
         recorded = settings.cuda_graphs and self.device.type == "cuda"
         self._captures, self._side_captures = Captures(recorded), Captures(recorded)
-        self._shelf = BankShelf()
+        self._shelf = StaticBank()
         scale = networks.autoencoder.scale
         for name, pixels in zip(("width", "height"), self.size, strict=True):
             if pixels % scale:
@@ -336,7 +336,7 @@ class ClipGenerator:
         return frames, last
 
     def idle_loop(self, name: str, chained: bool = True, seed: int = 0) -> Iterator[Avatar]:
-        """Renders the idle poses with silence for its sound: what an avatar shows while nobody speaks. Comes
+        """Renders the idle poses with silence for its sound: what an avatar shows in silence. Comes
         in pieces, each computed when it is asked for: clips on a GPU, a few frames or none yet on a CPU, where others'
         clips wait for each piece.
 
@@ -452,7 +452,7 @@ class ClipGenerator:
         return (self._captures.run(("decode",), decode, part) for part in torch.split(folded, run))
 
     def sampler(self, steps: int) -> Sampler:
-        """The sampler of so many steps, made once."""
+        """The sampler of ``steps`` steps, made once."""
         if steps not in self._samplers:
             settings, start = self.settings, self.trained.start_timestep
             self._samplers[steps] = Sampler(self._denoiser, steps, settings.cfg, settings.guided_steps, start)
@@ -587,7 +587,7 @@ def _quickest(
 
 
 def _to_device(value: Tensor, device: torch.device) -> Tensor:
-    """A copy of a CPU tensor on the device, which nobody waits for."""
+    """An asynchronous copy of a CPU tensor on the device."""
     return value.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else value.to(device)
 
 

@@ -56,8 +56,8 @@ NEUTRAL_RGB = (128, 128, 128)
 
 # Still pictures only: some of Pillow's other readers start programs (EPS) or fetch nothing a reference could be.
 _FORMATS = ("PNG", "JPEG", "MPO", "WEBP", "AVIF", "BMP", "GIF", "TIFF", "PPM", "TGA")
-STRANGERS_FORMATS = ("PNG", "JPEG", "MPO", "WEBP", "AVIF", "BMP", "GIF")
-"""What is read of those whom nobody knows: a TIFF of 200 bytes can ask for 2 GB (a tile that is larger than the
+UNTRUSTED_FORMATS = ("PNG", "JPEG", "MPO", "WEBP", "AVIF", "BMP", "GIF")
+"""Formats accepted from uploads. TIFF is left out: a file of 200 bytes can ask for 2 GB (a tile that is larger than the
 picture), and libtiff writes to the console."""
 
 
@@ -198,7 +198,7 @@ def resize_lanczos(image: Image.Image, width: int, height: int) -> Image.Image:
 def _upright_rgb(image: Image.Image, what: str) -> Image.Image:
     """A decoded image turned as its orientation says, as 8-bit sRGB over neutral grey."""
     # Only a decoded image tells its orientation: Pillow turns a TIFF itself and forgets the tag, and a PNG may have it
-    # behind the pixels. Pillow's own function also writes the EXIF data anew, and fails where some of it is odd.
+    # behind the pixels. Pillow's own function also rewrites the EXIF data, and fails where some of it is odd.
     orientation = image.getexif().get(ExifTags.Base.Orientation)
     profile = image.info.get("icc_profile")
     turned = image.transpose(_TURNS[orientation]) if orientation in _TURNS else image

@@ -17,7 +17,7 @@ LIMIT = 16.0
 many."""
 
 FADE_FRAMES = 8
-"""For so many frames the pictures before and after a leap are seen together, so all of them must look alike."""
+"""Frames for which the pictures before and after a leap are mixed, so all of them must look alike."""
 
 AWAY_FRAMES = 24
 """Leaps over fewer frames are of no use."""

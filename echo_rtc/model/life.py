@@ -1,4 +1,4 @@
-"""How a person moves who is alive: blinks, gaze, breath and small turns of the head, and how a model is told.
+"""Small movements of a living person: blinks, gaze, breath and turns of the head, and how a model gets them as input.
 
 The published pose files hold hands only. A model whose description asks for it (``life``) is shown the rest as levels
 of the pose picture's background, so that it never has to guess when a lid shuts: in bands of :data:`BAND` rows, those
@@ -61,7 +61,7 @@ class Life:
 
 
 def make_life(seed: int, frames: int, fps: int, liveliness: float = 1.0) -> Life:
-    """A loop of so many frames, which goes on from its end into its beginning: the same for the same arguments.
+    """A loop of ``frames`` frames that continues from its end into its beginning: the same for the same arguments.
 
     ``liveliness`` scales the head's movement and the gaze: 1 in speech, about 0.4 at rest. Blinks come 12 to 20 times a
     minute at irregular times.

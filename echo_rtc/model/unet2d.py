@@ -1,7 +1,7 @@
 """The reference UNet: what the reference image looks like to each transformer block, the "bank".
 
 Stable Diffusion 1.5's UNet without text cross-attention and without an output head. Knows nothing of frames, audio or
-of who uses the bank.
+the networks that use the bank.
 """
 
 from __future__ import annotations

@@ -50,7 +50,7 @@ Tick = Callable[[int], object]
 
 @dataclass(frozen=True, slots=True)
 class OfflineOptions:
-    """How a voice is rendered. ``avatar``: whose face speaks. ``vad_threshold``: RMS 0..1 below which a clip shows the
+    """How a voice is rendered. ``avatar``: its name. ``vad_threshold``: RMS 0..1 below which a clip shows the
     idle loop. ``chained``: each clip begins where the one before ended. ``seed``: of the initial noise.
     ``fade_frames``: how many frames lead from one part of long speech to the next. ``marking``: how movies say that
     they are synthetic."""

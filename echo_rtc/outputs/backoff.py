@@ -10,7 +10,7 @@ MAX_FAILURES = 20
 
 
 def wait_s(failures: int, retry_after_s: float = 0.0, share: float | None = None) -> float:
-    """Seconds to wait after so many failures in a row (from 1 on): half of the back-off and a random share of the other
+    """Seconds to wait after ``failures`` in a row (from 1 on): half of the back-off and a random share of the other
     half (``share``, 0..1), so that many outputs do not come back at once; but no less than the other side asks for."""
     whole = min(MOST_S, FIRST_S * 2.0 ** min(failures - 1, 16))
     share = random.uniform(0, 1) if share is None else share

@@ -1,6 +1,6 @@
 """Which LiveKit servers may be joined: the operator's patterns, and what a caller's address must be to fit one.
 
-An address that fits is written anew from its parts, so that no two readers of it can disagree about its host.
+An address that fits is rebuilt from its parts, so that no two readers of it can disagree about its host.
 """
 
 from __future__ import annotations

@@ -75,7 +75,7 @@ class _Segment:
 
 
 class AgentSpeech:
-    """Has what an agent sends said by a speaker that nobody else uses.
+    """Has what an agent sends said by a speaker of its own.
 
     ``ended``: done when nothing can be said any more. ``notify`` is called with what becomes of each segment.
     """

@@ -44,7 +44,7 @@ def read_ticket(token: str, now: float | None = None) -> Ticket:
         raise TicketError("the livekit_token does not allow to join a room; grant room_join for one room")
     for key in ("canPublish", "canPublishData"):
         if grants.get(key, True) is not True:
-            raise TicketError(f"the livekit_token forbids {key}, without which nobody would see or hear the avatar")
+            raise TicketError(f"the livekit_token forbids {key}, without which the avatar cannot be seen or heard")
     if not isinstance(identity, str) or not identity:
         raise TicketError("the livekit_token names no identity; give the avatar one")
     return Ticket(room, identity)

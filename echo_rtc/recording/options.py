@@ -14,8 +14,7 @@ by ``os.replace``. It may raise OSError or EchoRtcError. It may be run again on 
 
 @dataclass(frozen=True, slots=True)
 class RecordingLimits:
-    """When a recording ends by itself: at so many bytes; after so many seconds; when the disk would have fewer bytes
-    left. 0: never."""
+    """Limits at which a recording ends by itself: its size, its length, the free space left on the disk. 0: never."""
 
     most_bytes: int = 0
     most_s: float = 0.0

@@ -75,7 +75,7 @@ class Shelf:
         return RecordingFacts(secrets.token_hex(8), RecordingState.RECORDING, _iso(started), stream, avatar)
 
     def require_free(self, least_bytes: int) -> None:
-        """Raises StorageError unless the disk has so many bytes left."""
+        """Raises StorageError unless the disk has ``least_bytes`` free."""
         free = self.free_bytes()
         if free < least_bytes:
             raise StorageError(

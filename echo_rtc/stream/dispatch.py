@@ -276,7 +276,7 @@ class Dispatcher:
         return self._sink.playout_time(self._order.format.sample_of_frame(frame, MEDIA_RATE))
 
     def _note_steps(self, steps: int) -> None:
-        """Clips get so many steps from now on."""
+        """Records the steps of clips from now on, and counts a change."""
         before, self._steps = self._steps, steps
         if steps == before:
             return

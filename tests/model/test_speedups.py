@@ -18,7 +18,7 @@ from echo_rtc.errors import InputError, SettingsError
 from echo_rtc.model import generator as generator_module
 from echo_rtc.model.attention import AttentionChoice
 from echo_rtc.model.blocks import ResnetBlock
-from echo_rtc.model.captured import BankShelf, Captures
+from echo_rtc.model.captured import Captures, StaticBank
 from echo_rtc.model.compiled import compile_networks
 from echo_rtc.model.description import ModelDescription
 from echo_rtc.model.generator import ClipGenerator, GeneratorSettings
@@ -179,7 +179,7 @@ def test_without_recording_everything_is_called() -> None:
 
 def test_the_shelf_has_the_last_bank_at_the_same_place() -> None:
     first, second = (KeysValues({"a": (torch.full((2,), v), torch.full((2,), -v))}) for v in (1.0, 2.0))
-    shelf = BankShelf()
+    shelf = StaticBank()
     place = shelf.put(first)
     assert place.blocks["a"][0] is not first.blocks["a"][0]
     assert shelf.put(second) is place

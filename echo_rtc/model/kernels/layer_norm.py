@@ -60,7 +60,7 @@ def add_layer_norm(
     """(sum + ahead, norm of sum) with sum = x + scale * branch + constant, all (N, L, C); without a branch the sum is
     ``x`` itself.
 
-    ``constant`` and ``ahead`` (C,) go with a branch only; ``ahead`` is a bias that whoever adds to the sum next can
+    ``constant`` and ``ahead`` (C,) go with a branch only; ``ahead`` is a bias that the next addition to the sum can
     leave out then. ``position`` (F, C) is added to the norm of image n as its row n modulo F. With ``factor`` the norm
     is stored in eight bits, times that. ``out``: where to write both.
     """
