@@ -28,6 +28,7 @@ TOOLS = ("hatchling", "hypothesis", "pytest", "pytest-aiohttp", "pytest-asyncio"
 
 SHARED_TESTS = (
     "tests/codec",
+    "tests/recording/test_recorder.py",
     "tests/offline/test_files.py",
     "tests/avatars/test_library.py",
     "tests/web/test_auth.py",

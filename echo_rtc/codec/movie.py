@@ -141,10 +141,12 @@ def whole_length(file: BinaryIO) -> int:
 
 
 def _whole(file: BinaryIO) -> int:
-    """The end of the last complete box that a movie may end with."""
+    """The end of the last complete box that a movie may end with; of one that is complete, its length."""
     length = file.seek(0, io.SEEK_END)
-    ends = [end for kind, _, end in _boxes(file) if kind in (b"moov", b"mdat", b"mfra") and end <= length]
-    return max(ends, default=0)
+    boxes = [(kind, end) for kind, _, end in _boxes(file)]
+    if boxes and boxes[-1][1] == length and boxes[-1][0] != b"moof":
+        return length
+    return max((end for kind, end in boxes if kind in (b"moov", b"mdat", b"mfra") and end <= length), default=0)
 
 
 def _boxes(file: BinaryIO, at: int = 0, until: int | None = None) -> Iterator[tuple[bytes, int, int]]:
@@ -163,8 +165,19 @@ def _boxes(file: BinaryIO, at: int = 0, until: int | None = None) -> Iterator[tu
         at += size
 
 
+def movie_seconds(file: BinaryIO) -> float:
+    """The length of a movie, by its fragments. Raises ValueError where it cannot be read."""
+    file.seek(0)
+    try:
+        with av.open(file, "r", format="mp4") as container:
+            return float(container.duration or 0) / 1e6
+    except av.FFmpegError as error:
+        raise ValueError(f"no movie ({error})") from error
+
+
 def write_duration(file: BinaryIO, seconds: float) -> None:
-    """Writes the length of a finished movie into its head, which was written before it was known."""
+    """Writes the length of a finished movie into its head, which was written before it was known; what is written
+    already stays."""
     scale = _timescale(file)
     for kind, begin, end in _boxes(file):
         if kind == b"moov":
@@ -235,5 +248,9 @@ def _write_durations(file: BinaryIO, begin: int, end: int, seconds: float, scale
                 file.seek(at + times_end)
                 units = int.from_bytes(file.read(4), "big")
             # The timescale, or the track's number and four reserved bytes, stand before the duration.
-            file.seek(at + times_end + (8 if kind == b"tkhd" else 4))
+            place = at + times_end + (8 if kind == b"tkhd" else 4)
+            file.seek(place)
+            if any(file.read(width)):
+                continue
+            file.seek(place)
             file.write(min(round(seconds * units), 2 ** (8 * width) - 1).to_bytes(width, "big"))

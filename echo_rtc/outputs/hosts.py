@@ -1,7 +1,8 @@
-"""Which addresses this server may be sent to by its clients (server-side request forgery): the rules of --output-host.
+"""The rules of --output-host, which keep clients from making this server send requests to any address (server-side
+request forgery).
 
-A URL is read once, by the parser of the HTTP client that uses it. Names are looked up once, too: what is connected to
-is the address that was checked.
+A URL is parsed once, by the parser of the HTTP client that uses it. A name is resolved once for each connection, which
+goes to the address that was checked.
 """
 
 from __future__ import annotations

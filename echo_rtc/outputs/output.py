@@ -1,5 +1,5 @@
-"""One output: connects, stays connected, and connects again, until it is given up or ended. Knows neither HTTP nor
-WebRTC: a connection is what ``connect`` gives."""
+"""One output: connects, and reconnects with back-off, until it fails for good or is ended. Knows neither HTTP nor
+WebRTC: ``connect`` makes a connection."""
 
 from __future__ import annotations
 

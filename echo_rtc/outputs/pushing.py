@@ -46,7 +46,7 @@ class Pusher:
         self._endpoint = endpoint
         self._network = network
         self._client = WhipClient(rules)
-        # An operator who names a host by itself may mean one of this machine.
+        # A host that --output-host names exactly may be this machine.
         self._on_loopback = rules.reach(host_of(endpoint.url)).loopback
         self._servers: tuple[LinkedServer, ...] = ()
         """What the latest answer named, for the next attempt: an offer has its addresses before there is an answer."""

@@ -1,7 +1,7 @@
 """A client of WHIP (RFC 9725) over HTTP: posts offers, follows redirects within bounds, ends sessions.
 
-The token goes to the origin that it was given for, and nowhere else. Nothing of an answer is believed before it is
-bounded. Knows no WebRTC: an offer and an answer are texts.
+The token is sent to the origin of the endpoint only. The size of an answer is checked before it is interpreted. Knows
+no WebRTC: an offer and an answer are texts.
 """
 
 from __future__ import annotations

@@ -36,7 +36,7 @@ class Recorder:
         self._facts = facts
         self._shelf = shelf
         self._on_end = on_end
-        self._tape = Tape(shelf.partial(facts), fps, limits, shelf.free_bytes)
+        self._tape = Tape(shelf.partial(facts), fps, limits, shelf.free_bytes, lambda: shelf.describe(facts))
         self._writer = TapeWriter(self._tape, self.end, self._finish)
         self._begun = False
         self._batch: list[EncodedFrame] = []

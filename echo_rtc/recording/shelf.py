@@ -21,7 +21,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from echo_rtc.codec.movie import whole_length
+from echo_rtc.codec.movie import movie_seconds, whole_length, write_duration
 from echo_rtc.errors import EchoRtcError, InputError, StorageError
 from echo_rtc.recording.facts import RecordingFacts, RecordingState
 from echo_rtc.recording.options import FinishingStep
@@ -30,6 +30,8 @@ LOCK = ".lock"
 PARTIAL, COMPLETE, ABOUT = ".partial.mp4", ".mp4", ".json"
 KILLED = "the server was killed while it recorded"
 _NAME = re.compile(r"(?P<start>[0-9]{8}T[0-9]{6}Z)-(?P<id>[0-9a-f]{16})(?P<partial>\.partial)?\.mp4")
+_LEFTOVER = re.compile(r"[0-9]{8}T[0-9]{6}Z-[0-9a-f]{16}(\.partial\.mp4\.signed|\.json\.new)")
+"""Drafts of a server that was killed."""
 _FORM = "%Y%m%dT%H%M%SZ"
 
 logger = logging.getLogger(__name__)
@@ -101,11 +103,12 @@ class Shelf:
     def discard(self, facts: RecordingFacts) -> None:
         """Deletes a file in which there is nothing whole."""
         self.partial(facts).unlink(missing_ok=True)
+        self._about(facts).unlink(missing_ok=True)
 
     def finish(self, facts: RecordingFacts) -> RecordingFacts:
         """Takes a closed file through the finishing steps and lists it as complete; as unfinished where one fails."""
         path = self.partial(facts)
-        self._describe(replace(facts, state=RecordingState.UNFINISHED))
+        self.describe(replace(facts, state=RecordingState.UNFINISHED))
         try:
             for step in self.finishing:
                 step(path)
@@ -114,27 +117,31 @@ class Shelf:
         except (OSError, EchoRtcError) as error:
             logger.error("the recording %s cannot be finished; the next start tries again: %s", path, error)
             return replace(facts, state=RecordingState.UNFINISHED)
-        self._describe(facts)
+        self.describe(facts)
         return facts
 
     def recover(self) -> None:
-        """Finishes what a server left that was killed: files are cut to what is whole of them."""
+        """Finishes what a server left that was killed: files are cut to what is whole of them, drafts are deleted.
+        Raises StorageError."""
+        try:
+            for path in tuple(self.folder.iterdir()):
+                if _LEFTOVER.fullmatch(path.name):
+                    path.unlink()
+        except OSError as error:
+            raise StorageError(f"recording_dir {self.folder} cannot be cleared: {error.strerror or error}") from error
         for path, facts in self._files():
             if facts.state is RecordingState.COMPLETE:
                 continue
             try:
-                with path.open("r+b") as file:
-                    length = whole_length(file)
-                    file.truncate(length)
-                if length == 0:
-                    path.unlink()
-                    path.with_name(f"{_stem(facts)}{ABOUT}").unlink(missing_ok=True)
+                seconds = _repair(path)
+                if seconds is None:
+                    self.discard(facts)
                     continue
-            except OSError as error:
-                logger.error("the recording %s cannot be mended: %s", path, error.strerror or error)
+            except (OSError, ValueError) as error:
+                logger.error("the recording %s cannot be repaired: %s", path, error)
                 continue
             logger.info("a recording that was cut off is finished: %s", path)
-            self.finish(replace(facts, reason=facts.reason or KILLED))
+            self.finish(replace(facts, seconds=seconds, reason=facts.reason or KILLED))
 
     def list(self) -> list[RecordingFacts]:
         """Every recording in the folder, the newest first. Raises StorageError."""
@@ -169,20 +176,36 @@ class Shelf:
                 continue
             state = RecordingState.UNFINISHED if match["partial"] else RecordingState.COMPLETE
             facts = RecordingFacts(match["id"], state, _iso(match["start"]), bytes=path.stat().st_size)
-            about = self.folder / f"{match['start']}-{match['id']}{ABOUT}"
             with suppress(OSError, ValueError):
-                facts = RecordingFacts.read(about.read_text(encoding="utf-8"), facts)
+                facts = RecordingFacts.read(self._about(facts).read_text(encoding="utf-8"), facts)
             yield path, facts
 
-    def _describe(self, facts: RecordingFacts) -> None:
+    def _about(self, facts: RecordingFacts) -> Path:
+        return self.folder / f"{_stem(facts)}{ABOUT}"
+
+    def describe(self, facts: RecordingFacts) -> None:
         """Writes what is known of a recording beside it; without that it is listed by its name and size."""
-        path = self.folder / f"{_stem(facts)}{ABOUT}"
+        path = self._about(facts)
         draft = path.with_suffix(".json.new")
         try:
+            draft.touch(mode=0o600)
             draft.write_text(json.dumps(facts.as_json()) + "\n", encoding="utf-8")
             os.replace(draft, path)
         except OSError as error:
             logger.warning("%s cannot be written: %s", path, error.strerror or error)
+
+
+def _repair(path: Path) -> float | None:
+    """Cuts a file to what is whole of it; how long that lasts (s), None where nothing is. Raises OSError and
+    ValueError."""
+    with path.open("r+b") as file:
+        length = whole_length(file)
+        file.truncate(length)
+        if length == 0:
+            return None
+        seconds = movie_seconds(file)
+        write_duration(file, seconds)
+        return seconds
 
 
 def _stem(facts: RecordingFacts) -> str:

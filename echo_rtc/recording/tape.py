@@ -26,12 +26,20 @@ class TapeEndedError(Exception):
 class Tape:
     """A movie file that grows by whole fragments. It appears with the first picture."""
 
-    def __init__(self, path: Path, fps: int, limits: RecordingLimits, free_bytes: Callable[[], int]) -> None:
-        """``free_bytes``: what the disk has left; may raise StorageError."""
+    def __init__(
+        self,
+        path: Path,
+        fps: int,
+        limits: RecordingLimits,
+        free_bytes: Callable[[], int],
+        begun: Callable[[], None],
+    ) -> None:
+        """``free_bytes``: free space of the disk; may raise StorageError. ``begun`` is called once the file exists."""
         self._path = path
         self._fps = fps
         self._limits = limits
         self._free_bytes = free_bytes
+        self._begun = begun
         self._movie: FragmentedMovie | None = None
         self._file: int | None = None
         self._origin_s = 0.0
@@ -79,6 +87,7 @@ class Tape:
             self._file = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
         except OSError as error:
             raise TapeEndedError(_why(error)) from error
+        self._begun()
 
     def _add(self, frame: EncodedFrame) -> None:
         assert self._movie is not None

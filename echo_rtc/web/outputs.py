@@ -1,6 +1,6 @@
 """Outputs over HTTP: the owner of a stream starts, inspects and ends pushes of it to other servers.
 
-Checks what a body says and leaves what an address means to the outputs. What is secret is never told again.
+Checks the form of a body; whether an endpoint is allowed is checked by the outputs. Secrets are never returned.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The WHIP client against scripted servers: whom it follows, who gets the token, and what it believes."""
+"""The WHIP client against scripted servers: redirects, sessions, tokens, errors and limits of answers."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ TOKEN = "user:a-token.of~this+server/="
 
 @dataclass
 class Scripted:
-    """Answers each path with (status, headers, body); remembers who asked with which token."""
+    """Answers each path with (status, headers, body); records method, path and token of each request."""
 
     url: str = ""
     answers: dict[str, tuple[int, Mapping[str, str], bytes]] = field(default_factory=dict)

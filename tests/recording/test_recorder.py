@@ -76,15 +76,21 @@ async def test_what_a_killed_server_leaves_is_finished(tmp_path: Path) -> None:
         left = partial.read_bytes()
     assert watch(partial).frames >= 50
     second = Shelf(tmp_path / "second")
+    about = session.shelf.complete(session.facts).with_suffix(".json")
+    (second.folder / about.name).write_bytes(about.read_bytes())
     (second.folder / partial.name).write_bytes(left + left[-500:])
     (second.folder / "20260101T000000Z-0123456789abcdef.partial.mp4").write_bytes(left[:700])
+    (second.folder / f"{partial.name}.signed").write_bytes(left)
     (second.folder / "notes.txt").write_text("not ours")
     second.recover()
     [facts] = second.list()
-    assert (facts.state, facts.reason) == (RecordingState.COMPLETE, KILLED)
+    assert (facts.state, facts.reason, facts.stream) == (RecordingState.COMPLETE, KILLED, "studio")
     found = second.find(facts.id)
     assert found is not None
-    assert watch(found).frames >= 50
+    seen = watch(found)
+    assert seen.frames >= 50
+    assert facts.seconds == pytest.approx(seen.duration_s, abs=0.01)
+    assert seen.duration_s == pytest.approx(seen.frames / FORMAT.fps, abs=0.1)
     assert sorted(path.suffix for path in second.folder.iterdir()) == [".json", ".mp4", ".txt"]
     await session.end()
 

@@ -1,4 +1,4 @@
-"""POST /streams/{id}/outputs and its kin: who may, what a body must be, and what is never told again."""
+"""The routes of outputs: tokens, bodies, statuses, and that no secret is returned."""
 
 from __future__ import annotations
 

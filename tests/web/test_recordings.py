@@ -1,4 +1,4 @@
-"""Recordings over HTTP, of a real stream of test cards: who may begin them, what is in the file, who may have it."""
+"""Recordings over HTTP, of a real stream of test cards: tokens, the file's content and sync, download, deletion."""
 
 from __future__ import annotations
 
