@@ -1,16 +1,21 @@
-"""Compares every way to compute the model with the slowest: ``python -m echo_rtc.bench combinations FOLDER``.
+"""Compares every way to compute the model with the slowest: ``python -m echo_rtc.bench combinations [FOLDER]``.
 
 FOLDER holds ``pretrained_weights/`` in the published layout, with ``config.json`` beside it: the tests' miniature, or
-the real thing. The slowest way is the plain networks in float32, one kernel at a time. Each other one renders one
-step of a clip from the same request, and decodes the same latents; the relative error is the Euclidean norm of the
-difference over that of the slowest way's result. What is lossless must stay within the tolerance in float32, and in
-half precision within twice what the plain networks lose to half precision; what is lossy is only told.
+the real thing. Without it the networks have random weights: of a tenth of the published widths, or with ``--full-size``
+of all of them. The slowest way is the plain networks in float32, one kernel at a time. Each other one renders the same
+clip from the same request, and decodes the same latents; the relative error is the Euclidean norm of the difference
+over that of the slowest way's result, PSNR and SSIM are those of its own pictures. What is lossless must stay within
+the tolerance in float32, and in half precision within twice what the plain networks lose to half precision; what is
+lossy is only told.
 """
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator
+import gc
+import math
+import sys
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -19,12 +24,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from echo_rtc.bench.generation import random_networks, weights_gb
 from echo_rtc.bench.parity import TOLERANCE, relative_error
+from echo_rtc.bench.support.pictures import luma, psnr, ssim
 from echo_rtc.bench.support.report import report
 from echo_rtc.clips import ClipFormat
 from echo_rtc.errors import SettingsError
 from echo_rtc.model.description import ModelDescription
-from echo_rtc.model.generator import ClipGenerator, GeneratorSettings
+from echo_rtc.model.generator import DTYPES, ClipGenerator, GeneratorSettings
 from echo_rtc.model.kernels import launch
 from echo_rtc.model.quantised import ADA, HOPPER
 from echo_rtc.rendering import RenderRequest
@@ -32,6 +39,12 @@ from echo_rtc.rendering import RenderRequest
 AVATAR = "bench"
 
 _ASSETS = Path(__file__).resolve().parents[1] / "assets" / "embedded"
+REDUCED = 10
+"""Without a folder and --full-size, widths are a part of so many of the published ones."""
+
+FULL_SIZE_GB = 20
+"""Weights in float32, their fused form, and what a clip of 12 frames at 512 x 512 takes."""
+
 _SLACK = 2.0
 _LEAST = 1e-3
 """Times, and at least how much, half precision may lose of what the plain networks lose to it."""
@@ -48,15 +61,18 @@ class Combination:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """The relative errors of a combination: of the latents after one step, and of images of the same latents.
+    """The relative errors of a combination: of the final latents, and of images of the same latents. ``psnr_db`` and
+    ``ssim``: of the pictures of its own latents.
 
-    ``allowed`` is the most that either may be; None where nothing is promised.
+    ``allowed`` is the most that either error may be; None where nothing is promised.
     """
 
     combination: Combination
     latents: float
     images: float
     allowed: float | None
+    psnr_db: float = math.inf
+    ssim: float = 1.0
 
     @property
     def passed(self) -> bool:
@@ -94,44 +110,60 @@ def combinations(slowest: GeneratorSettings, compiled: bool) -> list[Combination
     return found
 
 
-def compare(folder: Path, device: str, size: int, compiled: bool) -> Iterator[Outcome]:
-    """Computes every combination and compares it with the slowest. Raises InputError or SettingsError."""
+Make = Callable[[GeneratorSettings], ClipGenerator]
+"""Makes the generator of these settings. Raises InputError or SettingsError."""
+
+
+def from_folder(folder: Path) -> Make:
+    """Generators with the weights of a folder. Raises InputError or SettingsError."""
     description = ModelDescription.from_mapping({"weights": str(folder / "pretrained_weights")}, Path())
-    slowest = GeneratorSettings(
-        ClipFormat(width=size, height=size),
-        steps=1,
-        device=device,
-        kernels="torch",
-        attention="sdpa",
-        cuda_graphs=False,
-    )
+    return lambda settings: ClipGenerator.load(description, settings, lambda _: None)
+
+
+def random_weights(part: int) -> Make:
+    """Generators with the same random weights, of 1 / ``part`` of the published widths."""
+
+    def make(settings: GeneratorSettings) -> ClipGenerator:
+        networks, audio = random_networks(torch.device(settings.device), DTYPES[settings.dtype], part=part)
+        return ClipGenerator(networks, audio, settings)
+
+    return make
+
+
+def compare(make: Make, slowest: GeneratorSettings, compiled: bool) -> Iterator[Outcome]:
+    """Computes every combination and compares it with the slowest. Raises InputError or SettingsError."""
     torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
-    latents, images = _render(description, slowest)
+    latents, images, _ = _render(make, slowest)
+    expected = luma(images)
     plain = 0.0
     for combination in combinations(slowest, compiled):
-        ours = _render(description, combination.settings, latents)
+        ours = _render(make, combination.settings, latents)
         errors = relative_error(ours[0], latents), relative_error(ours[1], images)
+        pictures = luma(ours[2])
         half = combination.settings.dtype != "float32"
         if half and not plain:
             plain = max(errors)
         allowed = max(_SLACK * plain, _LEAST) if half else TOLERANCE
-        yield Outcome(combination, *errors, None if combination.lossy else allowed)
+        likeness = psnr(pictures, expected), ssim(pictures, expected)
+        yield Outcome(combination, *errors, None if combination.lossy else allowed, *likeness)
 
 
 @torch.inference_mode()
-def _render(
-    description: ModelDescription, settings: GeneratorSettings, given: Tensor | None = None
-) -> tuple[Tensor, Tensor]:
-    """The latents after one step, and the images of ``given`` latents or of these: float32 on the CPU."""
-    generator = ClipGenerator.load(description, settings, lambda _: None)
+def _render(make: Make, settings: GeneratorSettings, given: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
+    """The final latents, the images of ``given`` latents or of these, and the images of these: float32 on the CPU."""
+    gc.collect()  # the one before is let go of first
+    generator = make(settings)
     generator.prepare_avatar(AVATAR, _ASSETS / "reference.png", _ASSETS / "poses")
     sound = np.random.default_rng(0).normal(0.0, 0.1, 40_000).astype(np.float32)
     request = RenderRequest(AVATAR, sound, settings.format.clip_frames, pose_position=1, seed=2)
     generator.latents(request)  # a recorded clip must come out of a second run, too
     latents = generator.latents(request).float().cpu()
-    decoded = (latents if given is None else given).to(settings.device)
-    images = torch.cat([part.float().cpu() for part in generator.images(decoded)])
-    return latents, images
+    own = _images(generator, latents)
+    return latents, own if given is None else _images(generator, given), own
+
+
+def _images(generator: ClipGenerator, latents: Tensor) -> Tensor:
+    return torch.cat([part.float().cpu() for part in generator.images(latents.to(generator.device))])
 
 
 def main(argv: list[str]) -> int:
@@ -139,19 +171,45 @@ def main(argv: list[str]) -> int:
     parser = argparse.ArgumentParser(
         prog="echo-rtc bench combinations", description="Compares every way to compute with the slowest."
     )
-    parser.add_argument("folder", type=Path, help="folder with pretrained_weights and config.json")
+    parser.add_argument(
+        "folder", type=Path, nargs="?", help="folder with pretrained_weights and config.json [random weights]"
+    )
+    parser.add_argument(
+        "--full-size",
+        action="store_true",
+        help=f"random weights of the published sizes; needs about {FULL_SIZE_GB} GB of the device's memory [no]",
+    )
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cpu or cuda")
     parser.add_argument("--size", type=int, default=256, help="width and height [256 pixels]")
+    parser.add_argument("--steps", type=int, default=1, help="denoising steps [1]")
+    parser.add_argument("--frames", type=int, default=12, help="frames of the clip [12]")
     parser.add_argument("--compiled", action="store_true", help="torch.compile, too, which takes a while [no]")
     arguments = parser.parse_args(argv)
     if arguments.device == "cuda" and not torch.cuda.is_available():
         raise SettingsError("--device is cuda, but PyTorch sees no CUDA device; choose cpu")
-    outcomes = list(compare(arguments.folder, arguments.device, arguments.size, arguments.compiled))
+    if arguments.folder is not None and arguments.full_size:
+        raise SettingsError("--full-size has random weights, and a folder has its own; leave one of them out")
+    slowest = GeneratorSettings(
+        ClipFormat(width=arguments.size, height=arguments.size, clip_frames=arguments.frames),
+        steps=arguments.steps,
+        device=arguments.device,
+        kernels="torch",
+        attention="sdpa",
+        cuda_graphs=False,
+        untrained=True,
+    )
+    if arguments.full_size:
+        sys.stderr.write(f"the weights take {weights_gb(torch.float32):.1f} GB in float32\n")
+    reduced = 1 if arguments.full_size else REDUCED
+    make = from_folder(arguments.folder) if arguments.folder is not None else random_weights(reduced)
+    outcomes = list(compare(make, slowest, arguments.compiled))
     rows = [
         (
             each.combination.name,
             f"{each.latents:.1e}",
             f"{each.images:.1e}",
+            f"{each.psnr_db:.1f}",
+            f"{each.ssim:.4f}",
             "lossy" if each.allowed is None else f"{each.allowed:.1e}",
             "" if each.passed else "TOO MUCH",
         )
@@ -163,11 +221,21 @@ def main(argv: list[str]) -> int:
         for each in outcomes
         if each.combination.settings.dtype != "float32" and not each.combination.lossy
     ]
-    figures = {
+    figures: dict[str, object] = {
         "combinations": len(outcomes),
         "failed": sum(not each.passed for each in outcomes),
         "worst_float32": max(exact, default=0.0),
         "worst_half": max(half, default=0.0),
     }
-    report(("combination", "latents", "images", "allowed", ""), rows, figures)
+    lossless = [each for each in outcomes if not each.combination.lossy]
+    figures |= {
+        "least_psnr_db": min((each.psnr_db for each in lossless), default=math.inf),
+        "least_ssim": min((each.ssim for each in lossless), default=1.0),
+        "lossy": {
+            each.combination.name: [each.latents, each.psnr_db, each.ssim]
+            for each in outcomes
+            if each.combination.lossy
+        },
+    }
+    report(("combination", "latents", "images", "PSNR, dB", "SSIM", "allowed", ""), rows, figures)
     return 1 if figures["failed"] else 0

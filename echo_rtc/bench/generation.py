@@ -27,6 +27,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from echo_rtc.bench.support.report import report, table
 from echo_rtc.clips import ClipFormat
+from echo_rtc.engine.arrivals import Arrivals
 from echo_rtc.errors import SettingsError
 from echo_rtc.model.audio import WhisperAudioEncoder, WhisperDims
 from echo_rtc.model.config import PUBLISHED
@@ -64,41 +65,76 @@ _VAE: dict[str, Any] = {
 """The sizes of the published autoencoder."""
 
 
-def random_networks(device: torch.device, dtype: torch.dtype, seed: int = 0) -> tuple[Networks, WhisperAudioEncoder]:
-    """Full-size networks with random weights, made on the device, that keep the scale of what passes through them."""
+def empty_networks(part: int = 1) -> tuple[Networks, WhisperAudioEncoder]:
+    """Networks without weights, of 1 / ``part`` of the published widths."""
+
+    def narrower(section: str) -> dict[str, Any]:
+        config = dict(PUBLISHED[section])
+        config["block_out_channels"] = [width // part for width in config["block_out_channels"]]
+        return config
+
+    pose = PUBLISHED["pose_encoder"]
+    pose = {**pose, "conditioning_embedding_channels": pose["conditioning_embedding_channels"] // part}
+    vae = {**_VAE, "block_out_channels": [max(32, width // part // 32 * 32) for width in _VAE["block_out_channels"]]}
     with torch.device("meta"):
-        reference = ReferenceUNet(PUBLISHED["reference_unet"])
-        denoiser = DenoisingUNet(PUBLISHED["denoising_unet"], PUBLISHED["denoising_unet_additional"])
-        pose = PoseEncoder(PUBLISHED["pose_encoder"])
-        autoencoder = KLAutoencoder(_VAE)
-        tiny = TinyDecoder({})
-        audio = WhisperAudioEncoder(_WHISPER_TINY)
+        reference = ReferenceUNet(narrower("reference_unet"))
+        denoiser = DenoisingUNet(narrower("denoising_unet"), PUBLISHED["denoising_unet_additional"])
+        networks = Networks(reference, denoiser, PoseEncoder(pose), KLAutoencoder(vae), TinyDecoder({}))
+        return networks, WhisperAudioEncoder(_WHISPER_TINY)
+
+
+def weights_gb(dtype: torch.dtype) -> float:
+    """What the weights of the published sizes take (10^9 bytes)."""
+    networks, audio = empty_networks()
+    count = sum(value.numel() for network in _modules(networks, audio) for value in network.parameters())
+    return count * dtype.itemsize / 1e9
+
+
+def _modules(networks: Networks, audio: WhisperAudioEncoder) -> list[nn.Module]:
+    assert isinstance(networks.autoencoder, KLAutoencoder)
+    assert networks.tiny is not None
+    return [
+        *(networks.reference, networks.denoiser, networks.pose),
+        *(networks.autoencoder.vae, networks.tiny.vae, audio),
+    ]
+
+
+def random_networks(
+    device: torch.device, dtype: torch.dtype, seed: int = 0, part: int = 1
+) -> tuple[Networks, WhisperAudioEncoder]:
+    """Networks of 1 / ``part`` of the published widths with random weights, made on the device, that keep the scale of
+    what passes through them: the same weights for a seed, rounded to ``dtype``."""
+    networks, audio = empty_networks(part)
     generator = torch.Generator(device).manual_seed(seed)
-    for network in (reference, denoiser, pose, autoencoder.vae, tiny.vae, audio):
+    for network in _modules(networks, audio):
         network.to(dtype).to_empty(device=device).eval().requires_grad_(False)
         _randomise(network, generator)
         for parameter in network.parameters():
             if parameter.ndim == 4:
                 parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
-    return Networks(reference, denoiser, pose, autoencoder, tiny), audio
+    return networks, audio
 
 
 @torch.no_grad()
 def _randomise(network: nn.Module, generator: torch.Generator) -> None:
     for name, value in (*network.named_parameters(), *network.named_buffers()):
+        drawn = torch.empty(value.shape, device=value.device)
         if value.ndim > 1:
-            value.normal_(0.0, 1 / math.sqrt(value[0].numel()), generator=generator)
+            drawn.normal_(0.0, 1 / math.sqrt(value[0].numel()), generator=generator)
         else:
-            value.normal_(1.0 if name.endswith("weight") else 0.0, 0.05, generator=generator)
+            drawn.normal_(1.0 if name.endswith("weight") else 0.0, 0.05, generator=generator)
+        value.copy_(drawn)
 
 
 @dataclass
 class Figures:
-    """What was measured of one set of settings."""
+    """What was measured of one set of settings. ``shown_s``: after how long each clip could be shown, because the rest
+    of its frames came in time."""
 
     settings: GeneratorSettings
     start_s: float = 0.0
     clip_s: list[float] = field(default_factory=list)
+    shown_s: list[float] = field(default_factory=list)
     stages_ms: list[dict[str, float]] = field(default_factory=list)
     memory_gb: float = 0.0
     tflop: float = 0.0
@@ -110,6 +146,10 @@ class Figures:
     @property
     def clip_ms(self) -> float:
         return 1000 * statistics.median(self.clip_s)
+
+    @property
+    def shown_ms(self) -> float:
+        return 1000 * statistics.median(self.shown_s)
 
     @property
     def p95_ms(self) -> float:
@@ -134,14 +174,18 @@ def measure(networks: Networks, audio: AudioEncoder, settings: GeneratorSettings
     for index in range(_WARM_UP_CLIPS + clips):
         sound = noise.normal(0.0, 0.1, samples).astype(np.float32)
         request = replace(request, audio=sound, seed=index, pose_position=index * clip.clip_frames)
+        arrivals = Arrivals(clip, request, lambda frames: None, time.perf_counter)
         before = time.perf_counter()
-        result = generator.generate(request)
+        arrivals.begin()
+        result = generator.generate(request, on_frames=arrivals.take)
         taken = time.perf_counter() - before
+        arrivals.note(result.frames)
         request = replace(request, init_latent=result.final_latent)
         if index == _WARM_UP_CLIPS - 1:
             figures.start_s = time.perf_counter() - begun
         if index >= _WARM_UP_CLIPS:
             figures.clip_s.append(taken)
+            figures.shown_s.append(arrivals.need_s)
             figures.stages_ms.append(result.stages_ms)
     if cuda:
         free, total = torch.cuda.mem_get_info(generator.device)
@@ -230,12 +274,13 @@ def main(argv: list[str]) -> int:
     networks, audio = random_networks(device, DTYPES[settings.dtype])
     figures = measure(networks, audio, settings, arguments.clips)
     figures.tflop = count_tflop(settings)
-    times = figures.stages | {"whole clip": figures.clip_ms}
+    times = figures.stages | {"whole clip": figures.clip_ms, "until it can be shown": figures.shown_ms}
     rows: list[Sequence[object]] = [(name, ms, ms / arguments.clip_frames) for name, ms in times.items()]
     result: dict[str, object] = {
         "fps": round(figures.fps, 2),
         "clip_ms": round(figures.clip_ms, 1),
         "p95_ms": round(figures.p95_ms, 1),
+        "shown_ms": round(figures.shown_ms, 1),
         "stages_ms": {name: round(value, 2) for name, value in figures.stages.items()},
         "tflops": round(figures.tflop / figures.clip_ms * 1e3, 1),
         "ceiling_tflops": round(ceiling_tflops(device, DTYPES[settings.dtype]), 1),
@@ -274,6 +319,8 @@ def _sweep(asked: GeneratorSettings) -> Iterator[tuple[str, GeneratorSettings]]:
     yield "tiny decoder", replace(asked, vae="tiny")
     yield "fp8, tiny decoder", replace(asked, quantize_fp8=True, vae="tiny")
     yield "fp8, tiny decoder, cfg 1.0", replace(asked, quantize_fp8=True, vae="tiny", cfg=1.0)
+    yield "decoded 2 frames at a time", replace(asked, decode_frames=2)
+    yield "decoded whole", replace(asked, decode_frames=0)
     yield "4 steps", replace(asked, steps=4)
     for frames in (6, 18, 24):
         yield f"clips of {frames} frames", replace(asked, format=replace(clip, clip_frames=frames))
@@ -296,7 +343,10 @@ def _swept(networks: Networks, audio: WhisperAudioEncoder, settings: GeneratorSe
 
 def _sweep_table(measured: Sequence[tuple[str, Figures]]) -> str:
     rows = [
-        (name, each.fps, each.clip_ms, each.p95_ms, each.stages["denoise"], each.stages["decode"], each.memory_gb)
+        (
+            *(name, each.fps, each.clip_ms, each.p95_ms, each.shown_ms),
+            *(each.stages["denoise"], each.stages["decode"], each.memory_gb),
+        )
         for name, each in measured
     ]
-    return table(("changed", "fps", "clip ms", "p95 ms", "denoise ms", "decode ms", "memory GB"), rows)
+    return table(("changed", "fps", "clip ms", "p95 ms", "shown ms", "denoise ms", "decode ms", "memory GB"), rows)

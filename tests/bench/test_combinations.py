@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 
 import pytest
 import torch
@@ -10,6 +11,8 @@ import torch
 from echo_rtc.bench import combinations
 from echo_rtc.bench.__main__ import main
 from echo_rtc.bench.combinations import Combination, Outcome
+from echo_rtc.bench.generation import weights_gb
+from echo_rtc.bench.support.pictures import luma, psnr, ssim
 from echo_rtc.clips import ClipFormat
 from echo_rtc.model.generator import GeneratorSettings
 from echo_rtc.model.kernels import launch
@@ -22,10 +25,39 @@ def test_the_miniature_passes_on_the_cpu(capsys: pytest.CaptureFixture[str]) -> 
     assert combinations.main([str(MINI), "--device", "cpu", "--size", "64"]) == 0
     lines = capsys.readouterr().out.splitlines()
     figures = json.loads(lines[-1])
+    assert figures["least_psnr_db"] > 25
+    assert 0.8 < figures["least_ssim"] <= 1
     assert figures["combinations"] == 1
     assert figures["failed"] == 0
     assert 0 < figures["worst_half"] < 0.2
     assert any(line.startswith("bfloat16") for line in lines)
+
+
+def test_random_weights_are_the_same_in_every_number_format(capsys: pytest.CaptureFixture[str]) -> None:
+    """Networks of a tenth of the published widths; were their weights others, nothing would be alike."""
+    assert combinations.main(["--device", "cpu", "--size", "64", "--frames", "2"]) == 0
+    figures = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert figures["worst_half"] < 0.1
+    assert figures["least_ssim"] > 0.9
+    assert weights_gb(torch.float32) == pytest.approx(8.86, abs=0.01)
+
+
+def test_likeness_of_pictures_is_what_the_field_computes() -> None:
+    """Of even pictures SSIM follows by hand; noise of 10 levels is 28.1 dB."""
+    a, b = torch.full((2, 1, 32, 32), 100.0), torch.full((2, 1, 32, 32), 110.0)
+    assert ssim(a, b) == pytest.approx((2 * 100 * 110 + 6.5025) / (100**2 + 110**2 + 6.5025))
+    assert psnr(a, b) == pytest.approx(28.13, abs=0.01)
+    noise = torch.randn(1, 1, 64, 64, generator=torch.Generator().manual_seed(0))
+    picture = 128 + 40 * noise
+    assert ssim(picture, picture) == pytest.approx(1.0)
+    assert psnr(picture, picture) == math.inf
+    assert ssim(picture, 256 - picture) < -0.9
+    assert luma(torch.tensor([[[[2.0]], [[0.0]], [[-1.0]]]])).item() == pytest.approx(0.299 * 255 + 0.587 * 128)
+
+
+def test_full_size_and_a_folder_exclude_each_other(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["combinations", str(MINI), "--full-size", "--device", "cpu"]) == 2
+    assert "leave one of them out" in capsys.readouterr().err
 
 
 def test_a_gpu_has_every_combination(monkeypatch: pytest.MonkeyPatch) -> None:
