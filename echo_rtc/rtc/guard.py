@@ -12,6 +12,7 @@ from collections.abc import Callable
 
 from echo_rtc.rtc.packets import MAX_EXTENSION_BYTES, MAX_REPORTS
 from echo_rtc.stream.counters import GuardCounters
+from echo_rtc.token_bucket import TokenBucket
 
 PACKETS_PER_S, PACKETS_BURST = 500.0, 500.0
 """Media packets; a microphone sends 50 a second, 400 with the shortest packets that Opus has."""
@@ -37,24 +38,6 @@ MAX_SOURCES = 16
 """SSRCs of a peer over its whole life; each takes memory for ever. A call has two or three."""
 MAX_UNFINISHED_BYTES = 512 * 1024
 """Bytes of incomplete data channel messages that may be buffered. The largest message allowed is half of it."""
-
-
-class TokenBucket:
-    """Token bucket: refills at ``per_s``, holds at most ``burst``."""
-
-    def __init__(self, per_s: float, burst: float, now: float) -> None:
-        self._per_s = per_s
-        self._burst = burst
-        self._left = burst
-        self._at = now
-
-    def take(self, wanted: int, now: float) -> int:
-        """How many of ``wanted`` may be had at ``now``; they are taken."""
-        self._left = min(self._burst, self._left + (now - self._at) * self._per_s)
-        self._at = now
-        granted = min(wanted, int(self._left))
-        self._left -= granted
-        return granted
 
 
 class Guard:

@@ -17,6 +17,7 @@ from aiohttp import web
 from aiohttp.typedefs import Middleware
 
 from echo_rtc.rtc.session import Caller
+from echo_rtc.token_bucket import TokenBucket
 from echo_rtc.web.access_log import route_of
 from echo_rtc.web.clients import Clients, rate_limit_key
 from echo_rtc.web.problems import Problem, ProblemType
@@ -69,8 +70,8 @@ class Limits:
         self._options = options
         self._clients = clients
         self._clock = clock
-        self._buckets: OrderedDict[str, tuple[float, float]] = OrderedDict()
-        """Offers that a client may still make, and when that was so; the client of the latest offer last."""
+        self._buckets: OrderedDict[str, TokenBucket] = OrderedDict()
+        """The offers that each client may still make; the client of the latest offer last."""
         self._peers: Counter[str] = Counter()
 
     def claim(self, request: web.Request) -> Claim:
@@ -92,15 +93,14 @@ class Limits:
         if not limit:
             return
         now = self._clock()
-        left, at = self._buckets.pop(client, (float(limit), now))
-        left = min(float(limit), left + (now - at) * limit / 60)
-        self._buckets[client] = (max(0.0, left - 1), now) if left >= 1 else (left, now)
+        bucket = self._buckets.pop(client, None) or TokenBucket(limit / 60, limit, now)
+        self._buckets[client] = bucket
         if len(self._buckets) > MAX_REMEMBERED:
             self._buckets.popitem(last=False)
-        if left < 1:
+        if not bucket.take(1, now):
             raise _too_many(
                 f"More than {limit} offers a minute came from this address; wait a little.",
-                math.ceil((1 - left) * 60 / limit),
+                math.ceil(bucket.wait_s(now)),
             )
 
     def _end(self, client: str) -> None:
@@ -110,8 +110,8 @@ class Limits:
 
 
 class Pace:
-    """Spaces out the requests of one address: BURST_REQUESTS at once, REQUESTS_PER_S in the long run. Those beyond
-    wait."""
+    """A leaky bucket for the requests of each address: BURST_REQUESTS at once, then REQUESTS_PER_S; those beyond wait
+    in turn, where a token bucket would refuse them."""
 
     def __init__(self, clients: Clients, clock: Callable[[], float] = time.monotonic) -> None:
         self._clients = clients

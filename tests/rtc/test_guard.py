@@ -14,7 +14,6 @@ from echo_rtc.rtc.guard import (
     RESENDS_BURST,
     RESENDS_PER_S,
     Guard,
-    TokenBucket,
 )
 from echo_rtc.stream.counters import GuardCounters
 
@@ -34,15 +33,6 @@ class Gate:
             self.now += 1 / per_s
             taken += self.guard.packet(7)
         return taken
-
-
-def test_an_bucket_fills_up_to_its_burst() -> None:
-    bucket = TokenBucket(10.0, 5.0, now=0.0)
-    assert bucket.take(3, 0.0) == 3
-    assert bucket.take(9, 0.0) == 2
-    assert bucket.take(1, 0.05) == 0
-    assert bucket.take(9, 0.25) == 2
-    assert bucket.take(9, 1000.0) == 5
 
 
 @pytest.mark.parametrize("per_s", [50, 100, 400])
