@@ -29,7 +29,7 @@ from echo_rtc.participant.addresses import AllowedHosts
 from echo_rtc.participant.rooms import Library, Rooms
 from echo_rtc.resources import STATIC
 from echo_rtc.rtc.manager import ManagerOptions, StreamManager
-from echo_rtc.web.app import Outlets, create_app
+from echo_rtc.web.app import AppOptions, Outlets, create_app
 from echo_rtc.web.health import Health, Lifecycle, Phase
 from tests.participant.rig import AGENT, AVATAR, OF_AGENT, ON_BEHALF, SECRET, URL, Hub, Room
 from tests.web.conftest import FakeLibrary, gallery_of
@@ -56,7 +56,7 @@ async def server(hub: Hub) -> AsyncIterator[tuple[str, StreamManager]]:
         manager, lambda: FORMAT, AllowedHosts.of(["livekit.example"]), Library(make_room=make_room, knock=no_knock)
     )
     health = Health(engine, Lifecycle(Phase.READY), "testcard", lambda: (), free_places=lambda: manager.free)
-    app = create_app(manager, health, STATIC, gallery_of(FakeLibrary()), outlets=Outlets(rooms=rooms))
+    app = create_app(manager, health, STATIC, gallery_of(FakeLibrary()), AppOptions(outlets=Outlets(rooms=rooms)))
     try:
         async with TestServer(app) as running:
             yield str(running.make_url("")).rstrip("/"), manager

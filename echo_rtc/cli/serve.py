@@ -54,7 +54,7 @@ from echo_rtc.rtc.peer import PeerOptions
 from echo_rtc.rtc.seams.selfcheck import check_seams
 from echo_rtc.settings import Settings, load_settings
 from echo_rtc.tts.voices import Voice, make_voice
-from echo_rtc.web.app import Access, Outlets, create_app
+from echo_rtc.web.app import Access, AppOptions, Outlets, create_app
 from echo_rtc.web.auth import Authorisation
 from echo_rtc.web.avatars import Gallery
 from echo_rtc.web.clients import Clients
@@ -175,7 +175,8 @@ async def serve(settings: Settings, log_file: LogFile, specs: MakeSpecs | None =
         rooms = _rooms(settings, streams, engine)
         if rooms is not None:
             life.push_async_callback(_within, CLOSE_STREAMS_S, rooms.close, "the LiveKit rooms")
-        app = create_app(streams, health, STATIC, gallery, access, watch, texts, Outlets(recordings, outputs, rooms))
+        options = AppOptions(access, watch, texts, Outlets(recordings, outputs, rooms))
+        app = create_app(streams, health, STATIC, gallery, options)
         # The port comes before the engine: one that is taken is told at once, and the page can say "starting".
         url = await life.enter_async_context(_listening(app, places, settings, tls))
         logger.info("listening on %s; the %s engine is starting", url, settings.engine)

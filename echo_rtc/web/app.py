@@ -341,30 +341,33 @@ class Access:
     base_path: str = ""
 
 
+@dataclass(frozen=True, slots=True)
+class AppOptions:
+    """What an application has beside its streams. By default no token is required, no other origin is allowed, no text
+    is said and nothing is recorded."""
+
+    access: Access = field(default_factory=Access)
+    watch: Watch = field(default_factory=Watch)
+    texts: TextSpeeches = field(default_factory=TextSpeeches)
+    outlets: Outlets = field(default_factory=Outlets)
+
+
 def create_app(
-    streams: PeersAndStreams,
-    health: Health,
-    static: Path,
-    gallery: Gallery,
-    access: Access | None = None,
-    watch: Watch | None = None,
-    texts: TextSpeeches | None = None,
-    outlets: Outlets | None = None,
+    streams: PeersAndStreams, health: Health, static: Path, gallery: Gallery, options: AppOptions | None = None
 ) -> web.Application:
-    """The application. ``static`` is the page's folder; raises InputError if it lacks one of its files. Without
-    ``access`` no token is required and no other origin allowed; without ``texts`` no text is said."""
-    access, watch = access or Access(), watch or Watch()
+    """The application. ``static`` is the page's folder; raises InputError if it lacks one of its files."""
+    options = options or AppOptions()
+    access, watch, outlets = options.access, options.watch, options.outlets
     whip, whep = (WhipWhep(role, streams, health) for role in (Role.PUBLISH, Role.VIEW))
     watched = Watched(streams, health.engine, health.engine_name, watch)
     metrics, admin = Metrics(watched), Admin(streams, health, watched, static / OPERATORS_PAGE)
     pages = Pages.in_folder(static, access.frame_ancestors)
     avatars = Avatars(gallery, health)
     speech_access = SpeechAccess(access.authorisation, access.cross_origin)
-    speech = SpeechChannels(streams, health, speech_access, texts or TextSpeeches())
+    speech = SpeechChannels(streams, health, speech_access, options.texts)
     queue = Queue()
     streams.reservations = queue
     places = Places(queue, health, access.clients, lambda: streams.free)
-    outlets = outlets or Outlets()
     livekit = LiveKitRooms(outlets.rooms, streams, health)
     owners = StreamAccess(streams, access.authorisation)
     recordings, outputs = RecordingHandlers(owners, outlets.recordings), OutputHandlers(owners, outlets.outputs)

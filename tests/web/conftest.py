@@ -19,7 +19,7 @@ from echo_rtc.rtc.manager import ManagerCounters
 from echo_rtc.rtc.session import Caller, NoReservations, Opened, OpenedSpeech, Reservations, Role
 from echo_rtc.stream.speech import Speaker
 from echo_rtc.stream.tally import Ledger, Tally
-from echo_rtc.web.app import Access, create_app
+from echo_rtc.web.app import Access, AppOptions, create_app
 from echo_rtc.web.avatars import Gallery
 from echo_rtc.web.health import Health, IceServer, Lifecycle, Phase
 
@@ -218,7 +218,7 @@ def make_edge(tmp_path: Path, aiohttp_client: Client, aiohttp_server: Server) ->
         if not access.authorisation.administered:  # who asks for no token is still asked for the administrator's
             access = replace(access, authorisation=replace(access.authorisation, admin=ADMIN_TOKEN))
             headers = {"Authorization": f"Bearer {ADMIN_TOKEN}"}
-        app = create_app(streams, health, static, gallery_of(library, changeable), access)
+        app = create_app(streams, health, static, gallery_of(library, changeable), AppOptions(access or Access()))
         server = await aiohttp_server(app, lingering_time=0.05, auto_decompress=False)
         client = await aiohttp_client(server, headers=headers)
         return Edge(client, streams, engine, lifecycle, static, library)

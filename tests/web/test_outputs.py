@@ -14,7 +14,7 @@ from echo_rtc.errors import ConflictError
 from echo_rtc.outputs.facts import OutputFacts, OutputState
 from echo_rtc.outputs.hosts import HostRules
 from echo_rtc.outputs.whip import Endpoint
-from echo_rtc.web.app import Access, Outlets, create_app
+from echo_rtc.web.app import Access, AppOptions, Outlets, create_app
 from echo_rtc.web.auth import Authorisation, Right, mint
 from echo_rtc.web.health import Health, Lifecycle, Phase
 from tests.web.conftest import Client, Edge, FakeEngine, FakeLibrary, FakeStreams, Server, gallery_of
@@ -64,7 +64,7 @@ class NamedStreams(FakeStreams):
 async def client(aiohttp_client: Client, aiohttp_server: Server) -> TestClient[web.Request, web.Application]:
     health = Health(FakeEngine(), Lifecycle(Phase.READY), "local", tuple, free_places=lambda: 1)
     access, outlets = Access(Authorisation(secret=SECRET)), Outlets(outputs=FakeOutputs())
-    app = create_app(NamedStreams(), health, STATIC, gallery_of(FakeLibrary()), access, outlets=outlets)
+    app = create_app(NamedStreams(), health, STATIC, gallery_of(FakeLibrary()), AppOptions(access, outlets=outlets))
     server: TestServer = await aiohttp_server(app)
     return await aiohttp_client(server)
 

@@ -20,7 +20,7 @@ from echo_rtc.recording.options import RecordingLimits, RecordingOptions
 from echo_rtc.recording.recordings import Recordings
 from echo_rtc.rtc.manager import ManagerOptions, StreamManager
 from echo_rtc.stream.events import Event, EventSink
-from echo_rtc.web.app import Access, Outlets, create_app
+from echo_rtc.web.app import Access, AppOptions, Outlets, create_app
 from echo_rtc.web.auth import Authorisation, Right, mint
 from echo_rtc.web.health import Health, Lifecycle, Phase
 from tests.rtc.test_calls import until
@@ -78,7 +78,7 @@ async def make_studio(
         manager.on_open = recordings.opened
         health = Health(engine, Lifecycle(Phase.READY), "testcard", tuple, free_places=lambda: manager.free)
         access, outlets = Access(Authorisation(secret=SECRET)), Outlets(recordings)
-        app = create_app(manager, health, STATIC, gallery_of(FakeLibrary()), access, outlets=outlets)
+        app = create_app(manager, health, STATIC, gallery_of(FakeLibrary()), AppOptions(access, outlets=outlets))
         made.append(Studio(await aiohttp_client(await aiohttp_server(app)), manager, recordings))
         return made[0]
 

@@ -19,7 +19,7 @@ from echo_rtc.clips import ClipFormat
 from echo_rtc.engine.testcard import TestCardEngine
 from echo_rtc.rtc.manager import ManagerOptions, StreamManager
 from echo_rtc.tts.voices import Spoken, Voice
-from echo_rtc.web.app import Access, create_app
+from echo_rtc.web.app import Access, AppOptions, create_app
 from echo_rtc.web.auth import Authorisation, Right, mint
 from echo_rtc.web.health import Health, Lifecycle, Phase
 from echo_rtc.web.text_speech import TextSpeeches
@@ -78,7 +78,7 @@ async def make_stage(aiohttp_client: Client, aiohttp_server: Server) -> AsyncIte
         made.append((manager, engine))
         health = Health(engine, Lifecycle(Phase.READY), "testcard", lambda: (), free_places=lambda: manager.free)
         texts = TextSpeeches(voice)
-        app = create_app(manager, health, STATIC, gallery_of(FakeLibrary()), access, texts=texts)
+        app = create_app(manager, health, STATIC, gallery_of(FakeLibrary()), AppOptions(access, texts=texts))
         return Stage(await aiohttp_client(await aiohttp_server(app)), manager)
 
     yield make
