@@ -55,6 +55,7 @@ __all__ = [
 
 logger = logging.getLogger(__name__)
 
+TAIL_S = 0.1
 RETRY_AFTER_S = 10
 """When to try again where no place is free; places become free as faces are closed."""
 
@@ -306,6 +307,11 @@ class SpokenFace(Face):
         """Silences the face at once, and drops all that is queued or waits in :meth:`say`; the seconds that have been
         heard of the event that was being said, 0.0 if none was."""
         return await self._speech.interrupt()
+
+    @property
+    def tail_s(self) -> float:
+        """For how long after an interruption sound may still come that was on its way, in seconds."""
+        return TAIL_S
 
     def report_to(self, reporter: Callable[[SpeechReport], None]) -> Callable[[], None]:
         """Calls ``reporter`` as each event's first sound leaves, as its last has left, and where it is interrupted,

@@ -108,6 +108,10 @@ class RoomError(EchoRtcError):
     """A room of another server cannot be joined."""
 
 
+class RemoteError(EchoRtcError):
+    """A server of this kind elsewhere refuses, or does not answer."""
+
+
 class RenderError(EchoRtcError):
     """A clip could not be rendered: its worker failed, exited or took too long. The stream continues without it."""
 

@@ -11,10 +11,12 @@ was said, the end of the answer) is held until that speech has been heard, so th
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections import deque
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from dataclasses import dataclass
+from itertools import count
 from typing import Any, Protocol
 
 import av
@@ -23,7 +25,9 @@ from aiortc.mediastreams import MediaStreamError
 
 from echo_rtc.avatar import AvatarService, SpeechReport, SpeechStep
 from echo_rtc.clips import S16Array
+from echo_rtc.codec.resampling import mono_mix
 from echo_rtc.errors import EchoRtcError, InputError
+from echo_rtc.remote.face import RemoteFace
 
 try:
     from pipecat.frames.frames import (
@@ -48,10 +52,12 @@ except ModuleNotFoundError as error:
 
 __all__ = ["EchoRtcVideoService"]
 
+logger = logging.getLogger(__name__)
+
 MAX_HELD_FRAMES = 1024
 """Frames that may wait for the speech before them; a caller with more waits."""
-TAIL_S = 0.1
-"""For this long after an interruption sound may still come that was on its way; it is made silent."""
+RETRY_S = (1.0, 2.0, 5.0, 10.0, 30.0)
+"""Waits between the tries to open a face of a server again; the last one repeats."""
 
 
 class Track(Protocol):
@@ -71,11 +77,14 @@ class Face(Protocol):
     @property
     def video(self) -> Track: ...
 
+    @property
+    def tail_s(self) -> float: ...
+
     async def say(self, pcm: S16Array, rate: int, event: str) -> bool: ...
 
     async def end_event(self, event: str) -> None: ...
 
-    async def interrupt(self) -> float: ...
+    async def interrupt(self) -> object: ...
 
     async def said(self) -> None: ...
 
@@ -158,16 +167,22 @@ class EchoRtcVideoService(AIService):  # type: ignore[misc]  # Pipecat is not se
     def __init__(
         self,
         *,
-        avatars: AvatarService,
+        avatars: AvatarService | None = None,
+        url: str | None = None,
+        token: str | None = None,
         avatar: str | None = None,
         wait_for_transport: bool = True,
         **options: Any,
     ) -> None:
-        """``avatars``: a started engine in this process, which stays its owner's. ``avatar``: a name; without it the
-        first one. ``wait_for_transport``: nothing is given before an output transport says that it is ready; False for
-        pipelines that end without one. ``options`` are those of every processor."""
+        """``avatars``: a started engine in this process, which stays its owner's; or ``url``: an echo_rtc server, with
+        a ``token`` of the scope "call" where it asks for one. ``avatar``: a name; without it the first one.
+        ``wait_for_transport``: nothing is given before an output transport says that it is ready; False for pipelines
+        that end without one. ``options`` are those of every processor. Raises InputError unless either ``avatars`` or
+        ``url`` is given.
+        """
         super().__init__(settings=ServiceSettings(model=None), **options)
-        self._make_face: Callable[[], Awaitable[Face]] = _in_process(avatars, avatar)
+        self._make_face = _maker(avatars, url, token, avatar)
+        self._opens_again = url is not None
         self._open = not wait_for_transport
         self._face: Face | None = None
         self._forget: Callable[[], None] = lambda: None
@@ -176,6 +191,8 @@ class EchoRtcVideoService(AIService):  # type: ignore[misc]  # Pipecat is not se
         self._changed = asyncio.Event()
         self._released = asyncio.Event()
         self._event = 0
+        self._interrupted = 0
+        """The number of the latest event that was interrupted, with all before it."""
         self._running = False
         self._pushed_s = 0.0
         self._first_sound = False
@@ -186,14 +203,13 @@ class EchoRtcVideoService(AIService):  # type: ignore[misc]  # Pipecat is not se
 
     async def start(self, frame: StartFrame) -> None:
         await super().start(frame)
+        self._tasks.append(self.create_task(self._release_held()))
         try:
-            self._face = await self._make_face()
+            self._show(await self._make_face())
         except EchoRtcError as error:
             await self.push_error(f"there is no face, and the voice goes on without one: {error}", exception=error)
-            return
-        self._forget = self._face.report_to(self._take_report)
-        works = (self._pass_sound(self._face), self._pass_pictures(self._face), self._release_held())
-        self._tasks = [self.create_task(work) for work in works]
+            if self._opens_again:
+                self._tasks.append(self.create_task(self._open_again()))
 
     async def stop(self, frame: EndFrame) -> None:
         """The end of the pipeline: what was said is heard first."""
@@ -270,16 +286,18 @@ class EchoRtcVideoService(AIService):  # type: ignore[misc]  # Pipecat is not se
         self._released.set()
         self._changed.set()
         self._running = False
-        self._silent_until_s = asyncio.get_running_loop().time() + TAIL_S
+        self._interrupted = self._event
+        self._silent_until_s = asyncio.get_running_loop().time() + self._face.tail_s
         await self._face.interrupt()
 
     def _take_report(self, report: SpeechReport) -> None:
-        if report.step is SpeechStep.STARTED:
+        event = int(report.event)
+        if report.step is not SpeechStep.STARTED:
+            self._held.ended(event)
+        elif event > self._interrupted:
             self._silent_until_s = 0.0
             self._first_sound = True
-            self._held.began(int(report.event), asyncio.get_running_loop().time())
-        else:
-            self._held.ended(int(report.event))
+            self._held.began(event, asyncio.get_running_loop().time())
         self._changed.set()
 
     async def _release_held(self) -> None:
@@ -329,7 +347,28 @@ class EchoRtcVideoService(AIService):  # type: ignore[misc]  # Pipecat is not se
         self._face = None
         self._held.ended(self._event)
         self._changed.set()
+        self._forget()
         await self.push_error("the face has ended; the voice goes on without it")
+        await face.close()
+        if self._opens_again:
+            await self._open_again()
+
+    def _show(self, face: Face) -> None:
+        self._face = face
+        self._running = False
+        self._forget = face.report_to(self._take_report)
+        self._tasks += [self.create_task(work) for work in (self._pass_sound(face), self._pass_pictures(face))]
+
+    async def _open_again(self) -> None:
+        """Tries until the server has a face again."""
+        for attempt in count():
+            await asyncio.sleep(RETRY_S[min(attempt, len(RETRY_S) - 1)])
+            try:
+                self._show(await self._make_face())
+            except EchoRtcError as error:
+                logger.warning("there is still no face: %s", error)
+            else:
+                return
 
     async def _close(self) -> None:
         face, self._face = self._face, None
@@ -341,9 +380,18 @@ class EchoRtcVideoService(AIService):  # type: ignore[misc]  # Pipecat is not se
             await self.cancel_task(task)
 
 
-def _in_process(avatars: AvatarService, avatar: str | None) -> Callable[[], Awaitable[Face]]:
+def _maker(
+    avatars: AvatarService | None, url: str | None, token: str | None, avatar: str | None
+) -> Callable[[], Awaitable[Face]]:
+    """What makes faces, of this process or of a server. Raises InputError."""
+    if (avatars is None) == (url is None):
+        raise InputError("a face is made by a service of this process or by a server; give either avatars or url")
+
     async def make() -> Face:
-        return avatars.speak(avatar)
+        if avatars is not None:
+            return avatars.speak(avatar)
+        assert url is not None
+        return await RemoteFace.open(url, token, avatar)
 
     return make
 
@@ -352,8 +400,4 @@ def _mono(audio: bytes, channels: int) -> S16Array:
     """16-bit PCM of several channels as the mean of them, (n,) int16. Raises InputError for a part of a sample."""
     if channels < 1 or len(audio) % (2 * channels):
         raise InputError(f"the speech has {len(audio)} bytes, which are no whole samples of {channels} channels")
-    samples = np.frombuffer(audio, "<i2").astype(np.int16)
-    if channels == 1:
-        return samples
-    mixed: S16Array = np.rint(samples.reshape(-1, channels).mean(axis=1)).astype(np.int16)
-    return mixed
+    return mono_mix(np.frombuffer(audio, "<i2").astype(np.int16).reshape(-1, channels))

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from aiohttp.test_utils import TestServer
 from pipecat.frames.frames import (
     EndFrame,
     ErrorFrame,
@@ -37,9 +38,17 @@ from echo_rtc.bench.sync import Beeps, Recording
 from echo_rtc.clips import ClipFormat, S16Array
 from echo_rtc.codec.picture import PICTURE_RATE
 from echo_rtc.engine.testcard import ScriptedFaults, TestCardEngine
-from echo_rtc.pipecat import EchoRtcVideoService
+from echo_rtc.errors import InputError, RemoteError
+from echo_rtc.pipecat import EchoRtcVideoService, Face
+from echo_rtc.remote.face import RemoteFace
+from echo_rtc.resources import STATIC
+from echo_rtc.rtc.manager import ManagerOptions, StreamManager
 from echo_rtc.stream.stream import StreamOptions
+from echo_rtc.web.app import create_app
+from echo_rtc.web.health import Health, Lifecycle, Phase
+from tests.rtc.test_calls import until
 from tests.support.virtual import run
+from tests.web.conftest import FakeLibrary, gallery_of
 
 FORMAT = ClipFormat(fps=24, clip_frames=12, width=64, height=64)
 RATE = 24_000
@@ -107,11 +116,9 @@ class Source(FrameProcessor):  # type: ignore[misc]
 class Played:
     """A pipeline that runs."""
 
-    def __init__(self, avatars: AvatarService, script: dict[str, S16Array]) -> None:
-        self.avatars = avatars
+    def __init__(self, script: dict[str, S16Array], **face: Any) -> None:
         self.source, self.sink = Source(), Sink()
-        self.service = EchoRtcVideoService(avatars=avatars)
-        pipeline = Pipeline([self.source, ScriptedSpeech(script), self.service, self.sink])
+        pipeline = Pipeline([self.source, ScriptedSpeech(script), EchoRtcVideoService(**face), self.sink])
         self.worker = PipelineWorker(pipeline, cancel_on_idle_timeout=False, enable_rtvi=False)
         self.running: asyncio.Task[None] | None = None
 
@@ -124,6 +131,12 @@ class Played:
     async def push(self, frames: Sequence[Frame]) -> None:
         await self.worker.queue_frames(frames)
 
+    async def stop(self) -> None:
+        """The pipeline ends at once, if it has not."""
+        if self.running is not None and not self.running.done():
+            await self.worker.cancel()
+            await self.running
+
     async def end(self) -> None:
         """The pipeline ends by itself, after what was said."""
         await self.push([EndFrame()])
@@ -132,18 +145,16 @@ class Played:
 
 
 @asynccontextmanager
-async def playing(script: dict[str, S16Array], max_streams: int = 1) -> AsyncIterator[Played]:
+async def playing(script: dict[str, S16Array]) -> AsyncIterator[tuple[Played, AvatarService]]:
     engine = TestCardEngine(FORMAT, ScriptedFaults(delay_s=0.2))
     await engine.start(lambda _: None)
-    avatars = AvatarService(engine, StreamOptions(), max_streams)
-    played = Played(avatars, script)
+    avatars = AvatarService(engine, StreamOptions(), max_streams=1)
+    played = Played(script, avatars=avatars)
     await played.start()
     try:
-        yield played
+        yield played, avatars
     finally:
-        if played.running is not None and not played.running.done():
-            await played.worker.cancel()
-            await played.running
+        await played.stop()
         await avatars.close()
         await engine.close()
 
@@ -153,38 +164,43 @@ def beeping(seconds: float) -> S16Array:
     return voice[::2].copy()
 
 
+def assert_in_step(sink: Sink, least: int) -> None:
+    """Beeps are heard and seen within STEP_S, at least so many, by pts and by when frames come."""
+    recording = Recording(FORMAT.fps)
+    waits: dict[type[Frame], list[float]] = {SpeechOutputAudioRawFrame: [], OutputImageRawFrame: []}
+    for when, frame in sink.of(SpeechOutputAudioRawFrame, OutputImageRawFrame):
+        at_s = frame.pts / 1e9
+        waits[type(frame)].append(when - at_s)
+        if isinstance(frame, OutputImageRawFrame):
+            rgb = np.frombuffer(frame.image, np.uint8).reshape(frame.size[1], frame.size[0], 3)
+            # Full-range grey, as the strip and the lamp are.
+            luma = (16 + rgb.mean(axis=2) * 219 / 255).round().astype(np.uint8)
+            recording.see(Seen(when, round(at_s * PICTURE_RATE), luma))
+        else:
+            assert (frame.sample_rate, frame.num_channels) == (48_000, 1)
+            recording.hear(Heard(when, round(at_s * 48_000), np.frombuffer(frame.audio, np.int16)))
+    heard = [pts / 48_000 for pts in recording.sound_onsets()]
+    seen = [pts / PICTURE_RATE for pts in recording.picture_onsets()]
+    assert least <= len(seen) <= len(heard)
+    assert max(min(abs(sound - picture) for sound in heard) for picture in seen) <= STEP_S
+    sound_s, picture_s = (float(np.median(each)) for each in waits.values())
+    assert abs(sound_s - picture_s) <= STEP_S
+
+
 def test_beeps_come_out_in_step() -> None:
     async def live() -> None:
-        async with playing({"beeps": beeping(8.0)}) as played:
+        async with playing({"beeps": beeping(8.0)}) as (played, _):
             await played.push([TTSSpeakFrame("beeps")])
             await played.end()
-            recording, waits = Recording(FORMAT.fps), list[float]()
-            for when, frame in played.sink.of(SpeechOutputAudioRawFrame, OutputImageRawFrame):
-                at_s = frame.pts / 1e9
-                waits.append(when - at_s)
-                if isinstance(frame, OutputImageRawFrame):
-                    rgb = np.frombuffer(frame.image, np.uint8).reshape(frame.size[1], frame.size[0], 3)
-                    # Full-range grey, as the strip and the lamp are.
-                    luma = (16 + rgb.mean(axis=2) * 219 / 255).round().astype(np.uint8)
-                    recording.see(Seen(when, round(at_s * PICTURE_RATE), luma))
-                else:
-                    assert (frame.sample_rate, frame.num_channels) == (48_000, 1)
-                    recording.hear(Heard(when, round(at_s * 48_000), np.frombuffer(frame.audio, np.int16)))
-            heard = [pts / 48_000 for pts in recording.sound_onsets()]
-            seen = [pts / PICTURE_RATE for pts in recording.picture_onsets()]
             # The first beep follows the idle loop, whose pictures do not say when it began.
-            assert len(heard) - 1 <= len(seen) <= len(heard)
-            assert len(seen) >= 5
-            assert max(min(abs(sound - picture) for sound in heard) for picture in seen) <= STEP_S
-            # Both come when they are due, by one clock.
-            assert np.ptp(waits) <= STEP_S
+            assert_in_step(played.sink, least=9)
 
     run(live())
 
 
 def test_text_and_stops_wait_for_the_sound_before_them() -> None:
     async def live() -> None:
-        async with playing({"one": loud(2.0), "two": loud(1.0)}) as played:
+        async with playing({"one": loud(2.0), "two": loud(1.0)}) as (played, _):
             await played.push([TTSSpeakFrame("one"), TTSSpeakFrame("two")])
             await played.end()
             sound = played.sink.loud_s
@@ -205,7 +221,7 @@ def test_text_and_stops_wait_for_the_sound_before_them() -> None:
 def test_an_interruption_silences_and_what_follows_is_whole() -> None:
     async def live() -> None:
         loop = asyncio.get_running_loop()
-        async with playing({"long": loud(20.0), "short": loud(0.5)}) as played:
+        async with playing({"long": loud(20.0), "short": loud(0.5)}) as (played, _):
             await played.push([TTSSpeakFrame("long")])
             await asyncio.sleep(4.0)
             assert played.sink.loud_s
@@ -224,8 +240,8 @@ def test_an_interruption_silences_and_what_follows_is_whole() -> None:
 
 def test_without_a_place_the_voice_goes_on() -> None:
     async def live() -> None:
-        async with playing({"one": loud(0.5)}) as played:
-            second = Played(played.avatars, {"one": loud(0.5)})
+        async with playing({"one": loud(0.5)}) as (_, avatars):
+            second = Played({"one": loud(0.5)}, avatars=avatars)
             await second.start()
             await second.push([TTSSpeakFrame("one")])
             await second.end()
@@ -238,10 +254,10 @@ def test_without_a_place_the_voice_goes_on() -> None:
 
 def test_a_face_that_ends_is_told_and_the_voice_goes_on() -> None:
     async def live() -> None:
-        async with playing({"one": loud(3.0), "two": loud(0.5)}) as played:
+        async with playing({"one": loud(3.0), "two": loud(0.5)}) as (played, avatars):
             await played.push([TTSSpeakFrame("one")])
             await asyncio.sleep(2.0)
-            await played.avatars.close()
+            await avatars.close()
             await asyncio.sleep(0.5)
             assert "the face has ended" in " ".join(played.source.errors)
             await played.push([TTSSpeakFrame("two")])
@@ -249,3 +265,67 @@ def test_a_face_that_ends_is_told_and_the_voice_goes_on() -> None:
             assert played.sink.of(TTSAudioRawFrame)
 
     run(live())
+
+
+def test_a_face_of_a_server_is_opened_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def live() -> None:
+        async with playing({"one": loud(0.5)}) as (first, avatars):
+            await first.end()
+            asked: list[tuple[object, ...]] = []
+
+            async def open_one(*wishes: object) -> Face:
+                asked.append(wishes)
+                if len(asked) in (1, 3):
+                    raise RemoteError("the server cannot be used: it is away")
+                return avatars.speak()
+
+            monkeypatch.setattr(RemoteFace, "open", open_one)
+            played = Played({"one": loud(0.5)}, url="https://avatar.example", token="t", avatar="nia")
+            await played.start()
+            assert "it is away" in played.source.errors[0]
+            await asyncio.sleep(1.0)
+            await avatars.close()
+            await asyncio.sleep(4.0)
+            assert asked == [("https://avatar.example", "t", "nia")] * 4
+            await played.push([TTSSpeakFrame("one")])
+            await played.end()
+            assert len(played.sink.loud_s) * 0.02 == pytest.approx(0.5, abs=0.05)
+            assert len(played.source.errors) == 2
+
+    run(live())
+
+
+def test_a_face_is_of_this_process_or_of_a_server() -> None:
+    with pytest.raises(InputError, match="either avatars or url"):
+        EchoRtcVideoService()
+
+
+async def test_a_face_of_a_server_is_in_step_and_leaves_nothing() -> None:
+    engine = TestCardEngine(FORMAT, ScriptedFaults(delay_s=0.05))
+    await engine.start(lambda _: None)
+    manager = StreamManager(engine, ManagerOptions(max_streams=1))
+    health = Health(engine, Lifecycle(Phase.READY), "testcard", lambda: (), free_places=lambda: manager.free)
+    try:
+        async with TestServer(create_app(manager, health, STATIC, gallery_of(FakeLibrary()))) as server:
+            played = Played({"beeps": beeping(3.2), "long": loud(9.0)}, url=str(server.make_url("/")))
+            try:
+                async with asyncio.timeout(40):
+                    await played.start()
+                    await played.push([TTSSpeakFrame("beeps")])
+                    await until(lambda: bool(played.sink.of(TTSStoppedFrame)))
+                    assert_in_step(played.sink, least=1)
+                    began = len(played.sink.loud_s)
+                    await played.push([TTSSpeakFrame("long")])
+                    await until(lambda: len(played.sink.loud_s) >= began + 20)
+                    await played.push([InterruptionFrame()])
+                    await asyncio.sleep(0.1)
+                    cut = asyncio.get_running_loop().time()
+                    await played.end()
+                    assert [round(when - cut, 2) for when in played.sink.loud_s if when > cut] == []
+            finally:
+                await played.stop()
+            assert played.source.errors == []
+            await until(lambda: not manager.streams)
+    finally:
+        await manager.close()
+        await engine.close()

@@ -50,7 +50,8 @@ ALLOWED: dict[str, set[str]] = {
     "codec": SHARED | {"echo_rtc.codec", "echo_rtc.resources"},
     "stream": SHARED | {"echo_rtc.stream", "echo_rtc.codec", "echo_rtc.media", "echo_rtc.rendering"},
     "rtc": SHARED | {"echo_rtc.rtc", "echo_rtc.stream", "echo_rtc.codec", "echo_rtc.rendering"},
-    "participant": SHARED | {"echo_rtc.participant", "echo_rtc.stream", "echo_rtc.rtc.session", "echo_rtc.rendering"},
+    "participant": SHARED
+    | {"echo_rtc.participant", "echo_rtc.stream", "echo_rtc.rtc.session", "echo_rtc.codec.resampling"},
     "outputs": SHARED | {"echo_rtc.outputs", "echo_rtc.rtc", "echo_rtc.stream"},
     "recording": SHARED | {"echo_rtc.recording", "echo_rtc.stream", "echo_rtc.codec"},
     "operations": SHARED | {"echo_rtc.operations", "echo_rtc.stream", "echo_rtc.rtc.session", "echo_rtc.rendering"},

@@ -15,7 +15,7 @@ from typing import Protocol
 
 import numpy as np
 
-from echo_rtc.clips import S16Array
+from echo_rtc.codec.resampling import mono_mix
 from echo_rtc.errors import InputError
 from echo_rtc.stream.log import StreamLog
 from echo_rtc.stream.paced_speech import RATES, PacedSpeech
@@ -160,7 +160,9 @@ class AgentSpeech:
                 data = rest + chunk
                 whole = len(data) - len(data) % width
                 rest = data[whole:]
-                if not await self._paced.say(_mono(data[:whole], segment.channels), segment.rate, segment.event):
+                samples = np.frombuffer(data[:whole], "<i2").astype(np.int16)
+                pcm = mono_mix(samples.reshape(-1, segment.channels))
+                if not await self._paced.say(pcm, segment.rate, segment.event):
                     return
             if not segment.cleared:
                 # Speech without sound is over as well.
@@ -209,12 +211,3 @@ def _sound_of(attributes: Mapping[str, str]) -> tuple[int, int] | None:
     except (KeyError, ValueError):
         return None
     return (rate, channels) if rate in RATES and channels in CHANNELS else None
-
-
-def _mono(data: bytes, channels: int) -> S16Array:
-    """16-bit little-endian PCM as the mean of its channels, (n,) int16."""
-    samples = np.frombuffer(data, "<i2").astype(np.int16)
-    if channels == 1:
-        return samples
-    mixed: S16Array = np.rint(samples.reshape(-1, channels).mean(axis=1)).astype(np.int16)
-    return mixed

@@ -14,10 +14,10 @@ from echo_rtc.bench.latency import CALLER_BUFFER_MS, latencies
 from echo_rtc.bench.stream import babble
 from echo_rtc.bench.support.call_server import CallServer
 from echo_rtc.bench.support.calls import Caller, Heard, Seen
-from echo_rtc.bench.support.receivers import SenderClock
 from echo_rtc.bench.sync import BEEP_AMPLITUDE, Beeps, Recording, offsets, summary
 from echo_rtc.clips import MEDIA_RATE, ClipFormat
 from echo_rtc.engine.card import CardArtist, level_of
+from echo_rtc.rtc.seams.receiving import SenderClock
 
 SMALL = {"width": 160, "height": 160, "fps": 24}
 

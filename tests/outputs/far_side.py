@@ -14,11 +14,11 @@ from aiortc import RTCConfiguration, RTCPeerConnection, RTCSessionDescription
 from aiortc.mediastreams import MediaStreamError, MediaStreamTrack
 
 from echo_rtc.bench.support.calls import Heard, Seen, luma
-from echo_rtc.bench.support.receivers import SenderClock, watch_sender
 from echo_rtc.bench.sync import Recording
 from echo_rtc.clips import MEDIA_RATE
 from echo_rtc.codec.picture import PICTURE_RATE
 from echo_rtc.codec.resampling import mono
+from echo_rtc.rtc.seams.receiving import SenderClock, watch_sender
 
 FPS = 24
 LINK = '<stun:198.51.100.1:3478>; rel="ice-server"'

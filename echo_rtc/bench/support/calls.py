@@ -17,10 +17,10 @@ import numpy as np
 from aiortc import RTCConfiguration, RTCPeerConnection, RTCRtpSender, RTCSessionDescription
 from aiortc.mediastreams import MediaStreamError, MediaStreamTrack
 
-from echo_rtc.bench.support.receivers import SenderClock, watch_sender
 from echo_rtc.clips import MEDIA_RATE, S16Array, U8Array
 from echo_rtc.codec.picture import PICTURE_RATE, marks_of
 from echo_rtc.codec.resampling import mono
+from echo_rtc.rtc.seams.receiving import SenderClock, watch_sender
 
 Voice = Callable[[int, int], S16Array]
 """What the microphone hears: (first sample, count) at 48 kHz to mono int16 (count,)."""
