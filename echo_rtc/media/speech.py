@@ -31,7 +31,7 @@ MAX_QUEUED_S = 120.0
 """Most sound that waits in the queue."""
 
 MAX_EVENTS = 256
-"""Most events that wait in the queue."""
+"""Most events that wait in the queue, or have a place and have not left."""
 
 BEGIN_WAIT_S = 0.5
 """An event with less than a clip of sound begins when nothing more has come for this long."""
@@ -223,12 +223,25 @@ class SpeechQueue:
 
     @property
     def waiting_events(self) -> int:
-        """Events of which something may still be placed, MAX_EVENTS at most."""
-        return len(self._events)
+        """Events of which something may still leave, MAX_EVENTS at most."""
+        # Of the first one that waits, something may have its place.
+        is_in_both = bool(self._events and self._leaving) and self._leaving[-1] is self._events[0]
+        return len(self._events) + len(self._leaving) - is_in_both
+
+    def require_place(self, event: str, samples: int) -> None:
+        """Raises as :meth:`push` would for so many samples (48 kHz) of ``event``."""
+        if self._queued + samples > _MAX_QUEUED:
+            raise QueueFullError(f"more than {MAX_QUEUED_S:g} s of sound would wait")
+        own = self._find(event)
+        if event in self._over or (own is not None and own.complete):
+            raise EventOverError(f"the event {event[:80]!r} is complete; take another event_id")
+        if own is None and self.waiting_events >= MAX_EVENTS:
+            raise QueueFullError(f"more than {MAX_EVENTS} events would wait")
 
     def hold(self, event: str, now: float) -> None:
         """Queues ``event`` up, if it is not there, for a source that ends it: it is not complete before. Raises as
         :meth:`push`."""
+        self.require_place(event, 0)
         self._queued_event(event, now).held = True
 
     def push(self, event: str, pcm: S16Array, now: float, words: Words | None = None) -> None:
@@ -240,8 +253,7 @@ class SpeechQueue:
         """
         if pcm.ndim != 1 or pcm.dtype != np.int16:
             raise ValueError(f"sound of shape {pcm.shape} and type {pcm.dtype}; mono int16 is expected")
-        if self._queued + len(pcm) > _MAX_QUEUED:
-            raise QueueFullError(f"more than {MAX_QUEUED_S:g} s of sound would wait")
+        self.require_place(event, len(pcm))
         own = self._queued_event(event, now)
         if words is not None and not words.samples:
             own.next_words = words
@@ -360,11 +372,7 @@ class SpeechQueue:
     def _queued_event(self, event: str, now: float) -> _Event:
         """The event of this id, new at the end of the queue if it is not there."""
         own = self._find(event)
-        if event in self._over or (own is not None and own.complete):
-            raise EventOverError(f"the event {event[:80]!r} is complete; take another event_id")
         if own is None:
-            if len(self._events) >= MAX_EVENTS:
-                raise QueueFullError(f"more than {MAX_EVENTS} events would wait")
             own = _Event(event, now)
             self._events.append(own)
         return own

@@ -156,8 +156,12 @@ class Speaker:
 
     @property
     def waiting_events(self) -> int:
-        """Events of which something may still be placed in media time."""
+        """Events of which something may still leave."""
         return self.timeline.waiting_events
+
+    def require_place(self, event: str, samples: int) -> None:
+        """Raises as :meth:`say` would for so many samples of ``event``: QueueFullError or EventOverError."""
+        self.timeline.require_place(event, samples)
 
     def hold(self, event: str) -> None:
         """Queues ``event`` up, if it is new, and keeps it open until :meth:`complete`. Raises QueueFullError and

@@ -8,7 +8,7 @@ from __future__ import annotations
 from contextlib import suppress
 from typing import Protocol
 
-from echo_rtc.clips import S16Array
+from echo_rtc.clips import MEDIA_RATE, S16Array
 from echo_rtc.codec.resampling import PcmConverter
 from echo_rtc.media.speech import MAX_EVENTS, EventOverError, QueueFullError, Words
 
@@ -22,6 +22,8 @@ class EventSink(Protocol):
     """The part of a speaker that takes sound."""
 
     def say(self, event: str, pcm: S16Array, words: Words | None = None) -> None: ...
+
+    def require_place(self, event: str, samples: int) -> None: ...
 
     def hold(self, event: str) -> None: ...
 
@@ -72,16 +74,11 @@ class SpeechInput:
         Raises SpeechRefusedError; nothing that was queued before is lost. Raises ValueError for another rate than that
         of the event's sound before.
         """
-        if event not in self._open and len(self._open) >= MAX_EVENTS:
-            # A client that never ends its events has long gone on to others.
-            self.complete(next(iter(self._open)))
         said = (Words(words) if words else None) if isinstance(words, str) else words
-        converter = self._open.get(event) or PcmConverter(rate)
-        if converter.rate != rate:
-            raise ValueError(f"rate is {rate}; the event {event!r} has {converter.rate} Hz, and keeps it")
-        self.running = event
         try:
-            self._sink.say(event, converter.push(pcm), said)
+            # Converting costs more than refusing, so what has no place is not converted.
+            self._sink.require_place(event, len(pcm) // 2 * MEDIA_RATE // rate)
+            self._sink.say(event, self._converter(event, rate).push(pcm), said)
         except QueueFullError as error:
             self.forget(event)
             self._sink.complete(event)
@@ -89,7 +86,19 @@ class SpeechInput:
         except EventOverError as error:
             self.forget(event)
             raise SpeechRefusedError("event_over", str(error)) from None
-        self._open[event] = converter
+        self.running = event
+
+    def _converter(self, event: str, rate: int) -> PcmConverter:
+        """The open converter of an event, or a new one. Raises ValueError for another rate."""
+        converter = self._open.get(event)
+        if converter is None:
+            if len(self._open) >= MAX_EVENTS:
+                # A client that never ends its events has long gone on to others.
+                self.complete(next(iter(self._open)))
+            converter = self._open[event] = PcmConverter(rate)
+        if converter.rate != rate:
+            raise ValueError(f"rate is {rate}; the event {event!r} has {converter.rate} Hz, and keeps it")
+        return converter
 
     def complete(self, event: str) -> bool:
         """No further sound of ``event`` comes; False if it is not open."""

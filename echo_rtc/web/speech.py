@@ -34,6 +34,8 @@ MAX_MESSAGE_BYTES = MAX_PCM_BYTES * 4 // 3 + 16 * 1024
 """The largest message: as much PCM as one may have in base64, its words and what stands around it."""
 MAX_WAITING_MESSAGES = 1024
 """Messages that may wait for a client that does not read."""
+TURN_S, MAX_PAUSE_S = 0.002, 0.02
+"""A channel whose messages have taken this long pauses for as long, MAX_PAUSE_S at most."""
 BUFFER_EVERY_S = 0.5
 """How often a client is told how much is queued, while something is."""
 RATES = range(8_000, 48_001)
@@ -223,7 +225,14 @@ class _Channel:
             await asyncio.gather(*tasks, return_exceptions=True)
 
     async def _read(self) -> None:
+        clock = asyncio.get_running_loop().time
+        worked_s = 0.0
         async for message in self._socket:
+            if worked_s >= TURN_S:
+                # What has come already is read without a pause, and others have to have their turns.
+                await asyncio.sleep(min(worked_s, MAX_PAUSE_S))
+                worked_s = 0.0
+            begun = clock()
             if message.type is WSMsgType.TEXT:
                 going_on = self._messages.text(message.data)
             elif message.type is WSMsgType.BINARY:
@@ -234,6 +243,7 @@ class _Channel:
                 await self._flush()
                 await self._socket.close(code=WSCloseCode.POLICY_VIOLATION, message=b"a bound was exceeded")
                 return
+            worked_s += clock() - begun
 
     async def _write(self) -> None:
         while True:

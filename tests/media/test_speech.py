@@ -13,7 +13,16 @@ from hypothesis import strategies as st
 from echo_rtc.clips import MEDIA_RATE, S16Array
 from echo_rtc.media.delay_line import DelayPolicy
 from echo_rtc.media.playout import FrameKind, Playout
-from echo_rtc.media.speech import AHEAD_S, MAX_QUEUED_S, EventOverError, Mark, MarkKind, QueueFullError, SpeechQueue
+from echo_rtc.media.speech import (
+    AHEAD_S,
+    MAX_EVENTS,
+    MAX_QUEUED_S,
+    EventOverError,
+    Mark,
+    MarkKind,
+    QueueFullError,
+    SpeechQueue,
+)
 from tests.media.rig import FORMAT, IDLE, LEAD_S, Rig, numbered_frames, voice
 
 RENDER_S = 0.2
@@ -233,6 +242,19 @@ def test_a_full_queue_takes_nothing_and_loses_nothing() -> None:
     with pytest.raises(QueueFullError):
         queue.push("b", second[:1], 0.0)
     assert queue.queued_samples == MAX_QUEUED_S * MEDIA_RATE
+
+
+def test_events_that_have_not_left_are_bounded() -> None:
+    """However short they are: their sound has its place at once."""
+    queue = SpeechQueue(FORMAT)
+    for number in range(MAX_EVENTS):
+        queue.push(str(number), np.full(2, 9, np.int16), 10.0)
+        queue.advance(10.0)
+    assert queue.queued_samples < 2 * MAX_EVENTS
+    with pytest.raises(QueueFullError, match="more than 256 events"):
+        queue.push("more", np.full(2, 9, np.int16), 10.0)
+    queue.marks_until(10 * MEDIA_RATE)
+    queue.push("more", np.full(2, 9, np.int16), 12.0)
 
 
 def test_a_complete_event_takes_no_more() -> None:

@@ -43,6 +43,10 @@ class FakeSpeaker:
         if words is not None:
             words.samples += len(pcm)
 
+    def require_place(self, event: str, samples: int) -> None:
+        if self.failure is not None:
+            raise self.failure
+
     def hold(self, event: str) -> None:
         self.running = event
 

@@ -29,7 +29,7 @@ NONSENSE: tuple[str | bytes, ...] = (
     "null",
     '{"type": 7}',
     '{"type": "agent.speak", "audio": "%"}',
-    '{"type": "agent.speak", "audio": "AAA="}',
+    '{"type": "agent.speak", "audio": "AAAA"}',
     '{"type": "agent.speak", "audio": 5, "event_id": []}',
     '{"type": "agent.speak", "audio": "", "event_id": "' + "x" * 1_000 + '"}',
     '{"type": "agent.speak", "audio": "", "text": "' + "x" * 10_000 + '"}',
