@@ -201,7 +201,7 @@ class Settings(ModelOptions):
         default=None,
         metadata=about(
             "marking",
-            "Certificate with which finished movies are signed (C2PA), a PEM file with those of its issuers after it; "
+            "Certificate that signs movies and recordings (C2PA), a PEM file with those of its issuers after it; "
             "with it goes --c2pa-key. Needs the extra c2pa.",
             kind=Path,
         ),
