@@ -12,6 +12,7 @@ import asyncio
 import json
 import logging
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -107,6 +108,7 @@ def examined(settings: Settings) -> Iterator[Finding]:
     yield from _torch(settings)
     yield from _codecs()
     yield signing(settings)
+    yield from _recordings(settings)
     yield _port(settings)
     yield from _model(settings)
 
@@ -182,6 +184,23 @@ def signing(settings: Settings) -> Finding:
         return Finding(name, str(error), True)
     use = "signed movies (--c2pa-cert)" if signer is None else "movies and recordings are signed"
     return Finding(name, f"{metadata.version(name)}: {use}")
+
+
+def _recordings(settings: Settings) -> Iterator[Finding]:
+    """Whether recordings can be written, where there is a folder for them."""
+    folder = settings.recording_dir
+    if folder is None:
+        return
+    if "libx264" not in av.codecs_available:
+        yield Finding("recordings", "need libx264, which this build of PyAV lacks", True)
+        return
+    existing = next((path for path in (folder, *folder.parents) if path.exists()), folder)
+    if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
+        yield Finding("recordings", f"{folder} cannot be written", True)
+        return
+    free = shutil.disk_usage(existing).free
+    few = free < settings.min_free_disk * 1024**2
+    yield Finding("recordings", f"{folder}, {free / GIB:.1f} GiB free{', less than --min-free-disk' if few else ''}")
 
 
 def _port(settings: Settings) -> Finding:

@@ -24,6 +24,7 @@ from functools import partial
 from ipaddress import IPv4Address
 from typing import TYPE_CHECKING, TypeVar
 
+import av
 from aiohttp import web
 
 from echo_rtc import __version__
@@ -253,6 +254,8 @@ async def _recordings(settings: Settings, streams: StreamManager, life: AsyncExi
     options = _recording_settings(settings)
     if options is None:
         return None
+    if "libx264" not in av.codecs_available:
+        raise SettingsError("recording_dir is set, but this build of PyAV has no libx264 to record with; leave it out")
     recordings = Recordings(options, lambda stream_id: streams.streams.get(stream_id))
     life.enter_context(recordings.shelf.locked())
     await asyncio.to_thread(recordings.shelf.recover)

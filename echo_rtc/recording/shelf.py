@@ -187,11 +187,18 @@ class Shelf:
         """Writes what is known of a recording beside it; without that it is listed by its name and size."""
         path = self._about(facts)
         draft = path.with_suffix(".json.new")
+        text = json.dumps(facts.as_json()) + "\n"
         try:
             draft.touch(mode=0o600)
-            draft.write_text(json.dumps(facts.as_json()) + "\n", encoding="utf-8")
+            draft.write_text(text, encoding="utf-8")
             os.replace(draft, path)
         except OSError as error:
+            with suppress(OSError):
+                draft.unlink(missing_ok=True)
+                with path.open("r+", encoding="utf-8") as file:  # takes no further block of a disk that is full
+                    file.write(text)
+                    file.truncate()
+                    return
             logger.warning("%s cannot be written: %s", path, error.strerror or error)
 
 

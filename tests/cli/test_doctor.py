@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import socket
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -64,6 +65,18 @@ def test_what_is_missing_is_marked(tmp_path: Path) -> None:
     assert found["port"].missing
     assert found["reference image"].missing
     assert not found["poses"].missing
+
+
+def test_the_folder_of_recordings_is_looked_at(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    card = Settings(engine="testcard", recording_dir=tmp_path / "new", min_free_disk=1.0)
+    [found] = doctor._recordings(card)
+    assert (found.missing, "GiB free" in found.found) == (False, True)
+    [found] = doctor._recordings(replace(card, min_free_disk=1e8))
+    assert (found.missing, "--min-free-disk" in found.found) == (False, True)
+    [found] = doctor._recordings(replace(card, recording_dir=tmp_path / "file" / "in"))
+    assert found.missing
+    assert not list(doctor._recordings(replace(card, recording_dir=None)))
 
 
 def test_a_model_without_its_files_is_told(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,6 +15,7 @@ from echo_rtc.bench.sync import Beeps, offsets
 from echo_rtc.clips import MEDIA_RATE, ClipFormat
 from echo_rtc.engine.testcard import TestCardEngine
 from echo_rtc.errors import ConflictError, UnknownStreamError
+from echo_rtc.outputs import backoff
 from echo_rtc.outputs.hosts import HostRules
 from echo_rtc.outputs.outputs import OutputOptions, Outputs
 from echo_rtc.rtc.manager import ManagerOptions, StreamManager
@@ -53,7 +54,8 @@ def outputs_of(manager: StreamManager, *hosts: str, most: int = 16, most_of_stre
     return Outputs(options, lambda stream_id: manager.streams.get(stream_id))
 
 
-async def test_a_stream_is_pushed_in_sync_and_pushed_again_when_lost() -> None:
+async def test_a_stream_is_pushed_in_sync_and_pushed_again_when_lost(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(backoff, "FIRST_S", 0.3)
     async with far_side() as far, studio() as manager:
         outputs = outputs_of(manager, far.url)
         stream = await opened(manager)
@@ -69,7 +71,7 @@ async def test_a_stream_is_pushed_in_sync_and_pushed_again_when_lost() -> None:
 
         speaker = stream.speaker
         assert speaker is not None
-        speaker.say("beeps", Beeps.lasting(5.5, gap_s=(0.3, 0.5)).voice(0, round(5.5 * MEDIA_RATE)))
+        speaker.say("beeps", Beeps.lasting(4.0, gap_s=(0.22, 0.3)).voice(0, round(4.4 * MEDIA_RATE)))
         speaker.complete("beeps")
         await until(lambda: not speaker.speaking)
         await asyncio.sleep(0.3)
