@@ -143,7 +143,7 @@ def test_the_witnesses_see_what_goes_elsewhere(witnesses: Witnesses) -> None:
         assert witnesses.sent_nowhere() == before + 1
 
 
-async def test_a_server_with_its_worker_asks_nobody_but_its_caller(witnesses: Witnesses, tmp_path: Path) -> None:
+async def test_a_server_with_its_worker_contacts_only_its_caller(witnesses: Witnesses, tmp_path: Path) -> None:
     command = () if witnesses.network is None else witnesses.network.command
     # One avatar with few poses: its idle loop is short, and the start with it.
     mapping = yaml.safe_load((ROOT / "configs" / "embedded.yaml").read_text())

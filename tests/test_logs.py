@@ -207,7 +207,7 @@ class Stuck:
     def flush(self) -> None: ...
 
 
-def test_a_console_that_nobody_reads_holds_nobody_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_blocked_console_delays_no_call(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     console = Stuck()
     monkeypatch.setattr(sys, "stderr", console)
     monkeypatch.setattr(logs, "MAX_WAITING_LINES", 100)

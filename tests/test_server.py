@@ -348,7 +348,7 @@ async def test_it_serves_https_and_logs_nothing_that_opens_streams(tmp_path: Pat
         ("0.0.0.0", "every client that reaches 0.0.0.0 can"),
     ],
 )
-async def test_it_says_who_may_call_without_a_token(tmp_path: Path, host: str, words: str) -> None:
+async def test_the_log_says_which_clients_need_no_token(tmp_path: Path, host: str, words: str) -> None:
     async with process(*card(tmp_path), "--host", host) as running:
         await running.line(words)
         if host == "0.0.0.0":

@@ -12,7 +12,7 @@ from echo_rtc.bench.support.visitors import Leaving, Part
 SECONDS, JOINS = 8.0, 20
 
 
-async def test_nothing_is_left_of_visitors_who_come_and_go() -> None:
+async def test_visitors_that_come_and_go_leave_nothing() -> None:
     soaked = await soak.soak(SECONDS, JOINS, size=64, seed=3)
     leaked = dict(soaked.leaked)
     # A pool of threads begins one where all others are busy, at whatever visitor that is; one left by each is more.

@@ -104,7 +104,7 @@ async def test_a_token_in_the_address_opens_it_and_leaves_the_address(server: Se
     await expect(visit.page.get_by_text("No stream is open.")).to_be_visible()
 
 
-async def test_it_says_when_nobody_answers(server: ServerFactory, page: PageFactory) -> None:
+async def test_a_server_that_does_not_answer_is_named(server: ServerFactory, page: PageFactory) -> None:
     running = await server(TEST_CARD, *SMALL, "--admin-token", TOKEN)
     visit = await page(running.url)
     await visit.page.goto(f"{running.url}/admin#token={TOKEN}")

@@ -122,9 +122,7 @@ async def test_a_missing_token_is_told_and_can_be_given(shared: RunningServer, s
     await visit.start()
 
 
-async def test_the_servers_page_asks_for_a_token_and_keeps_it_to_its_tab(
-    shared: RunningServer, page: PageFactory
-) -> None:
+async def test_the_page_asks_for_a_token_and_keeps_it_to_its_tab(shared: RunningServer, page: PageFactory) -> None:
     visit = await page(shared.url)
     visit.expected.append(REFUSED)
     await visit.page.get_by_role("button", name="Start the call").click()

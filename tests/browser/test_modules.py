@@ -85,7 +85,7 @@ async def test_addresses_stay_below_a_proxys_path(modules: Visit) -> None:
     assert found == 4 * ["https://app.example/avatar/whep/studio/1"] + 2 * [None]
 
 
-async def test_a_restarting_server_is_told_from_one_that_ended_the_call(modules: Visit) -> None:
+async def test_a_restart_is_told_from_an_ended_call(modules: Visit) -> None:
     found = await modules.page.evaluate(
         """async () => {
           const { outcomeOf } = await import("/element/connection.js");
@@ -295,7 +295,7 @@ async def test_every_state_and_every_trouble_has_words(modules: Visit) -> None:
     assert len({state["word"] for state in states}) == len(states)
 
 
-async def test_the_files_hold_nothing_inline_and_nothing_from_elsewhere() -> None:
+async def test_files_hold_nothing_inline_and_nothing_remote() -> None:
     class Reader(HTMLParser):
         def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
             named = dict(attrs)

@@ -49,7 +49,7 @@ async def test_a_microphone_in_use(card: RunningServer, page: PageFactory) -> No
     await expect(visit.page.get_by_role("button", name="Use the sample voice")).to_be_visible()
 
 
-async def test_the_browser_asks_and_nobody_answers(card: RunningServer, page: PageFactory) -> None:
+async def test_the_browser_asks_for_the_microphone_without_answer(card: RunningServer, page: PageFactory) -> None:
     visit = await page(card.url, script="navigator.mediaDevices.getUserMedia = () => new Promise(() => {});")
     await visit.page.get_by_role("button", name="Start the call").click()
     await visit.sees("May this page hear you?")
@@ -69,7 +69,7 @@ async def test_an_insecure_address(server: ServerFactory, page: PageFactory) -> 
     await visit.state("Speaking")
 
 
-async def test_a_full_server_lets_in_who_waits(server: ServerFactory, page: PageFactory) -> None:
+async def test_a_full_server_admits_the_waiting_client(server: ServerFactory, page: PageFactory) -> None:
     one_place = await server(TEST_CARD, *SMALL, "--max-streams", "1")
     first = await page(one_place.url)
     await first.start()

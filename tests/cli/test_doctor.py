@@ -27,7 +27,7 @@ def test_a_machine_that_can_serve(capsys: pytest.CaptureFixture[str]) -> None:
     assert "!" not in page
 
 
-def test_the_rung_of_quality_auto_and_what_keeps_libraries_from_use(
+def test_quality_auto_and_missing_libraries_are_shown(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def card(settings: Settings, *_: object) -> float:

@@ -56,7 +56,7 @@ def pushed(resampler: SpeechResampler, pcm: S16Array, sizes: list[int]) -> F32Ar
 
 
 @pytest.mark.parametrize("rate", [8_000, 16_000, 22_050, 24_000, 48_000])
-def test_the_sample_count_is_exact_and_pieces_join_without_clicks(rate: int) -> None:
+def test_sample_counts_are_exact_and_pieces_join_smoothly(rate: int) -> None:
     t = np.arange(48_000 * 3) / 48_000
     pcm = (np.sin(2 * np.pi * 440 * t) * 20_000).astype(np.int16)
     whole = pushed(SpeechResampler(rate), pcm, [len(pcm)])

@@ -39,7 +39,7 @@ def test_a_device_that_is_not_there(wanted: str, present: int, monkeypatch: pyte
         devices.resolve_devices(wanted)
 
 
-def test_without_a_driver_nobody_is_asked(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_without_a_driver_nothing_is_queried(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(devices, "_DRIVERS", (str(tmp_path / "none"),))
     monkeypatch.setattr(devices, "_PCI", str(tmp_path))
     monkeypatch.setenv("PATH", str(tmp_path))

@@ -145,7 +145,7 @@ def test_a_clip_that_is_dropped_does_not_break_the_chain() -> None:
 
 
 @pytest.mark.parametrize(("seconds", "error"), [((2.0,) * 4, LateError), ((0.1, -1.0, 0.1, 0.1), WorkerGoneError)])
-def test_a_lost_clip_is_kept_by_nobody(seconds: tuple[float, ...], error: type[RenderError]) -> None:
+def test_a_lost_clip_is_freed(seconds: tuple[float, ...], error: type[RenderError]) -> None:
     """Without garbage collection: the clips that an overloaded server loses would wait for it."""
 
     async def work() -> None:
@@ -174,7 +174,7 @@ def test_a_lost_clip_is_kept_by_nobody(seconds: tuple[float, ...], error: type[R
         gc.enable()
 
 
-def test_a_clip_that_fails_leaves_the_next_one_where_it_would_have_begun() -> None:
+def test_a_failed_clip_does_not_move_the_next_one() -> None:
     async def work() -> None:
         seconds = {0: 0.1, 12: -1.0, 24: 0.1}
         async with House(2, lambda position: seconds[position]) as house:
@@ -197,7 +197,7 @@ def test_streams_keep_to_themselves() -> None:
     run(work())
 
 
-def test_a_worker_that_keeps_dying_is_started_ever_later_and_it_is_told() -> None:
+def test_a_worker_that_keeps_dying_is_started_ever_later() -> None:
     async def work() -> list[float]:
         loop = asyncio.get_running_loop()
         deadly = True
@@ -232,7 +232,7 @@ def test_a_worker_that_keeps_dying_is_started_ever_later_and_it_is_told() -> Non
     assert run(work()) == pytest.approx([0, 1, 2, 4, 8, 0], abs=0.05)
 
 
-def test_a_worker_lost_while_the_engine_starts_is_up_again_only_when_its_replacement_is() -> None:
+def test_a_worker_lost_at_the_start_is_down_until_replaced() -> None:
     replacement_s = 5.0
 
     class Loading(Scripted):
@@ -264,7 +264,7 @@ def test_a_worker_lost_while_the_engine_starts_is_up_again_only_when_its_replace
     run(work())
 
 
-def test_a_replacement_that_breaks_in_whatever_way_is_replaced_too(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_replacement_that_breaks_is_replaced_too(caplog: pytest.LogCaptureFixture) -> None:
     class Breaking(Scripted):
         started = 0
 
@@ -285,7 +285,7 @@ def test_a_replacement_that_breaks_in_whatever_way_is_replaced_too(caplog: pytes
     assert "a fault of our own" in caplog.text
 
 
-def test_a_fault_of_the_engine_costs_the_clip_and_is_logged_whole(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_fault_of_the_engine_costs_a_clip_and_is_logged(caplog: pytest.LogCaptureFixture) -> None:
     def seconds(position: int) -> float:
         if position == 0:
             raise ZeroDivisionError("a fault of our own")
@@ -302,7 +302,7 @@ def test_a_fault_of_the_engine_costs_the_clip_and_is_logged_whole(caplog: pytest
     assert "a fault of our own" in caplog.text
 
 
-def test_an_avatar_that_fails_while_a_replacement_prepares_avatars_costs_it_nothing() -> None:
+def test_an_avatar_that_fails_does_not_stop_a_replacement() -> None:
     class Busy(Scripted):
         prepared: list[str] = []  # noqa: RUF012 (of all of them)
         slow = False
@@ -334,7 +334,7 @@ def test_an_avatar_that_fails_while_a_replacement_prepares_avatars_costs_it_noth
     assert Busy.prepared == ["bert", "bert", "anna", "anna", "bert"]
 
 
-def test_a_worker_that_hangs_between_clips_is_noticed_long_before_loading_would_be() -> None:
+def test_a_worker_that_hangs_between_clips_is_noticed_soon() -> None:
     class Hanging(Scripted):
         async def _hang(self, timeout_s: float) -> None:
             await asyncio.sleep(timeout_s)
@@ -372,9 +372,7 @@ def test_a_worker_that_hangs_between_clips_is_noticed_long_before_loading_would_
 
 
 @pytest.mark.parametrize("workers", [1, 2])
-def test_a_replacement_comes_up_without_an_avatar_whose_files_are_gone(
-    workers: int, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_replacement_leaves_out_an_avatar_without_files(workers: int, caplog: pytest.LogCaptureFixture) -> None:
     class Bare(Scripted):
         deleted = False
         has_it = False
@@ -417,7 +415,7 @@ def test_a_replacement_comes_up_without_an_avatar_whose_files_are_gone(
     assert "goes without avatar anna: a.png cannot be read" in caplog.text
 
 
-def test_capacity_is_what_the_workers_that_are_up_hold_at_their_latest_speed() -> None:
+def test_capacity_follows_the_latest_speed_of_workers_up() -> None:
     """Measured at 30 frames/s each, less the margin: 25.5, which is one stream of 24 each."""
 
     async def work() -> list[int]:
@@ -442,7 +440,7 @@ def test_capacity_is_what_the_workers_that_are_up_hold_at_their_latest_speed() -
     assert run(work()) == [3, 1, 6, 4]
 
 
-def test_one_worker_that_is_not_enough_shares_with_the_others_and_overlap_costs_room() -> None:
+def test_slow_workers_share_streams_and_overlap_costs_capacity() -> None:
     async def work() -> tuple[Continuity, int, Continuity, int]:
         quick = ClipFormat(fps=33, clip_frames=12, width=16, height=16)
 
@@ -466,7 +464,7 @@ def test_one_worker_that_is_not_enough_shares_with_the_others_and_overlap_costs_
     assert run(work()) == (Continuity(False, 6), 2, Continuity(False, 0), 3)
 
 
-def test_the_timeout_follows_the_clips_and_the_speed_within_its_bounds() -> None:
+def test_the_timeout_follows_clip_length_and_speed_in_bounds() -> None:
     options = FleetOptions()
     assert options.timeout_s(0.5, 0.1) == 5.0
     assert options.timeout_s(0.5, 2.0) == 24.0
@@ -493,7 +491,7 @@ def test_an_idle_worker_that_hangs_is_replaced_and_costs_no_clip() -> None:
     run(work())
 
 
-def test_a_worker_that_was_slow_is_measured_again_when_it_is_idle() -> None:
+def test_a_slow_worker_is_measured_again_when_idle() -> None:
     """Its stream has gone to the other one, and nothing else would say that it has cooled down."""
 
     async def work() -> list[float]:

@@ -55,7 +55,7 @@ def test_a_worker_without_clips_does_piece_after_piece() -> None:
         gaps.ended(n * 0.2 + 0.2)
 
 
-def test_after_the_last_clip_pieces_wait_for_the_next_one_for_a_while() -> None:
+def test_pieces_wait_for_a_while_after_the_last_clip() -> None:
     gaps = Gaps()
     for n in range(20):
         gaps.began(n * CLIP_S, is_clip=True)
@@ -77,7 +77,7 @@ def test_pieces_that_fit_between_clips_delay_none(clip_s: float, piece_s: float)
     assert day.pieces >= 0.8 * 57 / CLIP_S * int((CLIP_S - clip_s) / piece_s)
 
 
-def test_pieces_that_do_not_fit_take_no_more_than_is_free_and_are_made_up_for() -> None:
+def test_pieces_too_long_for_a_gap_are_made_up_for() -> None:
     day = Day(clip_s=0.45, piece_s=0.2)
     day.live(60.0)
     assert max(day.late_s) <= 0.2 - 0.05 + 2 * STEP_S

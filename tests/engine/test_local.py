@@ -182,7 +182,7 @@ async def test_killed_while_idle_is_replaced_too() -> None:
         await engine.render(request())
 
 
-async def test_a_clip_that_takes_too_long_is_lost_and_its_worker_replaced() -> None:
+async def test_a_clip_over_time_is_lost_and_its_worker_replaced() -> None:
     async with running(workers("cpu"), FleetOptions(render_timeout_s=1.5)) as engine:
         (slow,) = engine.worker_pids
         hanging = asyncio.create_task(engine.render(request(Deed.HANG)))
@@ -209,7 +209,7 @@ async def test_an_idle_worker_that_is_stopped_is_replaced(monkeypatch: pytest.Mo
         assert not psutil.pid_exists(stopped)
 
 
-async def test_an_error_loses_the_clip_only_but_a_row_of_them_the_worker(caplog: pytest.LogCaptureFixture) -> None:
+async def test_one_error_costs_a_clip_and_several_the_worker(caplog: pytest.LogCaptureFixture) -> None:
     async with running(workers("cpu")) as engine:
         (first,) = engine.worker_pids
         for _ in range(FAILURES_TO_REPLACE - 1):
@@ -225,7 +225,7 @@ async def test_an_error_loses_the_clip_only_but_a_row_of_them_the_worker(caplog:
     assert any("lost a clip" in record.getMessage() and "Traceback" in record.getMessage() for record in told_here)
 
 
-async def test_a_worker_that_dies_again_and_again_is_replaced_again_and_again(
+async def test_a_worker_that_dies_repeatedly_is_always_replaced(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     for number in range(3):
@@ -328,7 +328,7 @@ async def test_close_ends_a_worker_that_hangs_and_may_be_repeated() -> None:
                 await task
 
 
-async def test_a_further_avatar_is_there_for_all_workers_and_their_replacements(tmp_path: Path) -> None:
+async def test_a_further_avatar_is_on_all_workers_and_replacements(tmp_path: Path) -> None:
     async with running(workers("one", "two")) as engine:
         files = AvatarFiles("anna", tmp_path / "anna.png", tmp_path)
         files.reference_image.touch()
@@ -352,7 +352,7 @@ async def test_a_further_avatar_is_there_for_all_workers_and_their_replacements(
         assert [int(result.frames.y[0, 0, 0]) for result in told] == [1, 1]
 
 
-async def test_an_avatar_may_be_prepared_right_after_one_of_its_name_was_refused_or_removed(tmp_path: Path) -> None:
+async def test_a_name_can_be_used_again_after_refusal_or_removal(tmp_path: Path) -> None:
     good, bad = (AvatarFiles("anna", tmp_path / name, tmp_path) for name in ("good.png", "bad.png"))
     teller = replace(request(Deed.TELL_AVATARS), avatar="anna")
     async with running(workers("one")) as engine:
@@ -370,7 +370,7 @@ async def test_an_avatar_may_be_prepared_right_after_one_of_its_name_was_refused
         assert "anna" in engine.avatars
 
 
-async def test_an_avatar_that_cannot_be_prepared_is_not_there_and_disturbs_nobody(tmp_path: Path) -> None:
+async def test_an_avatar_that_cannot_be_prepared_disturbs_no_call(tmp_path: Path) -> None:
     for name in ("bad.png", "deadly.png"):
         (tmp_path / name).touch()
     async with running(workers("one", "two")) as engine:
@@ -385,7 +385,7 @@ async def test_an_avatar_that_cannot_be_prepared_is_not_there_and_disturbs_nobod
         await engine.render(request())
 
 
-async def test_chained_clips_begin_where_the_one_before_ended_though_they_were_asked_for_together() -> None:
+async def test_chained_clips_submitted_together_render_in_order() -> None:
     async with running(workers("one", "two")) as engine:
 
         def chained(position: int) -> RenderRequest:

@@ -38,7 +38,7 @@ def load(budget: Budget, workers: dict[str, Times], places: dict[str, Place]) ->
     return dict(needed)
 
 
-def test_two_cards_just_above_real_time_hold_a_stream_each_with_all_steps() -> None:
+def test_two_cards_above_real_time_hold_a_stream_each() -> None:
     clip_s = cards(a=0.49, b=0.49)
     assert plan(BUDGET, clip_s, new(1)) == {"s0": Place(frozenset("a"), 6)}
     assert plan(BUDGET, clip_s, new(2)) == {"s0": Place(frozenset("a"), 6), "s1": Place(frozenset("b"), 6)}
@@ -61,7 +61,7 @@ def test_only_what_no_worker_holds_is_spread() -> None:
     assert plan(BUDGET, slow | cards(c=0.6), new(1)) == {"s0": Place(frozenset("c"), 4)}
 
 
-def test_a_stream_changes_over_when_workers_come_go_and_slow_down() -> None:
+def test_a_stream_moves_when_workers_come_go_or_slow_down() -> None:
     places = plan(BUDGET, cards(a=0.49, b=0.49), {"s": "b"})
     assert places["s"] == Place(frozenset("b"), 6)
     places = plan(BUDGET, cards(a=0.49, b=0.55), {"s": "b"}, places)
@@ -128,7 +128,7 @@ def test_capacity_keeps_its_margin(speeds: list[float]) -> None:
     assert most == 1 or most <= ADMISSION * rate + 1e-6
 
 
-def test_what_was_measured_for_a_number_of_steps_counts_more_than_arithmetic() -> None:
+def test_measured_times_win_over_extrapolated_ones() -> None:
     """In proportion, five steps would fit; they were tried and do not."""
     assert plan(BUDGET, {"a": {4: 0.41}}, new(1))["s0"].steps == 5
     assert plan(BUDGET, {"a": {4: 0.41, 5: 0.52}}, new(1))["s0"].steps == 4

@@ -102,9 +102,7 @@ def test_a_cluster_of_its_own_is_confined_and_its_end_told(namespace: str) -> No
         server.communicate()
 
 
-def test_an_existing_cluster_is_joined_with_a_token_unless_told_otherwise(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_existing_cluster_is_joined_with_a_token(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
     for variable in (AUTH_TOKEN, ray_environment.AUTH_MODE, ray_environment.AUTH_TOKEN_PATH):
         monkeypatch.delenv(variable, raising=False)
@@ -120,7 +118,7 @@ def test_an_existing_cluster_is_joined_with_a_token_unless_told_otherwise(
     check_token("10.0.0.5:6379")
 
 
-def test_a_cluster_of_its_own_has_a_token_whatever_the_environment_says() -> None:
+def test_a_cluster_of_its_own_always_has_a_token() -> None:
     environment = {"RAY_AUTH_MODE": "disabled"}
     prepare_environment("", environment)
     assert environment["RAY_AUTH_MODE"] == "token"
@@ -128,7 +126,7 @@ def test_a_cluster_of_its_own_has_a_token_whatever_the_environment_says() -> Non
     assert environment[ray_environment.LOOPBACK_ONLY] == "0"
 
 
-def test_a_version_that_lets_strangers_in_is_refused() -> None:
+def test_a_vulnerable_version_is_refused() -> None:
     check_version("2.56.0")
     check_version("3.0.0.dev1")
     for version in ("2.40.0", "2.55.1"):

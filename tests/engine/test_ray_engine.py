@@ -34,10 +34,10 @@ from tests.engine.test_local import (
     lost,
     request,
     running,
-    test_a_clip_that_takes_too_long_is_lost_and_its_worker_replaced,
-    test_a_further_avatar_is_there_for_all_workers_and_their_replacements,
+    test_a_clip_over_time_is_lost_and_its_worker_replaced,
+    test_a_further_avatar_is_on_all_workers_and_replacements,
     test_a_start_that_is_cancelled_leaves_nothing,
-    test_chained_clips_begin_where_the_one_before_ended_though_they_were_asked_for_together,
+    test_chained_clips_submitted_together_render_in_order,
     test_close_ends_a_worker_that_hangs_and_may_be_repeated,
     test_the_idle_loop_arrives_whole_in_pieces,
     test_trouble_at_start_reaches_the_caller_as_one_sentence,
@@ -47,10 +47,10 @@ from tests.engine.test_local import (
 )
 
 __all__ = [
-    "test_a_clip_that_takes_too_long_is_lost_and_its_worker_replaced",
-    "test_a_further_avatar_is_there_for_all_workers_and_their_replacements",
+    "test_a_clip_over_time_is_lost_and_its_worker_replaced",
+    "test_a_further_avatar_is_on_all_workers_and_replacements",
     "test_a_start_that_is_cancelled_leaves_nothing",
-    "test_chained_clips_begin_where_the_one_before_ended_though_they_were_asked_for_together",
+    "test_chained_clips_submitted_together_render_in_order",
     "test_close_ends_a_worker_that_hangs_and_may_be_repeated",
     "test_the_idle_loop_arrives_whole_in_pieces",
     "test_trouble_at_start_reaches_the_caller_as_one_sentence",
@@ -128,7 +128,7 @@ async def test_a_clip_comes_back_whole_and_its_way_is_measured(ray_engine: Make)
     assert await lost(engine, Deed.PLAIN) == "the engine is closed"
 
 
-async def test_an_actor_killed_while_rendering_costs_one_clip_and_lives_again() -> None:
+async def test_a_killed_actor_costs_one_clip_and_restarts() -> None:
     async with running(workers("one", "two")) as engine:
         hanging = asyncio.create_task(engine.render(request(Deed.HANG)))
         await asyncio.sleep(0)
@@ -144,7 +144,7 @@ async def test_an_actor_killed_while_rendering_costs_one_clip_and_lives_again() 
         assert engine.workers[at].lost == 1
 
 
-async def test_a_clip_for_an_earlier_life_of_an_actor_is_the_loss_of_that_life() -> None:
+async def test_a_clip_for_an_earlier_incarnation_is_lost_with_it() -> None:
     """Ray passes on to the new incarnation what was sent before anybody heard of the death."""
     async with running(workers("one")) as engine:
         worker = engine._slots["one"].worker
@@ -157,7 +157,7 @@ async def test_a_clip_for_an_earlier_life_of_an_actor_is_the_loss_of_that_life()
         assert (engine.workers[0].restarts, engine.workers[0].lost) == (1, 1)
 
 
-async def test_errors_are_logged_here_and_a_row_of_them_costs_the_worker(caplog: pytest.LogCaptureFixture) -> None:
+async def test_errors_are_logged_and_several_cost_the_worker(caplog: pytest.LogCaptureFixture) -> None:
     async with running(workers("one")) as engine:
         (first,) = engine.worker_pids
         for _ in range(3):
@@ -168,7 +168,7 @@ async def test_errors_are_logged_here_and_a_row_of_them_costs_the_worker(caplog:
     assert any("lost a clip" in text and "Traceback" in text for text in told)
 
 
-async def test_workers_are_spread_over_the_nodes_and_a_node_that_is_lost_costs_its_own_only(ray_cluster: Any) -> None:
+async def test_workers_spread_over_nodes_and_a_lost_node_costs_its_own(ray_cluster: Any) -> None:
     node = ray_cluster.add_node(num_cpus=1, resources={"third": 1}, object_store_memory=2**27)
     try:
         async with running(workers("one", "two", "three", "four", "five")) as engine:  # five CPUs, one each
@@ -208,7 +208,7 @@ def test_a_model_on_a_cluster_of_its_own() -> None:
     assert (torch_here, children) == ("False", "0")
 
 
-async def test_an_actor_that_cannot_be_ended_does_not_keep_the_engine_in_the_cluster(
+async def test_an_actor_that_cannot_be_ended_does_not_block_close(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     class Unreachable:

@@ -167,9 +167,7 @@ def test_what_is_admitted_is_held(speeds: dict[str, float], streams: int) -> Non
 
 @settings(max_examples=30, deadline=None)
 @given(SPEEDS, st.data())
-def test_streams_are_held_again_after_workers_died_came_back_and_slowed_down(
-    speeds: dict[str, float], data: st.DataObject
-) -> None:
+def test_streams_recover_after_workers_die_return_and_slow_down(speeds: dict[str, float], data: st.DataObject) -> None:
     fleet = Simulation(dict(speeds))
     streams = data.draw(st.integers(1, 8))
     names = [*speeds]

@@ -178,7 +178,7 @@ def test_a_single_stream_that_one_worker_holds_does_not_spread() -> None:
     assert len(fleet.done) == 20
 
 
-def test_a_stream_for_which_one_is_not_enough_spreads_and_is_on_time() -> None:
+def test_a_stream_too_much_for_one_worker_spreads_in_time() -> None:
     fleet = Fleet(steady(0.8))
     fleet.up("a", "b", clip_s=0.8)
     deadlines = {}
@@ -201,7 +201,7 @@ def test_more_streams_than_workers_share_them_all() -> None:
     assert sum(len(fleet.workers_of(numbers)) for numbers in streams) > 3
 
 
-def test_when_streams_have_gone_the_others_settle_on_workers_of_their_own() -> None:
+def test_streams_that_stay_settle_on_workers_of_their_own() -> None:
     fleet = Fleet(steady(0.1))
     fleet.up("a", "b")
     fleet.speak("x", 10, 1.0)
@@ -214,7 +214,7 @@ def test_when_streams_have_gone_the_others_settle_on_workers_of_their_own() -> N
     assert sorted(map(sorted, homes)) == [["a"], ["b"]]
 
 
-def test_a_clip_that_cannot_be_on_time_is_not_started_but_the_newest_is() -> None:
+def test_a_late_clip_is_not_started_unless_it_is_the_newest() -> None:
     fleet = Fleet(steady(2.0))
     fleet.up("a", clip_s=0.4)
     numbers = fleet.speak("x", 6, 0.6)
@@ -273,7 +273,7 @@ def test_what_a_stuck_worker_has_prepared_goes_to_the_others() -> None:
     assert sorted(fleet.done) == list(range(1, 12))
 
 
-def test_streams_at_home_on_a_stuck_worker_are_served_by_the_others() -> None:
+def test_streams_of_a_stuck_worker_are_served_by_others() -> None:
     fleet = Fleet(lambda worker, ticket: 60.0 if ticket.number == 1 else 0.1)
     fleet.up("a", "b")
     fleet.submit(Ticket(0, "x"))
@@ -321,7 +321,7 @@ def test_a_task_for_one_worker_waits_for_that_worker() -> None:
     assert fleet.done[1] == (busy, 2.0)
 
 
-def test_what_nobody_wants_any_more_is_not_started() -> None:
+def test_a_cancelled_clip_is_not_started() -> None:
     fleet = Fleet(steady(1.0))
     fleet.up("a")
     for number in range(3):

@@ -108,7 +108,7 @@ def test_a_slow_renderer_is_not_measured_for_long() -> None:
     assert measure(renderer, FORMAT, 10, clock=renderer.clock).clip_s == (30.0,)
 
 
-def test_what_the_model_raises_while_it_warms_up_reaches_the_server_as_a_sentence(
+def test_a_warm_up_error_reaches_the_server_as_a_sentence(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     """Its own classes may not even be known there."""

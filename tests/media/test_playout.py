@@ -270,7 +270,7 @@ def test_sound_that_comes_late_counts_as_rendering() -> None:
     assert playout.statistics().render_p95_s == pytest.approx(0.25)
 
 
-def test_memory_is_bounded_when_nobody_asks() -> None:
+def test_memory_is_bounded_without_requests() -> None:
     driver = Driver()
     for _ in range(400):
         driver.put(driver.hear(True))

@@ -465,7 +465,7 @@ async def test_a_peer_that_never_comes_is_given_up() -> None:
         await until(lambda: not home.manager.streams)
 
 
-async def test_a_caller_who_hangs_up_ends_the_stream() -> None:
+async def test_a_caller_that_hangs_up_ends_the_stream() -> None:
     async with house() as home:
         caller = Caller(babble)
         await home.call(caller)
@@ -473,7 +473,7 @@ async def test_a_caller_who_hangs_up_ends_the_stream() -> None:
         await until(lambda: not home.manager.streams)
 
 
-async def test_a_caller_who_vanishes_is_noticed_within_seven_seconds() -> None:
+async def test_a_vanished_caller_is_noticed_within_seven_seconds() -> None:
     async with house() as home:
         caller = Caller(babble)
         await home.call(caller)

@@ -102,7 +102,7 @@ def stun_like(chance: random.Random) -> bytes:
     return head + chance.randbytes(12) + body
 
 
-async def test_nobody_from_outside_ends_a_call(caplog: pytest.LogCaptureFixture) -> None:
+async def test_datagrams_from_outside_end_no_call(caplog: pytest.LogCaptureFixture) -> None:
     chance = random.Random(1)
     async with lines(1) as (home, [line]):
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as stranger:
@@ -227,7 +227,7 @@ async def _endless_message(line: Line) -> None:
         (_endless_message, "pieces of messages that are never complete"),
     ],
 )
-async def test_who_goes_too_far_is_sent_away_and_nobody_else_notices(
+async def test_a_peer_over_its_limits_is_sent_away_unnoticed(
     attack: Callable[[Line], Awaitable[None]], words: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO, "echo_rtc")

@@ -120,7 +120,7 @@ def asked() -> Iterator[set[str]]:
 _hooked: list[object] = []
 
 
-async def test_a_call_asks_nobody_but_its_peer_for_anything() -> None:
+async def test_a_call_contacts_only_its_peer() -> None:
     own = {address.address.partition("%")[0] for found in psutil.net_if_addrs().values() for address in found}
     with asked() as addresses:
         async with house(TestCardEngine(FORMAT, capacity=1)) as home:

@@ -34,7 +34,7 @@ def no_collection() -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("no_collection")
-async def test_those_who_end_together_share_one_search(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_streams_that_end_together_share_one_collection(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(memory, "SWEEP_AFTER_S", 0.0)
     sweeper, gone = memory.Sweeper(), asyncio.Event()
     for _ in range(2):  # a second time, too

@@ -259,7 +259,7 @@ async def test_a_stream_has_only_so_many_peers() -> None:
         await home.manager.view("studio", await offer("recvonly"))
 
 
-async def test_a_caller_who_sends_nothing_is_told_why_it_ends() -> None:
+async def test_a_caller_that_sends_nothing_is_told_why_it_ends() -> None:
     async with house(options=ManagerOptions(stream=StreamOptions(voice_timeout_s=2.5))) as home:
         caller = Caller(None)
         await home.call(caller)

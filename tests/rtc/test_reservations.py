@@ -27,7 +27,7 @@ class HeldFor:
         self.taken.append(client)
 
 
-async def test_a_held_place_is_for_who_waits() -> None:
+async def test_a_held_place_is_for_the_waiting_client() -> None:
     engine = TestCardEngine(ClipFormat(width=64, height=64))
     await engine.start(lambda _: None)
     manager = StreamManager(engine, ManagerOptions(max_streams=1))

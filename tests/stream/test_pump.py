@@ -167,7 +167,7 @@ def test_the_sound_is_taken_ahead_by_what_the_encoder_lags() -> None:
         assert int.from_bytes(payload, "big") == (pts - base + 312) % 1000
 
 
-def test_the_idle_loop_shows_at_once_then_the_sources_first_frame() -> None:
+def test_the_idle_loop_shows_until_the_sources_first_frame() -> None:
     seen, _, source, begun = pump_for(3.0)
     assert seen.picture[0][0] - begun < LEAD_S + 0.05
     before = [payload for when, _, payload in seen.picture if when < source.begins - 1e-6]

@@ -177,7 +177,7 @@ def test_listening_shows_until_the_next_speech() -> None:
     run(live())
 
 
-def test_a_stream_that_nobody_speaks_to_ends() -> None:
+def test_a_stream_without_a_speaker_ends() -> None:
     async def live() -> None:
         async with talking(timeout_s=20.0) as watched:
             watched.speaker.say("a", loud(1.0))

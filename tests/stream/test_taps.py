@@ -39,7 +39,7 @@ async def test_frames_are_as_they_went_in() -> None:
     tap.close()
 
 
-async def test_what_nobody_reads_is_not_kept() -> None:
+async def test_unread_output_is_dropped() -> None:
     tap = Tap()
     assert not tap.live
     for number in range(200):

@@ -130,7 +130,7 @@ async def test_waiting_packets_are_bounded() -> None:
     one.close()
 
 
-async def test_closing_ends_who_waits() -> None:
+async def test_closing_ends_waiting_callers() -> None:
     one = viewer(Calls())
     tasks = await reading(one)
     one.close()

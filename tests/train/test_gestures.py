@@ -95,7 +95,7 @@ def test_a_tap_of_the_fingers_does_not_move_the_head() -> None:
     assert float(blink_of_hands(tapped)) == 1
 
 
-def test_blinks_come_every_few_seconds_and_are_short_and_complete() -> None:
+def test_blinks_are_regular_short_and_complete() -> None:
     gestures = _sample(24, 24 * 30)
     gaps, lengths = [], []
     for blink in gestures.blink:

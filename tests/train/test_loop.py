@@ -43,7 +43,7 @@ class One(nn.Module):
         self.value = nn.Parameter(torch.tensor([value]))
 
 
-def test_the_average_forgets_early_values_fast_and_late_ones_slowly() -> None:
+def test_the_average_forgets_early_values_faster_than_late() -> None:
     module = One(1.0)
     average = Average(module, decay=0.5)
     with torch.no_grad():
@@ -79,7 +79,7 @@ def square(module: One) -> Tensor:
     return (module.value - 3).square().sum()
 
 
-def test_a_run_takes_its_time_sets_its_rate_and_leaves_the_average(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_keeps_its_time_and_rate_and_saves_the_average(monkeypatch: pytest.MonkeyPatch) -> None:
     step_clock(monkeypatch, steps=20)
     module, schedule = One(0.0), Schedule(1.0, 0.1)
     run = Run([module], schedule, "test")

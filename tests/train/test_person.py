@@ -77,7 +77,7 @@ def test_a_batch_draws_what_its_members_draw_alone() -> None:
         torch.testing.assert_close(together[index : index + 1], alone, atol=1e-5, rtol=0)
 
 
-def test_the_same_seed_samples_the_same_people_and_another_seed_others() -> None:
+def test_a_seed_determines_the_people_sampled() -> None:
     first = People.sample(4, torch.Generator().manual_seed(3))
     again = People.sample(4, torch.Generator().manual_seed(3))
     other = People.sample(4, torch.Generator().manual_seed(4))
@@ -180,7 +180,7 @@ def test_the_head_moves_by_the_fraction_it_is_told(shift: tuple[float, float, fl
     assert (first[1] - first[0]) / 200 == pytest.approx(0.05, abs=0.011)
 
 
-def test_rolling_the_head_turns_it_clockwise_and_leaves_the_hands() -> None:
+def test_rolling_the_head_is_clockwise_and_leaves_the_hands() -> None:
     motion = replace(Motion.rest(2), head=torch.tensor([[0.0, 0.0, 0.0], [0.0, 0.0, 0.12]]))
     still, rolled = _default(motion)
     assert float((still - rolled)[:, int(0.82 * SIZE) :].abs().max()) == 0
@@ -188,7 +188,7 @@ def test_rolling_the_head_turns_it_clockwise_and_leaves_the_hands() -> None:
     assert crown[1] > crown[0] + 2
 
 
-def test_hands_go_where_their_keypoints_are_and_stay_off_the_mouth() -> None:
+def test_hands_follow_their_keypoints_and_stay_off_the_mouth() -> None:
     hands = rest_hands()[None].repeat(2, 1, 1, 1)
     hands[1, 0] += torch.tensor([0.15, -0.02])
     motion = replace(Motion.rest(2), hands=hands)

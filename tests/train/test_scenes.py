@@ -23,7 +23,7 @@ def test_a_crowd_has_the_default_avatar_as_often_as_told(share: float, low: int,
     assert low <= int((people.skin == People.default().skin).all(1).sum()) <= high
 
 
-def test_nobody_in_a_crowd_is_half_the_default_avatar() -> None:
+def test_no_person_in_a_crowd_resembles_the_default_avatar() -> None:
     people = crowd(50, 0.5, torch.Generator().manual_seed(1))
     default, other = People.default(), People.sample(50, torch.Generator().manual_seed(1))
     known = (people.skin == default.skin).all(1)
@@ -46,7 +46,7 @@ def test_people_are_drawn_alike_in_batches_of_any_size(monkeypatch: pytest.Monke
     assert (drawn.float() - 255 * whole).abs().max() <= 0.51
 
 
-def test_random_mouths_cover_their_range_and_a_third_is_nearly_shut() -> None:
+def test_random_mouths_cover_their_range_a_third_nearly_shut() -> None:
     mouths = random_mouths(4000, torch.Generator().manual_seed(0))
     low, high = mouths.amin(0), mouths.amax(0)
     assert torch.all(low >= torch.tensor([0.0, -1.0, 0.0, 0.0, 0.0]))

@@ -32,7 +32,7 @@ def test_windows_are_the_samples_from_their_place_on() -> None:
 
 
 @pytest.mark.parametrize("rate", [25, 100])
-def test_mouths_are_interpolated_between_the_values_of_their_time(rate: int) -> None:
+def test_mouths_are_interpolated_in_time(rate: int) -> None:
     times = torch.tensor([0.0, 0.0131, 0.1, 0.377])
     mouths = ramp(rate).mouths(torch.tensor([0, 1]), torch.tensor([4000, 8000]), times)
     assert mouths.shape == (2, 4, 5)
@@ -45,7 +45,7 @@ def test_mouths_beyond_the_ends_stay_as_they_are_there() -> None:
     assert mouths[0, :, 0].tolist() == pytest.approx([0.003, 0.003, 0.597, 0.597], abs=1e-5)
 
 
-def test_random_places_leave_room_on_both_sides_and_use_all_of_it() -> None:
+def test_random_places_use_all_room_and_leave_both_margins() -> None:
     take, place = ramp().random_places(4000, 15_000, 990, torch.Generator().manual_seed(0))
     assert set(take.tolist()) == {0, 1}
     assert place.min() == 15_000

@@ -146,7 +146,7 @@ def test_symbols_are_read_letter_by_letter(symbol: str, letters: str) -> None:
     assert [viseme for viseme, _ in parts] == [visemes_of(letter)[0][0] for letter in letters]
 
 
-def test_relative_loudness_is_one_in_speech_and_nought_in_silence() -> None:
+def test_relative_loudness_is_one_in_speech_zero_in_silence() -> None:
     rate = 16_000
     tone = 0.1 * np.sin(np.arange(rate) * 0.1).astype(np.float32)
     samples = np.concatenate([np.zeros(rate, np.float32), tone, 0.1 * tone])

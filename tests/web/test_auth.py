@@ -182,7 +182,7 @@ async def test_routes_that_are_not_there_ask_for_nothing(locked: Edge) -> None:
         assert response.status == 405
 
 
-async def test_turn_credentials_are_for_those_who_may_do_something(make_edge: MakeEdge) -> None:
+async def test_turn_credentials_need_a_token_with_rights(make_edge: MakeEdge) -> None:
     servers = [{"urls": "turn:turn.example", "username": "ann", "credential": "pass"}]
     for authorisation, token, told in (
         (LOCKED, None, []),
@@ -287,7 +287,7 @@ def test_any_token_of_this_server_shows_the_avatars() -> None:
         assert allowed(request(token=wrong), Scope.TOKEN) == 401
 
 
-async def test_with_a_token_set_nobody_else_sees_the_avatars(locked: Edge) -> None:
+async def test_avatars_are_hidden_without_the_token(locked: Edge) -> None:
     for path in ("/avatars", "/avatars/ann/preview"):
         async with locked.client.get(path) as response:
             assert response.status == 401, path
@@ -324,7 +324,7 @@ def test_clocks_may_differ_a_little() -> None:
         LOCKED.grant(mint(SECRET, CALL, "studio", -2 * LEEWAY_S))
 
 
-def test_a_long_token_for_everything_signs_where_there_is_no_secret() -> None:
+def test_a_long_auth_token_signs_where_there_is_no_secret() -> None:
     long = "x" * 32
     assert Authorisation.of(long, None).grant(signed(secret=long)) == Grant(CALL, "studio")
     assert Authorisation.of("x" * 31, None).secret is None

@@ -48,7 +48,7 @@ def request(remote: str | None, *forwarded: str, **headers: str) -> web.Request:
         (None, ["198.51.100.7"], str(UNKNOWN_ADDRESS)),
     ],
 )
-def test_the_client_is_the_nearest_whom_no_trusted_proxy_is(
+def test_the_client_is_the_nearest_address_of_no_trusted_proxy(
     remote: str | None, forwarded: list[str], expected: str
 ) -> None:
     assert str(BEHIND.address(request(remote, *forwarded))) == expected

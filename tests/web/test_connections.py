@@ -61,7 +61,7 @@ def test_an_ipv6_network_counts_as_one_address() -> None:
     assert closed == ["2001:db8::1", "::ffff:192.0.2.1"]
 
 
-def test_who_is_full_gives_the_place_of_the_longest_idle_to_the_newest() -> None:
+def test_a_full_server_closes_the_longest_idle_for_the_newest() -> None:
     places, closed = Places(ConnectionLimits(total=3, per_address=3)), list[str]()
     first, second, _ = (entered(places, f"192.0.2.{number}", closed) for number in (1, 2, 3))
     first.protected = True
@@ -199,7 +199,7 @@ REQUEST = b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"
 
 
 @pytest.mark.parametrize("begun", [b"", b"GET / HTTP/1.1\r\nHost: x\r\nX-Slow: ", REQUEST, REQUEST + b"GET "])
-async def test_who_sends_no_complete_head_is_closed(monkeypatch: pytest.MonkeyPatch, begun: bytes) -> None:
+async def test_a_connection_without_a_complete_head_is_closed(monkeypatch: pytest.MonkeyPatch, begun: bytes) -> None:
     assert connections.HEAD_S == 10.0
     monkeypatch.setattr(connections, "HEAD_S", 0.2)
     async with served() as (_, places, port):
@@ -257,7 +257,7 @@ async def test_idle_connections_give_way_to_new_ones() -> None:
             each.close()
 
 
-async def test_of_a_strangers_body_little_is_read_after_the_answer() -> None:
+async def test_little_is_read_of_an_unauthorised_body() -> None:
     async with served() as (_, _, port):
         _, writer = await asyncio.open_connection("127.0.0.1", port)
         writer.write(b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 50000000\r\n\r\n")

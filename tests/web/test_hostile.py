@@ -159,7 +159,7 @@ def test_the_offers_of_all_programs_are_understood_as_they_are() -> None:
         PLANS[offer.kind](read_offer(offer.sdp))
 
 
-def test_attacks_call_nobody_else(tmp_path: Path) -> None:
+def test_attacks_contact_no_other_address(tmp_path: Path) -> None:
     text = "a=candidate:1 1 udp 9 8.8.8.8 53 typ host\r\na=candidate:2 1 udp 9 2606:4700::1 53 typ host\r\n"
     text += "a=candidate:3 1 udp 9 example.org 53 typ host\r\na=candidate:4 1 udp 9 127.0.0.1 53 typ host"
     assert [line.split()[4] for line in harmless(text).splitlines()] == [ELSEWHERE] * 3 + ["127.0.0.1"]

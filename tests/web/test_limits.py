@@ -38,7 +38,7 @@ def refusal(limits: Limits, remote: str) -> Problem | None:
     return None
 
 
-def test_offers_are_refused_beyond_so_many_a_minute_and_taken_again_later() -> None:
+def test_offers_over_the_rate_are_refused_and_later_admitted() -> None:
     clock = Clock()
     limits = Limits(LimitOptions(offers_per_minute=6), Clients(), clock)
     assert [refusal(limits, ANN) for _ in range(6)] == [None] * 6
@@ -59,7 +59,7 @@ def test_offers_are_refused_beyond_so_many_a_minute_and_taken_again_later() -> N
     assert [refusal(limits, ANN) is None for _ in range(7)] == [True] * 6 + [False]
 
 
-def test_an_ipv6_network_counts_as_one_and_this_machine_is_not_limited() -> None:
+def test_an_ipv6_network_is_one_client_and_loopback_unlimited() -> None:
     limits = Limits(LimitOptions(offers_per_minute=1, peers=1), Clients(), Clock())
     assert refusal(limits, "2001:db8::1") is None
     assert refusal(limits, "2001:db8::2") is not None

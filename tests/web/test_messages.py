@@ -187,7 +187,7 @@ def test_reports_become_messages() -> None:
     ]
 
 
-def test_a_speaker_who_vanishes_is_heard_to_the_end() -> None:
+def test_a_vanished_speaker_is_heard_to_the_end() -> None:
     desk = Desk()
     desk.send(type="agent.speak", audio=TENTH, event_id="a")
     desk.send(type="agent.speak", audio=TENTH, event_id="b")

@@ -79,7 +79,7 @@ def test_refusals_by_name_cannot_be_made_many() -> None:
     assert sum(sample.value for sample in family.samples) == 1000
 
 
-def test_what_strangers_send_and_avatars_that_come_and_go_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_refused_datagrams_and_avatar_changes_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
     @dataclass
     class Avatars:
         added: int = 5

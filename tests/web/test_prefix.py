@@ -42,7 +42,7 @@ async def test_a_trusted_proxy_tells_it(make_edge: MakeEdge) -> None:
         assert response.status == 200
 
 
-async def test_nobody_else_tells_it(edge: Edge) -> None:
+async def test_the_header_is_ignored_from_other_clients(edge: Edge) -> None:
     assert (await places(edge, TOLD))[0].startswith("/whip/studio/")
 
 

@@ -91,7 +91,7 @@ async def event(response: aiohttp.ClientResponse) -> dict[str, Any]:
     raise AssertionError("the stream of events has ended")
 
 
-async def test_those_who_wait_are_told_of_their_turn(edge: Edge, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_waiting_clients_are_told_of_their_turn(edge: Edge, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "LOOK_S", 0.01)
     edge.streams.free = 0
     async with edge.client.get("/places") as first, edge.client.get("/places") as second:

@@ -210,7 +210,9 @@ async def test_a_slow_body_is_408_and_the_connection_ends(edge: Edge, monkeypatc
     assert b"application/problem+json" in answer
 
 
-async def test_a_client_that_hangs_up_in_its_body_hurts_nobody(edge: Edge, caplog: pytest.LogCaptureFixture) -> None:
+async def test_a_client_that_disconnects_in_its_body_costs_nothing(
+    edge: Edge, caplog: pytest.LogCaptureFixture
+) -> None:
     head = b"POST /offer HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 20\r\n\r\n"
     await raw(edge, head, b"{")
     async with edge.client.post("/offer", json=GOOD) as response:

@@ -28,7 +28,7 @@ def kept(folder: Path) -> x509.Certificate:
     return x509.load_pem_x509_certificate((folder / "self-signed.pem").read_bytes())
 
 
-async def test_a_client_that_trusts_it_gets_through_and_another_does_not(tmp_path: Path) -> None:
+async def test_only_a_client_that_trusts_the_certificate_connects(tmp_path: Path) -> None:
     certificate = self_signed(LOCAL, tmp_path)
 
     async def answer(_: web.Request) -> web.Response:
@@ -62,7 +62,7 @@ def test_it_is_kept_between_starts_and_its_key_is_its_owners(tmp_path: Path) -> 
     assert len(first.fingerprint.split(":")) == 32
 
 
-def test_it_is_made_anew_for_a_new_address_and_near_its_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_it_is_replaced_for_a_new_address_and_near_its_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first = self_signed(LOCAL, tmp_path)
     second = self_signed([*LOCAL, ipaddress.ip_address("192.0.2.7")], tmp_path)
     assert second.fingerprint != first.fingerprint
@@ -95,7 +95,7 @@ def test_a_renewed_certificate_is_taken_and_a_broken_one_is_not(tmp_path: Path) 
     assert used.fingerprint == second
 
 
-def test_a_certificate_that_changes_under_the_look_is_looked_at_again(
+def test_a_certificate_that_changes_during_a_poll_is_read_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     used = self_signed(LOCAL, tmp_path)

@@ -104,7 +104,7 @@ async def test_refusals_become_statuses(
         assert response.headers.get("Retry-After") == retry
 
 
-async def test_nobody_publishes_before_the_server_is_ready(edge: Edge) -> None:
+async def test_publishing_is_refused_before_the_server_is_ready(edge: Edge) -> None:
     edge.lifecycle.phase = Phase.STARTING
     async with edge.client.post("/whip/x", data="v=0", headers=OFFER) as response:
         assert response.status == 503
@@ -340,15 +340,13 @@ async def test_a_name_belongs_to_one_and_nothing_is_live_under_others(serve: Ser
     assert (counters.name_taken, counters.not_live, counters.full) == (2, 1, 1)
 
 
-async def test_two_who_want_a_name_at_once_do_not_share_it(serve: Serve) -> None:
+async def test_two_publishers_at_once_do_not_share_a_name(serve: Serve) -> None:
     service = await serve()
     answers = await asyncio.gather(*(service.refused("/whip/studio", Publisher(babble)) for _ in range(2)))
     assert sorted(answer.status for answer in answers) == [201, 409]
 
 
-async def test_a_viewer_whose_stream_ends_while_it_is_let_in_is_let_into_no_other(
-    serve: Serve, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_a_viewer_of_an_ended_stream_joins_no_other(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
     service = await serve()
     await service.publish("studio")
     answered, go = asyncio.Event(), asyncio.Event()
@@ -391,7 +389,7 @@ async def test_a_call_with_a_name_is_viewed(serve: Serve) -> None:
     await watcher.until(lambda w: w.idle.count(False) > 5)
 
 
-async def test_viewers_wait_for_a_publisher_who_was_lost(serve: Serve) -> None:
+async def test_viewers_wait_for_a_lost_publisher(serve: Serve) -> None:
     service = await serve()
     publisher = await service.publish("studio")
     watcher = await service.view("studio")
@@ -417,7 +415,7 @@ async def test_viewers_wait_for_a_publisher_who_was_lost(serve: Serve) -> None:
     assert numbers == sorted(numbers)
 
 
-async def test_a_lost_publisher_is_not_waited_for_long_nor_for_nobody(serve: Serve) -> None:
+async def test_the_grace_period_is_short_and_needs_viewers(serve: Serve) -> None:
     service = await serve(ManagerOptions(linger_s=0.3))
     alone = await service.publish("alone")
     await alone.close()
@@ -455,7 +453,7 @@ async def test_the_last_viewer_of_a_lost_publisher_ends_the_stream(serve: Serve)
     await until(lambda: not service.manager.streams)
 
 
-async def test_a_viewer_in_trouble_slows_nobody(serve: Serve) -> None:
+async def test_a_viewer_in_trouble_slows_no_other(serve: Serve) -> None:
     """One of three reports a lost picture and a way that is far too narrow, twenty times a second."""
     service = await serve()
     await service.publish("studio")

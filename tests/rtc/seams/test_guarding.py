@@ -45,7 +45,7 @@ def test_a_changed_aiortc_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
         (RTCSctpTransport, "_handle_data"),
     ],
 )
-async def test_a_changed_aiortc_is_named_before_a_peer_can_send_unguarded(
+async def test_a_changed_aiortc_is_named_before_a_peer_can_send(
     monkeypatch: pytest.MonkeyPatch, owner: type, name: str
 ) -> None:
     connection = RTCPeerConnection(RTCConfiguration(iceServers=[]))

@@ -139,7 +139,7 @@ def candidate(host: str, port: int) -> aioice.ice.Candidate:
     return aioice.ice.Candidate("1", 1, "udp", 1, host, port, "host")
 
 
-async def test_strangers_datagrams_are_thrown_away() -> None:
+async def test_datagrams_of_unknown_senders_are_dropped() -> None:
     watched = Watched()
     for data in (b"", b"\x80" + bytes(50), b"\x16" + bytes(50), b"\x00\x01" + bytes(30), bytes(20)):
         watched.receive(data)
