@@ -45,25 +45,28 @@ class RoomOutput:
 
     async def run(self, tap: Tap) -> None:
         """Passes on what the tap gives until it is closed."""
-        with suppress(QueueClosedError):
-            await asyncio.gather(self._pass_sound(tap), self._pass_pictures(tap))
+        async with asyncio.TaskGroup() as both:
+            both.create_task(self._pass_sound(tap), name="sound for a LiveKit room")
+            both.create_task(self._pass_pictures(tap), name="pictures for a LiveKit room")
 
     async def close(self) -> None:
         await self._sound.aclose()
         await self._picture.aclose()
 
     async def _pass_sound(self, tap: Tap) -> None:
-        while True:
-            frame, _ = await tap.sound.get()
-            pcm = frame.to_ndarray()[0]
-            for start in range(0, len(pcm), PIECE_SAMPLES):
-                piece = pcm[start : start + PIECE_SAMPLES]
-                await self._sound.capture_frame(rtc.AudioFrame(piece.tobytes(), MEDIA_RATE, 1, len(piece)))
+        with suppress(QueueClosedError):
+            while True:
+                frame, _ = await tap.sound.get()
+                pcm = frame.to_ndarray()[0]
+                for start in range(0, len(pcm), PIECE_SAMPLES):
+                    piece = pcm[start : start + PIECE_SAMPLES]
+                    await self._sound.capture_frame(rtc.AudioFrame(piece.tobytes(), MEDIA_RATE, 1, len(piece)))
 
     async def _pass_pictures(self, tap: Tap) -> None:
-        while True:
-            frame, _ = await tap.picture.get()
-            self._picture.capture_frame(_picture(frame))
+        with suppress(QueueClosedError):
+            while True:
+                frame, _ = await tap.picture.get()
+                self._picture.capture_frame(_picture(frame))
 
 
 def _picture(frame: av.VideoFrame) -> rtc.VideoFrame:

@@ -20,6 +20,8 @@ from echo_rtc.rtc.session import OpenedSpeech
 from echo_rtc.stream.stream import Stream, VoiceSource
 
 KNOCK_TIMEOUT_S = 5.0
+VALIDATION_PATHS = ("/rtc/v1/validate", "/rtc/validate")
+"""Both are asked by LiveKit's library; the second, which takes a token alone, by all versions of its server."""
 
 
 class Streams(Protocol):
@@ -37,17 +39,18 @@ class Streams(Protocol):
 
 
 async def knock(url: str, token: str) -> None:
-    """Asks a LiveKit server whether it takes the token, so that it is known why if it does not, and follows no
-    redirect. Raises TicketError and RoomError."""
-    address = f"http{url.removeprefix('ws')}/rtc/validate"
+    """Asks a LiveKit server whether it takes the token, so that it is known why if it does not. Refuses one that
+    redirects, where the library would follow. Raises TicketError and RoomError."""
     timeout = aiohttp.ClientTimeout(total=KNOCK_TIMEOUT_S)
     headers = {"Authorization": f"Bearer {token}"}
+    status = 0
     try:
-        async with (
-            aiohttp.ClientSession(timeout=timeout) as http,
-            http.get(address, headers=headers, allow_redirects=False) as response,
-        ):
-            status = response.status
+        async with aiohttp.ClientSession(timeout=timeout, headers=headers) as http:
+            for path in VALIDATION_PATHS:
+                async with http.get(f"http{url.removeprefix('ws')}{path}", allow_redirects=False) as response:
+                    status = response.status
+                if 300 <= status < 400:
+                    raise RoomError("the LiveKit server redirects, which is not followed; check livekit_url")
     except (aiohttp.ClientError, TimeoutError, OSError):
         raise RoomError("the LiveKit server does not answer; check livekit_url") from None
     if status in (401, 403):
@@ -80,6 +83,7 @@ class Rooms:
         self._hosts = hosts
         self._library = library or Library()
         self._inside: dict[asyncio.Task[None], Stream] = {}
+        self._leaving: set[asyncio.Task[None]] = set()
 
     async def join(self, url: str, token: str, avatar: str, name: str | None = None) -> OpenedSpeech:
         """An avatar joins the room of a token and is a stream from then on, until the room or the stream ends.
@@ -92,9 +96,7 @@ class Rooms:
         stream = self._streams.held(opened.key)
         try:
             await self._library.knock(address, token)
-            output = self._library.make_output(self._format())
-            participant = RoomParticipant(self._library.make_room(), stream, output)
-            await participant.join(address, token)
+            participant = await self._join(stream, address, token)
         except BaseException as error:
             await self._streams.close_stream(stream.id, f"its LiveKit room was not joined ({type(error).__name__})")
             raise
@@ -107,5 +109,18 @@ class Rooms:
         """Leaves all rooms."""
         for stream in self._inside.values():
             stream.end("the server is stopping")
-        if self._inside:
-            await asyncio.wait(tuple(self._inside))
+        for task in self._leaving:
+            task.cancel()
+        if tasks := (*self._inside, *self._leaving):
+            await asyncio.wait(tasks)
+
+    async def _join(self, stream: Stream, address: str, token: str) -> RoomParticipant:
+        output = self._library.make_output(self._format())
+        participant = RoomParticipant(self._library.make_room(), stream, output)
+        try:
+            await participant.join(address, token)
+        finally:
+            if participant.leaving is not None:
+                self._leaving.add(participant.leaving)
+                participant.leaving.add_done_callback(self._leaving.discard)
+        return participant

@@ -67,6 +67,9 @@ class RoomParticipant:
         self._agent: str | None = None
         self._without_agent_since_s = asyncio.get_running_loop().time()
         self._output = output
+        self._connecting: asyncio.Task[None] | None = None
+        self.leaving: asyncio.Task[None] | None = None
+        """Leaves a room that is reached after :meth:`join` has given up; the library does not stop trying at once."""
         self._notices: asyncio.Queue[_Call] = asyncio.Queue(MAX_NOTICES)
         self._speech = AgentSpeech(self._speaker, stream.ended, stream.log, self._notify)
         room.on("disconnected", self._on_disconnected)
@@ -74,7 +77,8 @@ class RoomParticipant:
         room.on("reconnected", lambda: stream.log.info("the connection to the LiveKit room is back"))
 
     async def join(self, url: str, token: str) -> None:
-        """Connects and publishes. Raises RoomError; nothing is left of the connection then."""
+        """Connects and publishes. Raises RoomError; nothing is left of the connection then, or once ``leaving`` is
+        done."""
         options = rtc.RoomOptions(
             auto_subscribe=False,
             connect_timeout=JOIN_TIMEOUT_S / 2,
@@ -82,14 +86,20 @@ class RoomParticipant:
         )
         try:
             async with asyncio.timeout(JOIN_TIMEOUT_S):
-                await self._room.connect(url, token, options)
+                self._connecting = asyncio.create_task(
+                    self._room.connect(url, token, options), name="join a LiveKit room"
+                )
+                await asyncio.shield(self._connecting)
                 participant = self._room.local_participant
                 self._agent = participant.attributes.get(ON_BEHALF) or None
                 participant.register_rpc_method(CLEAR_BUFFER, self._on_clear)
                 self._room.register_byte_stream_handler(AUDIO_TOPIC, self._on_speech)
                 await self._output.publish(participant)
         except BaseException as error:
-            await self._leave()
+            if self._connecting is not None and not self._connecting.done():
+                self.leaving = asyncio.create_task(self._leave_late(self._connecting), name="leave a LiveKit room")
+            else:
+                await self._leave()
             if isinstance(error, asyncio.CancelledError) or not isinstance(error, Exception):
                 raise
             # The library's own words may quote what the server answered, which is not the caller's to read.
@@ -114,6 +124,14 @@ class RoomParticipant:
                     self._stream.log.error("the avatar leaves its LiveKit room: %s", result, exc_info=result)
             self._stream.end("the avatar has left its LiveKit room")
             self._speech.close()
+            await self._leave()
+
+    async def _leave_late(self, connecting: asyncio.Task[None]) -> None:
+        try:
+            await asyncio.wait({connecting})
+        finally:
+            connecting.cancel()
+            await asyncio.gather(connecting, return_exceptions=True)
             await self._leave()
 
     async def _leave(self) -> None:

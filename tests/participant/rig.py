@@ -157,9 +157,9 @@ class Hub:
 
 
 class Room(rtc.EventEmitter[Any]):
-    """A participant's view of the room."""
+    """A participant's view of the room. ``refuses``: what connecting raises, or how long it takes (s)."""
 
-    def __init__(self, hub: Hub, refuses: Exception | None = None) -> None:
+    def __init__(self, hub: Hub, refuses: Exception | float | None = None) -> None:
         super().__init__()
         self._hub = hub
         self._refuses = refuses
@@ -173,7 +173,9 @@ class Room(rtc.EventEmitter[Any]):
     async def connect(self, url: str, token: str, options: rtc.RoomOptions) -> None:
         claims = jwt.decode(token, options={"verify_signature": False})
         self.options = options
-        if self._refuses is not None:
+        if isinstance(self._refuses, float):
+            await asyncio.sleep(self._refuses)
+        elif self._refuses is not None:
             raise self._refuses
         kind = OF_AGENT if claims.get("kind") == "agent" else STANDARD
         self.enter(claims["sub"], kind, claims.get("attributes") or {})

@@ -76,7 +76,7 @@ class Stage:
     rooms: Rooms
     outputs: list[Output]
     made: list[Room]
-    refuses: Exception | None = None
+    refuses: Exception | float | None = None
     knocks: Exception | None = None
 
     async def join(self, token: str | None = None) -> Stream:
@@ -295,6 +295,21 @@ def test_notices_are_repeated_and_a_deaf_agent_costs_nothing() -> None:
             await agent.say(0.5)
             await asyncio.sleep(4.0)
             assert len(agent.finished) == 2
+
+    run(live())
+
+
+@pytest.mark.parametrize("took_s", [15.0, 600.0])
+def test_a_room_that_is_reached_too_late_is_left(took_s: float) -> None:
+    async def live() -> None:
+        async with staged() as stage:
+            stage.refuses = took_s
+            with pytest.raises(RoomError, match="cannot be joined"):
+                await stage.join()
+            assert stage.manager.free == 1
+            await asyncio.sleep(20.0)
+            assert AVATAR not in stage.hub.rooms
+            assert stage.made[0].left == (took_s < 20.0)
 
     run(live())
 
