@@ -13,10 +13,11 @@ import os
 import re
 import secrets
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from itertools import islice
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -27,6 +28,8 @@ from echo_rtc.recording.facts import RecordingFacts, RecordingState
 from echo_rtc.recording.options import FinishingStep
 
 LOCK = ".lock"
+MAX_LISTED = 1_000
+"""Recordings that are listed; older ones are there and can be downloaded by their ids."""
 PARTIAL, COMPLETE, ABOUT = ".partial.mp4", ".mp4", ".json"
 KILLED = "the server was killed while it recorded"
 _NAME = re.compile(r"(?P<start>[0-9]{8}T[0-9]{6}Z)-(?P<id>[0-9a-f]{16})(?P<partial>\.partial)?\.mp4")
@@ -144,9 +147,9 @@ class Shelf:
             self.finish(replace(facts, seconds=seconds, reason=facts.reason or KILLED))
 
     def list(self) -> list[RecordingFacts]:
-        """Every recording in the folder, the newest first. Raises StorageError."""
+        """The newest MAX_LISTED recordings in the folder, the newest first. Raises StorageError."""
         try:
-            return sorted((facts for _, facts in self._files()), key=lambda facts: facts.started, reverse=True)
+            return [facts for _, facts in islice(self._files(), MAX_LISTED)]
         except OSError as error:
             raise StorageError(f"recording_dir {self.folder} cannot be read: {error.strerror or error}") from error
 
@@ -169,13 +172,17 @@ class Shelf:
             raise StorageError(f"the recording {path} cannot be deleted: {error.strerror or error}") from error
         return True
 
-    def _files(self) -> Iterable[tuple[Path, RecordingFacts]]:
-        for path in tuple(self.folder.iterdir()):
+    def _files(self) -> Iterator[tuple[Path, RecordingFacts]]:
+        """The files and what is known of them, the newest first. Raises OSError."""
+        for path in sorted(self.folder.iterdir(), key=lambda path: path.name, reverse=True):
             match = _NAME.fullmatch(path.name)
-            if match is None or not path.is_file():
+            if match is None:
                 continue
             state = RecordingState.UNFINISHED if match["partial"] else RecordingState.COMPLETE
-            facts = RecordingFacts(match["id"], state, _iso(match["start"]), bytes=path.stat().st_size)
+            try:
+                facts = RecordingFacts(match["id"], state, _iso(match["start"]), bytes=path.stat().st_size)
+            except (FileNotFoundError, ValueError):  # deleted or renamed meanwhile; no time
+                continue
             with suppress(OSError, ValueError):
                 facts = RecordingFacts.read(self._about(facts).read_text(encoding="utf-8"), facts)
             yield path, facts

@@ -82,6 +82,7 @@ async def test_what_a_killed_server_leaves_is_finished(tmp_path: Path) -> None:
     (second.folder / "20260101T000000Z-0123456789abcdef.partial.mp4").write_bytes(left[:700])
     (second.folder / f"{partial.name}.signed").write_bytes(left)
     (second.folder / "notes.txt").write_text("not ours")
+    (second.folder / "20269999T000000Z-0123456789abcdef.mp4").symlink_to(tmp_path / "nothing")
     second.recover()
     [facts] = second.list()
     assert (facts.state, facts.reason, facts.stream) == (RecordingState.COMPLETE, KILLED, "studio")
@@ -91,7 +92,7 @@ async def test_what_a_killed_server_leaves_is_finished(tmp_path: Path) -> None:
     assert seen.frames >= 50
     assert facts.seconds == pytest.approx(seen.duration_s, abs=0.01)
     assert seen.duration_s == pytest.approx(seen.frames / FORMAT.fps, abs=0.1)
-    assert sorted(path.suffix for path in second.folder.iterdir()) == [".json", ".mp4", ".txt"]
+    assert sorted(path.suffix for path in second.folder.iterdir()) == [".json", ".mp4", ".mp4", ".txt"]
     await session.end()
 
 
