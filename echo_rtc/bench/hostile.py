@@ -1,9 +1,10 @@
 """``python -m echo_rtc.bench hostile``: hostile requests and named attacks at a real server, and what they do to it.
 
 A server of test cards, started as an operator does it, takes one request after the other, each over a connection of its
-own; calls and sessions that come of it are ended again. Counted: answers of the 500s other than a 503 that says when to
-come back, complete requests without an answer, tracebacks and errors in the log, UDP sockets that stay, and the growth
-of its memory after the first fifth. Then the named attacks of ``siege``, each beside an honest call.
+own; calls and sessions that come of it are ended again. Counted: answers of the 500s other than a 501 (switched off
+here) and a 503 that says when to come back, complete requests without an answer, tracebacks and errors in the log, UDP
+sockets that stay, and the growth of its memory after the first fifth. Then the named attacks of ``siege``,
+each beside an honest call.
 """
 
 from __future__ import annotations
@@ -180,7 +181,8 @@ def wrong(attack: Attack, answer: Answer) -> str | None:
     """What is wrong with an answer; None if nothing is."""
     if answer.status is None:
         return "no answer" if attack.whole else None
-    if answer.status >= 500 and not (answer.status == 503 and "retry-after" in answer.headers):
+    meant = answer.status == 501 or (answer.status == 503 and "retry-after" in answer.headers)
+    if answer.status >= 500 and not meant:
         return f"{answer.status} for {attack.kind}"
     if b"Traceback" in answer.body or b'File "' in answer.body:
         return f"a traceback in the answer to {attack.kind}"
