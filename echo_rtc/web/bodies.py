@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import Awaitable, Callable
+from typing import Any
 
 from aiohttp import HttpVersion11, hdrs, web
 from aiohttp.typedefs import Middleware
@@ -64,6 +66,19 @@ async def read_body(request: web.Request, most: int, within_s: float, cut_off: P
     except (web.RequestPayloadError, ConnectionError):  # the latter: the client has disconnected
         raise cut_off from None
     return bytes(body)
+
+
+def json_object(request: web.Request, body: bytes, example: str) -> dict[str, Any]:
+    """The body as a JSON object. Raises Problem 415 for another content type, 400 with ``example`` for another body."""
+    if request.content_type != "application/json":
+        raise Problem(415, f"The content type is {request.content_type[:80]!r}; send application/json.")
+    try:
+        content = json.loads(body.decode("utf-8"))
+    except (UnicodeDecodeError, ValueError, RecursionError):
+        content = None
+    if not isinstance(content, dict):
+        raise Problem(400, f"The body is not a JSON object; send {example}.")
+    return content
 
 
 def _too_large(most: int) -> Problem:

@@ -6,13 +6,13 @@ Checks what HTTP says; which servers may be joined, and what a token must allow,
 from __future__ import annotations
 
 import asyncio
-import json
 from typing import Protocol
 
 from aiohttp import web
 
 from echo_rtc.rtc.session import OpenedSpeech
 from echo_rtc.web.auth import grant_of, require_name
+from echo_rtc.web.bodies import json_object
 from echo_rtc.web.health import Health
 from echo_rtc.web.limits import CLAIM
 from echo_rtc.web.prefix import prefix_of
@@ -65,14 +65,7 @@ class LiveKitRooms:
 
 def _wishes(request: web.Request, body: bytes) -> dict[str, str]:
     """The texts of the body. Raises Problem 400 or 415."""
-    if request.content_type != "application/json":
-        raise Problem(415, f"The content type is {request.content_type[:80]!r}; send application/json.")
-    try:
-        content = json.loads(body.decode("utf-8"))
-    except (UnicodeDecodeError, ValueError, RecursionError):
-        content = None
-    if not isinstance(content, dict):
-        raise Problem(400, f"The body is not a JSON object; send {_EXAMPLE}.")
+    content = json_object(request, body, _EXAMPLE)
     wishes: dict[str, str] = {}
     for key in _KEYS:
         value = content.get(key)

@@ -5,13 +5,13 @@ Checks the form of a body; whether an endpoint is allowed is checked by the outp
 
 from __future__ import annotations
 
-import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 from aiohttp import web
 
+from echo_rtc.web.bodies import json_object
 from echo_rtc.web.prefix import prefix_of
 from echo_rtc.web.problems import Problem, ProblemType
 from echo_rtc.web.signalling import read_offer_body
@@ -56,9 +56,7 @@ class OutputHandlers:
         """201 with the output's facts; 400, 401, 403, 404, 408, 409, 413, 415, 422 or 501 as a problem."""
         control = self._on()
         stream = self.access.published(request)
-        if request.content_type != "application/json":
-            raise Problem(415, f"The content type is {request.content_type[:80]!r}; send application/json.")
-        endpoint, bearer = _wanted(await read_offer_body(request))
+        endpoint, bearer = _wanted(json_object(request, await read_offer_body(request), _FORM))
         facts = control.start(stream.id, endpoint, bearer)
         here = f"{prefix_of(request)}{request.rel_url.raw_path}/{facts.id}"
         return web.json_response(facts.as_json(), status=201, headers={"Location": here, **_NO_STORE})
@@ -90,14 +88,8 @@ class OutputHandlers:
         return self.control
 
 
-def _wanted(body: bytes) -> tuple[str, str | None]:
-    """Endpoint and token that a body asks for. Raises Problem 400 or 422, which shows neither."""
-    try:
-        content = json.loads(body.decode("utf-8"))
-    except (UnicodeDecodeError, ValueError, RecursionError):
-        content = None
-    if not isinstance(content, dict):
-        raise Problem(400, f"The body is not a JSON object; send {_FORM}.")
+def _wanted(content: Mapping[str, Any]) -> tuple[str, str | None]:
+    """Endpoint and token that a body asks for. Raises Problem 422, which shows neither."""
     if content.get("type") != "whip":
         shown = repr(content["type"])[:80] if "type" in content else "missing"
         raise Problem(422, f"type is {shown}; it must be 'whip'.", ProblemType.BAD_OUTPUT)

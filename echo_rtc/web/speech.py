@@ -18,6 +18,7 @@ from echo_rtc.rtc.session import OpenedSpeech
 from echo_rtc.stream.speech import Speaker
 from echo_rtc.stream.speech_input import SpeechRefusedError
 from echo_rtc.web.auth import REALM, Authorisation, Grant, Right, grant_of, require_name
+from echo_rtc.web.bodies import json_object
 from echo_rtc.web.connections import protect
 from echo_rtc.web.cors import CrossOrigin
 from echo_rtc.web.health import Health
@@ -287,14 +288,7 @@ def _wishes(request: web.Request, body: bytes) -> tuple[str | None, str | None]:
     """Avatar and name that the body of POST /streams asks for. Raises Problem 400 or 415."""
     if not body:
         return None, None
-    if request.content_type != "application/json":
-        raise Problem(415, f"The content type is {request.content_type[:80]!r}; send application/json.")
-    try:
-        content = json.loads(body.decode("utf-8"))
-    except (UnicodeDecodeError, ValueError, RecursionError):
-        raise Problem(400, 'The body is not JSON; send {"avatar": "...", "name": "..."}, or nothing.') from None
-    if not isinstance(content, dict):
-        raise Problem(400, 'The body is not a JSON object; send {"avatar": "...", "name": "..."}, or nothing.')
+    content = json_object(request, body, '{"avatar": "...", "name": "..."}, or nothing')
     for key in ("avatar", "name"):
         if content.get(key) is not None and not isinstance(content[key], str):
             raise Problem(400, f"{key} is {str(content[key])[:80]!r}; it must be text, or left out.")
@@ -303,14 +297,7 @@ def _wishes(request: web.Request, body: bytes) -> tuple[str | None, str | None]:
 
 def _wanted_text(request: web.Request, body: bytes) -> tuple[str, str | None]:
     """Text and event_id of the body of a text to be said. Raises Problem 400 or 415."""
-    if request.content_type != "application/json":
-        raise Problem(415, f"The content type is {request.content_type[:80]!r}; send application/json.")
-    try:
-        content = json.loads(body.decode("utf-8"))
-    except (UnicodeDecodeError, ValueError, RecursionError):
-        content = None
-    if not isinstance(content, dict):
-        raise Problem(400, 'The body is not a JSON object; send {"text": "..."}.')
+    content = json_object(request, body, '{"text": "..."}')
     try:
         return checked_text(content.get("text")), event_id_of(content)
     except (ValueError, MessageError) as error:
