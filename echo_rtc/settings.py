@@ -710,7 +710,7 @@ class Settings(ModelOptions):
     )
     model: Mapping[str, str | None] = field(default_factory=dict)
     avatars: tuple[AvatarSource, ...] = ()
-    explicit: frozenset[str] = frozenset()
+    explicit: frozenset[str] = field(default=frozenset(), compare=False)
     """The settings that were given by flags, the environment or a program, which a rung of quality leaves alone."""
 
     def __post_init__(self) -> None:

@@ -197,6 +197,7 @@ def main(argv: list[str]) -> int:
         attention="sdpa",
         cuda_graphs=False,
         untrained=True,
+        low_ram=True,
     )
     if arguments.full_size:
         sys.stderr.write(f"the weights take {weights_gb(torch.float32):.1f} GB in float32\n")

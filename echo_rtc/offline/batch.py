@@ -80,7 +80,9 @@ class Journal:
         """``without``: settings that do not show in a movie."""
         self._path = folder / JOURNAL
         shown = {
-            field.name: str(getattr(settings, field.name)) for field in fields(settings) if field.name not in without
+            field.name: str(getattr(settings, field.name))
+            for field in fields(settings)
+            if field.compare and field.name not in without
         }
         self._settings = hashlib.sha256(json.dumps(shown, sort_keys=True).encode()).hexdigest()[:16]
         self._entries: dict[str, object] = {}

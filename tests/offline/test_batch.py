@@ -161,5 +161,6 @@ def test_a_journal_that_cannot_be_read_is_no_obstacle(
     job.output.touch()
     journal.note(job)
     assert Journal(tmp_path, settings, without=()).has(job)
+    assert Journal(tmp_path, replace(settings, explicit=frozenset({"steps", "fps"})), without=()).has(job)
     assert not Journal(tmp_path, replace(settings, steps=5), without=()).has(job)
     assert Journal(tmp_path, replace(settings, steps=5), without=("steps",)).has(job) is False
