@@ -36,6 +36,7 @@ def test_figures_of_a_model(config: Path, capsys: pytest.CaptureFixture[str]) ->
     lines = capsys.readouterr().out.splitlines()
     figures = json.loads(lines[-1])
     assert figures["fps"] > 0
+    assert 0 < figures["shown_ms"] < 6000 / figures["fps"]
     assert 0 < figures["cpu_share"] < 100
     assert set(figures["stages_ms"]) == {"audio", "denoise", "decode", "colour"}
     assert (figures["size"], figures["steps"], figures["device"]) == ("64x48", 1, "cpu")
