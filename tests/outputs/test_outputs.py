@@ -11,6 +11,8 @@ import numpy as np
 import pytest
 from aiohttp.test_utils import TestServer
 
+from echo_rtc.bench.stream import babble
+from echo_rtc.bench.support.calls import Caller
 from echo_rtc.bench.sync import Beeps, offsets
 from echo_rtc.clips import MEDIA_RATE, ClipFormat
 from echo_rtc.engine.testcard import TestCardEngine
@@ -18,12 +20,13 @@ from echo_rtc.errors import ConflictError, UnknownStreamError
 from echo_rtc.outputs import backoff
 from echo_rtc.outputs.hosts import HostRules
 from echo_rtc.outputs.outputs import OutputOptions, Outputs
-from echo_rtc.rtc.manager import ManagerOptions, StreamManager
+from echo_rtc.rtc.manager import LOST, ManagerOptions, StreamManager
+from echo_rtc.rtc.session import Role
 from echo_rtc.stream.stream import Stream
 from echo_rtc.web.app import create_app
 from echo_rtc.web.health import Health, Lifecycle, Phase
 from tests.outputs.far_side import FPS, far_side
-from tests.rtc.test_calls import until
+from tests.rtc.test_calls import house, until
 from tests.web.conftest import FakeLibrary, gallery_of
 
 STATIC = Path(__file__).parents[2] / "static"
@@ -117,6 +120,24 @@ async def test_our_own_server_takes_the_sound_of_another() -> None:
             assert outputs.of(stream.id) == []
         finally:
             await server.close()
+
+
+async def test_an_output_keeps_a_stream_whose_publisher_was_lost() -> None:
+    async with house(options=ManagerOptions(linger_s=0.5)) as home:
+        caller = Caller(babble)
+
+        async def exchange(offer: str) -> str:
+            return (await home.manager.publish("studio", offer, "default")).answer_sdp
+
+        await caller.connect(exchange)
+        [stream] = home.manager.streams.values()
+        pushed = stream.add_viewer(None, with_sound=True)
+        assert pushed.sound is not None
+        await pushed.sound.get()
+        await caller.close()
+        await until(lambda: home.manager.peers[Role.PUBLISH] == 0)
+        assert not stream.ended.done()
+        assert await stream.ended == LOST
 
 
 async def test_outputs_are_bounded_and_go_with_their_stream() -> None:
