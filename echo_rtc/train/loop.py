@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -131,42 +131,6 @@ class Run:
         torch.nn.utils.clip_grad_norm_(self.parameters, 1.0)
         self.optimizer.step()
         self.figures = {"loss": loss.detach(), **figures}
-
-
-LossOf = Callable[..., tuple[Tensor, dict[str, Tensor]]]
-
-
-class GraphedStep:
-    """Forward, backward and optimiser step of one training step, captured as one CUDA graph.
-
-    Small networks are bound by the time that launching their thousands of kernels takes; a graph launches them at
-    once. ``loss_of`` is called with tensors of the shapes of ``inputs``, and must neither synchronise nor copy from
-    the host nor draw from a generator other than the device's own.
-    """
-
-    def __init__(self, run: Run, inputs: Sequence[Tensor], loss_of: LossOf) -> None:
-        self.run = run
-        self.inputs = [tensor.clone() for tensor in inputs]
-        side = torch.cuda.Stream()  # type: ignore[no-untyped-call]
-        side.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(side):
-            for _ in range(3):
-                loss, figures = loss_of(*self.inputs)
-                run.descend(loss, **figures)
-        torch.cuda.current_stream().wait_stream(side)
-        run.optimizer.zero_grad(set_to_none=True)
-        self.graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self.graph):
-            loss, figures = loss_of(*self.inputs)
-            run.descend(loss, **figures)
-        self.figures = dict(run.figures)
-
-    def __call__(self, *inputs: Tensor) -> None:
-        """One step on fresh ``inputs``."""
-        for own, fresh in zip(self.inputs, inputs, strict=True):
-            own.copy_(fresh)
-        self.graph.replay()
-        self.run.figures = self.figures
 
 
 def start_log() -> None:

@@ -396,13 +396,13 @@ class Training:
             step = GraphedGradient([parameters], trainer.batch(self.streams), step)
 
         def keep() -> None:
-            self._keep("latents", budget, parameters, {}, autoencoder=False)
+            self._keep(budget, self.streams, {"parameters": parameters})
 
         minutes = options.minutes if options.until is None else max(0.1, (options.until - time.time()) / 60)
         schedule = Schedule(minutes, options.learning_rate)
         budget = Budget("latents", ranks, schedule, keep, options.save_s)
         if options.resume:
-            self._take_up("latents", budget, parameters, {})
+            self._take_up(budget, self.streams, {"parameters": parameters})
         for _ in budget:
             figures, made = step(*trainer.batch(self.streams))
             self.streams.advance(made[:, -1])
@@ -422,16 +422,16 @@ class Training:
             ranks.share_(flat.value.data)
             flat.average.copy_(flat.value.data)
         adversary = Adversary(discriminator)
-        others = {"judge": judge}
+        trained = {"parameters": parameters, "judge": judge}
+        streams = Streams(self.footage, options.pixel_batch, self.streams.generator)
 
         def keep() -> None:
-            self._keep("pixels", budget, parameters, others, autoencoder=True)
+            self._keep(budget, streams, trained)
 
         schedule = Schedule(options.pixel_minutes, options.pixel_rate)
         budget = Budget("pixels", ranks, schedule, keep, options.save_s)
         if options.resume:
-            self._take_up("pixels", budget, parameters, others)
-        streams = Streams(self.footage, options.pixel_batch, self.streams.generator)
+            self._take_up(budget, streams, trained)
         pixel_step = PixelStep(trainer, adversary, options.latent_share)
         forward: StepOf = pixel_step
         if self.graphs:
@@ -447,39 +447,28 @@ class Training:
             budget.figures = figures
         parameters.take_average()
 
-    def _keep(
-        self,
-        stage: str,
-        budget: Budget,
-        parameters: FlatParameters,
-        others: Mapping[str, FlatParameters],
-        autoencoder: bool,
-    ) -> None:
-        """Checkpoint, weights and contact sheet."""
-        parts: dict[str, Any] = {"streams": self.streams.state(), "noise": self.trainer.noise.get_state()}
+    def _keep(self, budget: Budget, streams: Streams, trained: Mapping[str, FlatParameters]) -> None:
+        """Checkpoint, weights and contact sheet of a stage."""
+        parts: dict[str, Any] = {"streams": streams.state(), "noise": self.trainer.noise.get_state()}
         if self.ranks.first:
-            parts["parameters"] = parameters.state()
-            parts |= {name: flat.state() for name, flat in others.items()}
-        save_checkpoint(self.folder, stage, budget, parts)
+            parts |= {name: flat.state() for name, flat in trained.items()}
+        save_checkpoint(self.folder, budget.name, budget, parts)
         if not self.ranks.first:
             return
-        with parameters.averaged():
-            write_networks(self.networks, self.folder, autoencoder)
+        with trained["parameters"].averaged():
+            write_networks(self.networks, self.folder, autoencoder=budget.name == "pixels")
             for name, footage in (("known", self.footage), ("held-out", self.held)):
                 if footage is not None:
-                    self.sheet(footage, self.folder / f"{stage}-{name}.jpg")
+                    self.sheet(footage, self.folder / f"{budget.name}-{name}.jpg")
 
-    def _take_up(
-        self, stage: str, budget: Budget, parameters: FlatParameters, others: Mapping[str, FlatParameters]
-    ) -> None:
-        """Goes on from this stage's checkpoint, if there is one."""
-        if not (self.folder / f"{stage}-0.checkpoint").exists():
+    def _take_up(self, budget: Budget, streams: Streams, trained: Mapping[str, FlatParameters]) -> None:
+        """Goes on from the stage's checkpoint, if there is one."""
+        if not (self.folder / f"{budget.name}-0.checkpoint").exists():
             return
-        parts = load_checkpoint(self.folder, stage, budget)
-        parameters.restore(parts["parameters"])
-        for name, flat in others.items():
+        parts = load_checkpoint(self.folder, budget.name, budget)
+        for name, flat in trained.items():
             flat.restore(parts[name])
-        self.streams.restore(parts["streams"])
+        streams.restore(parts["streams"])
         self.trainer.noise.set_state(parts["noise"].cpu())
 
     @torch.no_grad()

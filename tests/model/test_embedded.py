@@ -117,7 +117,7 @@ def test_the_folder_is_whole_and_small() -> None:
     for word in ("Apache-2.0", "synthetic", "cannot"):
         assert word in card
     for avatar in (EMBEDDED, EMBEDDED / "omar", EMBEDDED / "nia"):
-        assert len(load_pose_sequence(avatar / "poses")) == 720
+        assert len(load_pose_sequence(avatar / "poses")) == 1728
         assert load_reference_image(avatar / "reference.png", 384, 384).shape == (384, 384, 3)
 
 

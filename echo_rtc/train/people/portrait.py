@@ -16,8 +16,8 @@ import numpy as np
 import torch
 
 from echo_rtc.errors import InputError
-from echo_rtc.model.pose import Pose, Region
-from echo_rtc.model.pose_files import save_pose
+from echo_rtc.model.pose import Pose
+from echo_rtc.model.pose_files import save_pose_sequence
 from echo_rtc.train.people.asset import F32, Asset, Bool
 from echo_rtc.train.people.figure import Figure
 from echo_rtc.train.people.light import U8, Camera, Look, backdrop
@@ -26,7 +26,7 @@ from echo_rtc.train.people.person import NAMED
 from echo_rtc.train.people.shoot import NAMED_HABITS, SIDE, Shot, Studio, frame_person, resting_face
 
 GESTURES_S = 72.0
-IDLE_S = 30.0
+IDLE_S = 72.0
 
 
 def speaking_pattern(rng: np.random.Generator, frames: int) -> Bool:
@@ -82,8 +82,7 @@ def portrait(studio: Studio, name: str) -> U8:
 
 def _write_poses(folder: Path, joints: F32) -> None:
     folder.mkdir(parents=True, exist_ok=True)
-    for number, points in enumerate(joints):
-        save_pose(folder / f"{number}.npy", Pose(points.astype(np.float64), np.ones((2, 21)), Region()))
+    save_pose_sequence(folder, [Pose(points.astype(np.float64), np.ones((2, 21))) for points in joints])
 
 
 def main(argv: list[str]) -> int:
