@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import json
 import logging
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -47,6 +48,9 @@ BOX_SHARE = 0.6
 
 ADVERSARY_FROM = 0.6
 """Progress at which the adversary begins to learn; the autoencoder follows it a little later, over a ramp."""
+
+SAVE_S = 60.0
+"""Seconds between two checkpoints."""
 
 LOOK_STEPS = 200
 """Steps between two looks for new files."""
@@ -171,6 +175,7 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--held-out", type=Path, help="folder of pictures of other people, to report on")
     parser.add_argument("--begin-with", type=Path, help="weights to begin with instead of random ones")
     parser.add_argument("--minutes", type=float, default=5.0, help="training time")
+    parser.add_argument("--piece-minutes", type=float, default=math.inf, help="end after this part of the time")
     parser.add_argument("--batch", type=int, default=24, help="crops a step on each GPU")
     parser.add_argument("--most", type=int, default=20_000, help="pictures kept on each GPU")
     parser.add_argument("--crop", type=int, default=CROP, help="side of the crops, pixels")
@@ -211,7 +216,8 @@ def main(argv: list[str]) -> int:
                 write(model, options.output)
         save_checkpoint(options.output, "autoencoder", budget, parts)
 
-    budget = Budget("autoencoder", ranks, Schedule(options.minutes, options.learning_rate), keep, 60.0)
+    schedule = Schedule(options.minutes, options.learning_rate, piece_minutes=options.piece_minutes)
+    budget = Budget("autoencoder", ranks, schedule, keep, SAVE_S)
     rng = np.random.default_rng([options.seed, ranks.rank])
     if options.resume:
         parts = load_checkpoint(options.output, "autoencoder", budget)

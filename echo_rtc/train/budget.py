@@ -25,7 +25,8 @@ LOOK_EVERY = 10
 
 
 class Budget:
-    """Iterates over the steps of a training of ``schedule.minutes``, going on from ``spent_s`` where it was resumed.
+    """Iterates over the steps of a training of ``schedule.minutes``, going on from ``spent_s`` where it was resumed,
+    for at most ``schedule.piece_minutes``.
 
     ``save`` is called by every rank every ``save_s`` seconds and at the end.
     """
@@ -42,19 +43,25 @@ class Budget:
         return min(1.0, self.spent_s / (60 * self.schedule.minutes))
 
     @property
+    def over(self) -> bool:
+        """Whether all of the time is over, and not only this piece of it."""
+        return self.progress >= 1
+
+    @property
     def rate(self) -> float:
         """The present learning rate."""
         return self.schedule.rate(self.progress)
 
     def __iter__(self) -> Iterator[int]:
         begun = time.monotonic() - self.spent_s
+        until_s = self.spent_s + 60 * self.schedule.piece_minutes
         saved = reported = self.spent_s
         while True:
             if self.step % LOOK_EVERY == 0:
                 clock = torch.tensor([time.monotonic() - begun], dtype=torch.float64, device=self.ranks.device)
                 self.ranks.share_(clock)
                 self.spent_s = float(clock)
-                if self.progress >= 1:
+                if self.over or self.spent_s >= until_s:
                     break
                 if self.spent_s - saved > self._save_s:
                     self._save()

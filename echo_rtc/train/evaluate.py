@@ -4,6 +4,9 @@ A take is made again clip by clip as live: the same windows of sound, the same p
 the one before, the first from the reference alone. How open mouth and lids are is read off the pictures by a ridge
 regression that was fitted to the true pictures of the same take, where both are known.
 
+With ``--voice`` the person of the first take also says a recording, head and hands still: how far the mouth is open is
+compared with how loud it is, because nothing more is known of it.
+
 Knows nothing of how the model was trained.
 """
 
@@ -25,15 +28,17 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from echo_rtc.bench.support.report import report
-from echo_rtc.clips import ClipFormat, F32Array
+from echo_rtc.clips import MEDIA_RATE, ClipFormat, F32Array
 from echo_rtc.errors import InputError
 from echo_rtc.model.description import ModelDescription
-from echo_rtc.model.generator import ClipGenerator, GeneratorSettings, fitting_dtype
+from echo_rtc.model.generator import ClipGenerator, GeneratorSettings, fitting_dtype, resample
 from echo_rtc.model.sampler import ClipConditions, bridged, reference_latents
+from echo_rtc.offline.files import SoundFile
 from echo_rtc.resources import PACKAGE
 from echo_rtc.train.footage import read
 from echo_rtc.train.loop import best_device, start_log
-from echo_rtc.train.recipe import CLIP_FRAMES, FPS, SAMPLE_RATE, SIDE, WINDOW_SAMPLES
+from echo_rtc.train.recipe import CLIP_FRAMES, FPS, HISTORY_SAMPLES, SAMPLE_RATE, SIDE, WINDOW_SAMPLES
+from echo_rtc.train.visemes import relative_loudness
 
 log = logging.getLogger(__name__)
 
@@ -51,6 +56,15 @@ PRESSED = 0.7
 
 CLOSED = 0.6
 """Lids are closed from here on."""
+
+QUIET = 0.15
+"""Loudness (see ``visemes.relative_loudness``) of the noise of a room, between the words of a recording."""
+
+PAUSE_FRAMES = 6
+"""Frames of silence around a frame that is in a pause."""
+
+VOICE_S = 60.0
+"""How much of a recording is used."""
 
 TIP_PATCH, TIP_REACH = 9, 12
 """Half the side of the patch around a fingertip, and how far it is looked for, pixels of the picture."""
@@ -213,6 +227,57 @@ def measure(played: Played) -> dict[str, Any]:
     }
 
 
+def recorded(path: Path) -> F32Array:
+    """The first minute of a recording at 16 kHz, mono. Raises InputError."""
+    parts, count = [], 0
+    with SoundFile(path) as file:
+        for block in file.blocks():
+            parts.append(block.astype(np.float32).mean(axis=1) / 32768)
+            count += len(block)
+            if count >= VOICE_S * MEDIA_RATE:
+                break
+    return resample(np.concatenate(parts), MEDIA_RATE, SAMPLE_RATE)
+
+
+def mouth_windows(boxes: Tensor) -> Tensor:
+    """(N, 4) the part of each frame in which the mouth is at its widest, of boxes (N, 5, 4): it goes with the eyes. The
+    boxes of the mouth itself, which open with it, tell too much where it is the same for all frames."""
+    eyes = (boxes[:, 1:3, :2] + boxes[:, 1:3, 2:]).mean(dim=1) / 2
+    eyes = eyes.repeat(1, 2)
+    away = boxes[:, 0] - eyes
+    return eyes + torch.cat([away[:, :2].amin(dim=0), away[:, 2:].amax(dim=0)])
+
+
+def say(generator: ClipGenerator, take: dict[str, Tensor], sound: F32Array) -> dict[str, Any]:
+    """How the person of ``take`` follows the recording ``sound`` (samples,) in the pose in which the take is most like
+    its reference: the correlation of mouth and loudness, and how often the mouth is shut in pauses."""
+    unlike = (take["frames"].float() - take["reference"].float()).abs().mean(dim=(1, 2, 3))
+    still = int((unlike + 1000 * (take["lids"] > 0.1)).argmin())
+    count = len(sound) * FPS // SAMPLE_RATE // CLIP_FRAMES * CLIP_FRAMES
+    heard = np.concatenate([np.zeros(HISTORY_SAMPLES, np.float32), sound])
+    told = {
+        "reference": take["reference"],
+        "frames": torch.empty(count),
+        "poses": take["poses"][still].expand(count, -1, -1, -1),
+        "sound": torch.from_numpy((heard.clip(-1, 1) * 32767).astype(np.int16)),
+    }
+    made = play(generator, told).made
+    values = take["mouth"][:, 0].double().numpy()
+    around_mouth = mouth_windows(take["boxes"])
+    opening = reading(
+        patches(take["frames"], around_mouth), values, patches(made, around_mouth[still].expand(count, -1))
+    )
+    loud = relative_loudness(sound, SAMPLE_RATE, ((np.arange(count) + 0.5) / FPS).astype(np.float32))
+    around = np.convolve(loud > QUIET, np.ones(2 * PAUSE_FRAMES + 1), "same")
+    # Where the sound begins or ends, nothing is known of what was before or will be.
+    around[:PAUSE_FRAMES] = around[-PAUSE_FRAMES:] = 1
+    pause = around == 0
+    return {
+        "voice_r": round(float(np.corrcoef(opening, loud)[0, 1]), 3),
+        "voice_shut_in_pauses": round(float((opening[pause] < SHUT).mean()), 3) if pause.any() else None,
+    }
+
+
 def _mouths(true: Tensor, made: Tensor, boxes: Tensor, values: F64) -> tuple[F64, F64, F64]:
     return patches(true, boxes), values, patches(made, boxes)
 
@@ -228,9 +293,13 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--model", type=Path, default=EMBEDDED, help="folder of the model (default: the embedded one)")
     parser.add_argument("--named", type=Path, required=True, help="folder of takes of the people that ship")
     parser.add_argument("--unseen", type=Path, help="folder of takes of people who appear in no training")
+    parser.add_argument("--voice", type=Path, nargs="+", default=[], help="recordings that the first person says, too")
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda:N")
     options = parser.parse_args(argv)
     start_log()
+    # What is no sound is known before anything is measured.
+    pause = np.zeros(SAMPLE_RATE // 2, np.float32)
+    voices = [np.concatenate([pause, recorded(path), pause]) for path in options.voice]
     generator = load_generator(options.model, str(best_device(options.device)))
     measured: dict[str, list[dict[str, Any]]] = {}
     rows = []
@@ -252,5 +321,8 @@ def main(argv: list[str]) -> int:
         **{key: mean(every, key) for key in every[0] if key not in ("r", "identity_db")},
         "identity_db": mean(measured["unseen"] or every, "identity_db"),
     }
+    if voices:
+        first = read(min(options.named.glob("*.npz")))
+        summary |= say(generator, first, np.concatenate(voices))
     report(("take", *every[0]), rows, summary)
     return 0

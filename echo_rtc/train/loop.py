@@ -23,7 +23,8 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Schedule:
-    """A learning rate that rises over ``warmup`` of the ``minutes`` and falls along a cosine to a hundredth.
+    """A learning rate that rises over ``warmup`` of the ``minutes`` and falls along a cosine to a hundredth. A run that
+    is to go on later ends after ``piece_minutes`` of them.
 
     Raises SettingsError for a time or a rate that is not above 0.
     """
@@ -32,11 +33,14 @@ class Schedule:
     learning_rate: float
     warmup: float = 0.03
     report_s: float = 15.0
+    piece_minutes: float = math.inf
 
     def __post_init__(self) -> None:
         for name in ("minutes", "learning_rate"):
             if not 0 < getattr(self, name) < math.inf:
                 raise SettingsError(f"--{name.replace('_', '-')} is {getattr(self, name)}; it must be above 0")
+        if not self.piece_minutes > 0:
+            raise SettingsError(f"--piece-minutes is {self.piece_minutes}; it must be above 0")
 
     def rate(self, progress: float) -> float:
         """The learning rate at ``progress`` in 0..1 of the run."""

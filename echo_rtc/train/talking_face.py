@@ -18,6 +18,7 @@ from __future__ import annotations
 import argparse
 import json
 import logging
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -378,8 +379,8 @@ class Training:
         cuda = self.ranks.device.type == "cuda"
         return torch.autocast(self.ranks.device.type, torch.bfloat16, enabled=cuda, cache_enabled=not graphed)
 
-    def latents(self) -> None:
-        """The first stage."""
+    def latents(self) -> bool:
+        """The first stage; whether all of its time is over."""
         options, ranks, trainer = self.options, self.ranks, self.trainer
         parameters = FlatParameters(self.networks.modules())
         ranks.share_(parameters.value.data)
@@ -399,7 +400,7 @@ class Training:
             self._keep(budget, self.streams, {"parameters": parameters})
 
         minutes = options.minutes if options.until is None else max(0.1, (options.until - time.time()) / 60)
-        schedule = Schedule(minutes, options.learning_rate)
+        schedule = Schedule(minutes, options.learning_rate, piece_minutes=options.piece_minutes)
         budget = Budget("latents", ranks, schedule, keep, options.save_s)
         if options.resume:
             self._take_up(budget, self.streams, {"parameters": parameters})
@@ -410,9 +411,10 @@ class Training:
             parameters.step(budget.rate)
             budget.figures = figures
         parameters.take_average()
+        return budget.over
 
-    def pixels(self) -> None:
-        """The second stage, shorter and with a lower rate."""
+    def pixels(self) -> bool:
+        """The second stage, shorter and with a lower rate; whether all of its time is over."""
         options, ranks, trainer, networks = self.options, self.ranks, self.trainer, self.networks
         decoder = networks.autoencoder.decoder.requires_grad_(True)
         parameters = FlatParameters([*networks.modules(), decoder], decay=0.998)
@@ -428,7 +430,7 @@ class Training:
         def keep() -> None:
             self._keep(budget, streams, trained)
 
-        schedule = Schedule(options.pixel_minutes, options.pixel_rate)
+        schedule = Schedule(options.pixel_minutes, options.pixel_rate, piece_minutes=options.piece_minutes)
         budget = Budget("pixels", ranks, schedule, keep, options.save_s)
         if options.resume:
             self._take_up(budget, streams, trained)
@@ -446,6 +448,7 @@ class Training:
                 flat.step(rate)
             budget.figures = figures
         parameters.take_average()
+        return budget.over
 
     def _keep(self, budget: Budget, streams: Streams, trained: Mapping[str, FlatParameters]) -> None:
         """Checkpoint, weights and contact sheet of a stage."""
@@ -514,6 +517,7 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--stages", nargs="+", choices=("latents", "pixels"), default=["latents", "pixels"])
     parser.add_argument("--minutes", type=float, default=8.0, help="time of the stage latents")
     parser.add_argument("--until", type=float, help="in place of --minutes: when to end, seconds since 1970")
+    parser.add_argument("--piece-minutes", type=float, default=math.inf, help="end after this part of the time")
     parser.add_argument("--pixel-minutes", type=float, default=4.0, help="time of the stage pixels")
     parser.add_argument("--batch", type=int, default=48, help="streams on each GPU, stage latents")
     parser.add_argument("--pixel-batch", type=int, default=16, help="streams on each GPU, stage pixels")
@@ -540,6 +544,8 @@ def main(argv: list[str]) -> int:
         raise InputError(f"the folder {options.takes[0]} does not exist; render takes first")
     training = Training(options, ranks)
     for stage in options.stages:
-        getattr(training, stage)()
+        if not getattr(training, stage)():
+            log.info("%s: this piece is over; go on with --resume", stage)
+            break
     ranks.leave()
     return 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -10,8 +11,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from echo_rtc.errors import InputError
+from echo_rtc.errors import InputError, SettingsError
 from echo_rtc.model.life import COLUMNS
+from echo_rtc.train import budget as budget_module
 from echo_rtc.train.budget import Budget, load_checkpoint, save_checkpoint
 from echo_rtc.train.evaluate import reading, runs_of
 from echo_rtc.train.flat import FlatParameters
@@ -134,6 +136,21 @@ def test_a_budget_ends_and_goes_on_where_it_was(tmp_path: Path) -> None:
     assert torch.equal(torch.rand(3), wanted)
     with pytest.raises(InputError, match="is no checkpoint"):
         load_checkpoint(tmp_path, "y", fresh)
+
+
+def test_a_piece_of_a_budget_ends_before_it_is_over(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(budget_module, "LOOK_EVERY", 1)
+    seconds = iter(range(0, 1000, 6))
+    monkeypatch.setattr(budget_module, "time", SimpleNamespace(monotonic=lambda: float(next(seconds))))
+    saved: list[float] = []
+    budget = Budget("x", ALONE, Schedule(1.0, 1e-3, piece_minutes=0.4), lambda: saved.append(budget.spent_s), 600.0)
+    assert len(list(budget)) == 3
+    assert (saved, budget.over) == ([24.0], False)
+    assert len(list(budget)) == 3
+    assert len(list(budget)) == 1
+    assert budget.over
+    with pytest.raises(SettingsError, match="--piece-minutes is 0"):
+        Schedule(1.0, 1e-3, piece_minutes=0)
 
 
 def test_losses_are_nothing_for_equal_pictures_and_weigh_boxes() -> None:

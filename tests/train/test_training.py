@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from echo_rtc.model.autoencoder import AutoencoderConfig
+from echo_rtc.model.autoencoder import AutoencoderConfig, PixelShuffleAutoencoder
 from echo_rtc.model.life import COLUMNS
 from echo_rtc.train import autoencoder, budget, footage, package, talking_face
 from echo_rtc.train.autoencoder import normalise
@@ -133,7 +133,7 @@ def test_the_commands_train_and_go_on_exactly(place: Path, monkeypatch: pytest.M
         with monkeypatch.context() as patch:
             patch.setattr(module, "save_checkpoint", save)
             if stage == "autoencoder":
-                patch.setattr(autoencoder, "Budget", lambda *args: budget.Budget(*args[:4], 1.0))
+                patch.setattr(autoencoder, "SAVE_S", 1.0)
             run(command, 2, patch)
         for path in start.glob("*.safetensors"):  # what a checkpoint does not hold is as it was at the start
             shutil.copy(path, kept / path.name)
@@ -150,7 +150,7 @@ def test_the_commands_train_and_go_on_exactly(place: Path, monkeypatch: pytest.M
 
 def test_latents_are_normalised_and_decode_as_before() -> None:
     torch.manual_seed(0)
-    model = autoencoder.PixelShuffleAutoencoder(TINY)
+    model = PixelShuffleAutoencoder(TINY)
     images = torch.randint(0, 255, (6, 3, SIDE, SIDE), dtype=torch.uint8)
     wanted = images.float() / 127.5 - 1
     before = model.decode(model.encode(wanted))
