@@ -368,7 +368,7 @@ def test_the_trainings_are_all_there_in_order() -> None:
     # Those that make an avatar's parts, and not the model, are in the sentence below.
     named = [words[0] for words in lines] + re.findall(r"`([\w-]+) --output", section("training", "Training"))
     assert set(named) == set(COMMANDS)
-    steps = [words[0] for words in lines if words[0] in list(COMMANDS)[:7]]
+    steps = list(dict.fromkeys(words[0] for words in lines if words[0] in list(COMMANDS)[:7]))
     assert steps == list(COMMANDS)[:7]
     for name, *words in lines:
         module, _, _ = COMMANDS[name]

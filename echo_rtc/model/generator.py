@@ -21,6 +21,7 @@ from typing import Protocol
 import av
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from echo_rtc.clips import F16Array, F32Array, U8Array, YuvFrames
@@ -80,13 +81,14 @@ class AudioEncoder(Protocol):
 class PoseTrack:
     """The pose features of an avatar.
 
-    Those of its speaking loop, once kept, stay on the device, (P, C0, h, w); others are drawn and encoded whenever they
-    are asked for.
+    Those of its speaking loop, once kept, stay on the device, (P, C0, h, w), all at once or each when it is first asked
+    for; others are drawn and encoded whenever they are asked for.
     """
 
     def __init__(self, choreography: Choreography, encode: Callable[[Sequence[Moment]], Tensor]) -> None:
         self.choreography, self._encode = choreography, encode
         self._kept: Tensor | None = None
+        self._known: NDArray[np.bool_] | None = None
 
     def keep(self) -> Iterator[None]:
         """Computes the features of the speaking loop, a few with each step."""
@@ -97,12 +99,32 @@ class PoseTrack:
             yield
         self._kept = torch.cat(parts).contiguous(memory_format=torch.channels_last)
 
+    def keep_as_used(self) -> None:
+        """Keeps the features of the speaking loop as they are first asked for; all at once take a CPU half a minute."""
+        self._known = np.zeros(len(self.choreography.speaking), bool)
+
+    def _complete(self, numbers: NDArray[np.int64]) -> None:
+        """Encodes what is kept as used and was never asked for, of these numbers in the loop."""
+        if self._known is None:
+            return
+        missing = numbers[~self._known[numbers]]
+        for start in range(0, len(missing), _CHUNK):
+            part = missing[start : start + _CHUNK]
+            made = self._encode([self.choreography.speaking[number] for number in part])
+            if self._kept is None:
+                kept = made.new_empty(len(self._known), *made.shape[1:])
+                self._kept = kept.contiguous(memory_format=torch.channels_last)
+            self._kept[torch.from_numpy(part)] = made
+            self._known[part] = True
+
     def features(self, position: int, resting: int, start: int, shares: F32Array) -> Tensor:
         """The features (1, C0, F, h, w) of the frames from number ``position`` on, of a stream whose speaking loop
         begins at ``start`` and whose idle loop is at ``resting``; ``shares`` (F,) say how much each belongs to
         speech."""
         frames, length = len(shares), len(self.choreography.speaking)
         first = (position + start) % length
+        if (shares >= 1).all():
+            self._complete(np.unique(np.arange(first, first + frames) % length))
         if self._kept is None or (shares < 1).any():
             moments = [
                 self.choreography.moment(position + start + n, resting + n, float(share))
@@ -278,7 +300,10 @@ class ClipGenerator:
         yield
         track = PoseTrack(choreography, self._pose_features)
         if not self.settings.low_ram:
-            yield from track.keep()
+            if self.device.type == "cpu":
+                track.keep_as_used()
+            else:
+                yield from track.keep()
         self._avatars[name] = _Prepared(reference, bank, track)
 
     def forget_avatar(self, name: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from PIL import Image
 
 from echo_rtc.clips import ClipFormat, F32Array, YuvFrames
 from echo_rtc.errors import InputError, RenderError, SettingsError
+from echo_rtc.model.choreography import Moment
 from echo_rtc.model.description import ModelDescription
 from echo_rtc.model.generator import DTYPES, ClipGenerator, GeneratorSettings, fitting_dtype, resample
 from echo_rtc.rendering import Avatar, RenderRequest
@@ -131,6 +133,24 @@ def test_poses_wrap_around_and_may_be_drawn_on_the_fly(generator: ClipGenerator,
     for position in (0, 2, 3_000_001):
         ours = generator.generate(request(pose_position=position % 3))
         assert luma_difference(ours, other.generate(request(pose_position=position))) < 0.01
+
+
+def test_pose_features_are_encoded_once_each(generator: ClipGenerator) -> None:
+    generator.prepare_avatar("fresh", IMAGE, POSES)
+    track, asked = generator._avatar("fresh").poses, list[int]()
+    encode = track._encode
+
+    def counted(moments: Sequence[Moment]) -> torch.Tensor:
+        asked.append(len(moments))
+        return encode(moments)
+
+    track._encode = counted
+    speech = np.ones(4, np.float32)
+    first = track.features(0, 0, 1, speech)
+    assert torch.equal(track.features(0, 0, 1, speech), first)
+    assert asked == [3], "of a sequence of three poses each once"
+    track.features(0, 0, 1, 0 * speech)
+    assert asked == [3, 4], "at rest they are not kept"
 
 
 def test_pose_features_are_those_of_each_number(generator: ClipGenerator) -> None:
