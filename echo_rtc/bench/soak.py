@@ -3,7 +3,7 @@
 Callers, WHIP publishers and WHEP viewers come to a real server of test cards at even intervals, at most ten streams at
 a time, and leave by DELETE, by hanging up, or without a word; before that, all places were taken once. The server's
 memory is read all along; its slope is that of a line through it after the first quarter of the time (five of twenty
-minutes), and its mean in each fifth of the time says where that comes from. In the end everybody leaves, and what the
+minutes), and its mean in each fifth of the time says where that comes from. In the end all leave, and what the
 server still has of sockets, descriptors, threads and processes beyond its beginning is counted.
 """
 

@@ -12,7 +12,7 @@ from typing import Any, TypeAlias
 
 from echo_rtc.clips import ClipFormat, F16Array, YuvFrames
 from echo_rtc.engine.arrivals import Arrivals
-from echo_rtc.engine.scheduling import NOBODY, Done, Drop, Prepare, Recall, Scheduler, Start, Ticket
+from echo_rtc.engine.scheduling import NO_STREAM, Done, Drop, Prepare, Recall, Scheduler, Start, Ticket
 from echo_rtc.engine.slots import ClipTimes, Slot, Worker, WorkerGoneError
 from echo_rtc.errors import LateError, RenderError
 from echo_rtc.rendering import RenderRequest, RenderResult, TakeFrames
@@ -120,7 +120,9 @@ class Jobs:
         """Runs a call on a worker as soon as it is free. Raises as :meth:`call`."""
         if not slot.up:
             raise WorkerGoneError(f"worker {slot.name} is gone")
-        ticket = Ticket(next(self._numbers), NOBODY, deadline_s=self._now, cost=0.0, worker=slot.name, droppable=False)
+        ticket = Ticket(
+            next(self._numbers), NO_STREAM, deadline_s=self._now, cost=0.0, worker=slot.name, droppable=False
+        )
         return await self._through(CallJob(ticket, asyncio.get_running_loop().create_future(), call, counted))
 
     def act(self) -> None:

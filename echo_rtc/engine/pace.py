@@ -224,13 +224,13 @@ class _Planning:
     def _beyond(self, streams: Sequence[str]) -> dict[str, Place]:
         """More than the workers hold one by one: those that can hold a stream share as many as they can, and the others
         take what is left among them; what even they cannot hold is shared by those that can."""
-        everybody, least = frozenset(self._workers), self._budget.min_steps
-        if len(everybody) == 1:
-            return dict.fromkeys(streams, Place(everybody, least))
+        all_workers, least = frozenset(self._workers), self._budget.min_steps
+        if len(all_workers) == 1:
+            return dict.fromkeys(streams, Place(all_workers, least))
         able = self.able(least)
         if not able:
-            return dict.fromkeys(streams, self._spread_over(everybody, len(streams)))
-        others = everybody - able
+            return dict.fromkeys(streams, self._spread_over(all_workers, len(streams)))
+        others = all_workers - able
         first = max(1, self.held(able, least), len(streams) - self.held(others, least, overlapping=True))
         places = dict.fromkeys(streams[:first], Place(able, least))
         if streams[first:]:

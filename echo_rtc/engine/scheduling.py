@@ -48,7 +48,7 @@ KNOWN_S = 15.0
 
 DEFAULT_BUDGET = Budget(0.5)
 
-NOBODY = ""
+NO_STREAM = ""
 """The stream of clips that belong to none: any worker takes them, and they have no home."""
 
 
@@ -436,7 +436,7 @@ class Scheduler:
         self._limit_steps()
 
     def _live(self) -> Iterator[tuple[str, _Stream]]:
-        return ((name, stream) for name, stream in self._streams.items() if name != NOBODY)
+        return ((name, stream) for name, stream in self._streams.items() if name != NO_STREAM)
 
     def _limit_steps(self) -> None:
         """One ladder for all streams that share workers, none higher than what the workers hold."""

@@ -77,7 +77,7 @@ class ManagerOptions:
     peer: PeerOptions = field(default_factory=PeerOptions)
     linger_s: float = LINGER_S
     speech_timeout_s: float = 0.0
-    """A stream of pushed speech that nobody has spoken to or watched for this long ends; 0: never."""
+    """Time without a speaker or viewer after which a stream of pushed speech ends; 0: never."""
 
 
 @dataclass(slots=True)
@@ -126,7 +126,7 @@ class _Session:
 @dataclass(slots=True, eq=False)
 class _Live:
     """A stream, its name if it has one, its peers, and the task that ends it with all of them. ``key``: the id that its
-    publisher holds, who may end it; another publisher gets another one."""
+    publisher holds, by which it may end the stream; another publisher gets another one."""
 
     stream: Stream
     name: str | None
@@ -192,7 +192,7 @@ class StreamManager:
 
     @property
     def unreserved(self) -> int:
-        """How many of these are not held for somebody who waits."""
+        """How many of these are not held for clients in the queue."""
         return max(0, self.free - self.reservations.held_for_others(""))
 
     @property

@@ -55,7 +55,7 @@ TAKE_S = 10
 """Seconds of one take, the corpus's unit: one voice speaking, with pauses."""
 
 SILENT_SHARE = 0.04
-"""Share of takes in which nobody speaks."""
+"""Share of takes without speech."""
 
 TAKES_PER_JOB = 12
 """Takes that one fresh process makes. Fixed, because espeak-ng carries its noise on from one text to the next:
@@ -297,7 +297,7 @@ class EspeakSynthesiser:
     def _speak(self, text: str) -> None:
         """Fill ``_blocks`` and ``_events``."""
         self._blocks, self._events = [], []
-        # Set anew each time: the library knows one callback, and another object may have set its own since.
+        # Set again each time: the library knows one callback, and another object may have set its own since.
         self._library.espeak_SetSynthCallback(self._callback)
         encoded = text.encode() + b"\0"
         self._library.espeak_Synth(encoded, ctypes.c_size_t(len(encoded)), 0, 1, 0, _ESPEAK_CHARS_UTF8, None, None)

@@ -526,7 +526,7 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--latent-share", type=float, default=1.0, help="weight of the latents' errors, stage pixels")
     parser.add_argument("--most", type=int, default=400, help="takes kept on each GPU")
     parser.add_argument("--save-s", type=float, default=90.0, help="seconds between two checkpoints")
-    parser.add_argument("--no-graph", action="store_true", help="launch every kernel anew instead of CUDA graphs")
+    parser.add_argument("--no-graph", action="store_true", help="launch each kernel instead of replaying CUDA graphs")
     parser.add_argument("--go-on", action="store_true", help="begin with the networks in the folder")
     parser.add_argument("--resume", action="store_true", help="go on from the stages' checkpoints, exactly")
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda:N")

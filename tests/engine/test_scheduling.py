@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from echo_rtc.engine.scheduling import HOME_S, NOBODY, Action, Done, Drop, Prepare, Recall, Scheduler, Start, Ticket
+from echo_rtc.engine.scheduling import HOME_S, NO_STREAM, Action, Done, Drop, Prepare, Recall, Scheduler, Start, Ticket
 
 CLIP_S = 0.5
 
@@ -123,13 +123,13 @@ def steady(seconds: float) -> Callable[[str, Ticket], float]:
 def test_the_earliest_deadline_goes_first() -> None:
     fleet = Fleet(steady(0.1))
     fleet.up("a")
-    fleet.submit(Ticket(0, NOBODY))
+    fleet.submit(Ticket(0, NO_STREAM))
     for number, deadline in ((1, 9.0), (2, 7.0), (3, 8.0)):
         fleet.submit(Ticket(number, f"stream {number}", deadline))
     fleet.run()
     # Clip 1 was the only one there when the worker was to prepare its next.
     assert [ticket.number for _, ticket, _ in fleet.started] == [0, 1, 2, 3]
-    fleet.submit(Ticket(4, NOBODY))
+    fleet.submit(Ticket(4, NO_STREAM))
     fleet.submit(Ticket(5, "x", 99.0))
     for number, deadline in ((6, 9.0), (7, 7.0), (8, 8.0)):
         fleet.submit(Ticket(number, f"stream {number}", deadline))
@@ -141,7 +141,7 @@ def test_a_worker_runs_one_clip_and_prepares_one() -> None:
     fleet = Fleet(steady(1.0))
     fleet.up("a")
     for number in range(4):
-        fleet.submit(Ticket(number, NOBODY))
+        fleet.submit(Ticket(number, NO_STREAM))
     assert [ticket.number for _, ticket, _ in fleet.started] == [0]
     assert fleet.prepared["a"] == 1
     assert fleet.scheduler.queue_of("a") == 2
@@ -152,7 +152,7 @@ def test_without_prefetch_nothing_is_prepared() -> None:
     fleet = Fleet(steady(1.0), Scheduler(prefetch=False))
     fleet.up("a")
     for number in range(3):
-        fleet.submit(Ticket(number, NOBODY))
+        fleet.submit(Ticket(number, NO_STREAM))
     assert fleet.scheduler.waiting == 2
     fleet.run()
     assert sorted(fleet.done) == [0, 1, 2]
@@ -253,10 +253,10 @@ def test_workers_that_finish_out_of_order_lose_nothing() -> None:
 def test_an_idle_worker_takes_what_a_busy_one_has_prepared() -> None:
     fleet = Fleet(lambda worker, ticket: 5.0 if ticket.number == 0 else 0.1)
     fleet.up("a", "b")
-    fleet.submit(Ticket(0, NOBODY))
-    fleet.submit(Ticket(1, NOBODY))
-    fleet.submit(Ticket(2, NOBODY))
-    fleet.submit(Ticket(3, NOBODY))
+    fleet.submit(Ticket(0, NO_STREAM))
+    fleet.submit(Ticket(1, NO_STREAM))
+    fleet.submit(Ticket(2, NO_STREAM))
+    fleet.submit(Ticket(3, NO_STREAM))
     fleet.run()
     assert {fleet.done[number][0] for number in (1, 2, 3)} != {fleet.done[0][0]}
     assert max(fleet.done[number][1] for number in (1, 2, 3)) < 1.0
@@ -266,9 +266,9 @@ def test_what_a_stuck_worker_has_prepared_goes_to_the_others() -> None:
     fleet = Fleet(lambda worker, ticket: 60.0 if ticket.number == 0 else 0.1)
     fleet.up("a", "b")
     for number in range(2):
-        fleet.submit(Ticket(number, NOBODY))
+        fleet.submit(Ticket(number, NO_STREAM))
     for number in range(2, 12):
-        fleet.submit(Ticket(number, NOBODY))
+        fleet.submit(Ticket(number, NO_STREAM))
     fleet.run(2.0)
     assert sorted(fleet.done) == list(range(1, 12))
 
@@ -279,7 +279,7 @@ def test_streams_of_a_stuck_worker_are_served_by_others() -> None:
     fleet.submit(Ticket(0, "x"))
     fleet.run(0.2)
     (home,) = fleet.workers_of([0])
-    fleet.submit(Ticket(1, NOBODY, cost=0.0, worker=home, droppable=False))
+    fleet.submit(Ticket(1, NO_STREAM, cost=0.0, worker=home, droppable=False))
     fleet.submit(Ticket(2, "x"))
     fleet.run(0.3)
     assert 2 not in fleet.done, "a piece of ordinary length is waited for"
@@ -313,9 +313,9 @@ def test_what_a_dead_worker_had_prepared_is_not_lost() -> None:
 def test_a_task_for_one_worker_waits_for_that_worker() -> None:
     fleet = Fleet(steady(1.0))
     fleet.up("a", "b")
-    fleet.submit(Ticket(0, NOBODY))
+    fleet.submit(Ticket(0, NO_STREAM))
     (busy,) = fleet.running
-    fleet.submit(Ticket(1, NOBODY, worker=busy, droppable=False))
+    fleet.submit(Ticket(1, NO_STREAM, worker=busy, droppable=False))
     assert fleet.scheduler.waiting == 1, "it is no clip and cannot be prepared"
     fleet.run()
     assert fleet.done[1] == (busy, 2.0)
@@ -325,7 +325,7 @@ def test_a_cancelled_clip_is_not_started() -> None:
     fleet = Fleet(steady(1.0))
     fleet.up("a")
     for number in range(3):
-        fleet.submit(Ticket(number, NOBODY))
+        fleet.submit(Ticket(number, NO_STREAM))
     assert fleet.scheduler.withdraw(2) is None
     assert fleet.scheduler.withdraw(1) == "a"
     fleet.prepared["a"] = None
@@ -338,7 +338,7 @@ def test_the_expected_time_follows_the_clips() -> None:
     fleet = Fleet(steady(0.8))
     fleet.up("a", clip_s=0.2)
     for number in range(20):
-        fleet.submit(Ticket(number, NOBODY, cost=2.0))
+        fleet.submit(Ticket(number, NO_STREAM, cost=2.0))
     fleet.run()
     assert fleet.scheduler.clip_s("a") == pytest.approx(0.4, rel=0.01)
 

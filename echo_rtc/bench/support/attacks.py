@@ -372,7 +372,7 @@ def _spoil(chance: random.Random, text: str, offers: Sequence[str]) -> str:
 
 
 def harmless(sdp: str) -> str:
-    """The text with every address in a candidate that is somebody's replaced by nobody's."""
+    """The text with every real address in a candidate replaced by one that is not in use."""
 
     def checked(match: re.Match[str]) -> str:
         return match[0] if _is_harmless(match[2]) else f"{match[1]}{ELSEWHERE}"

@@ -38,7 +38,7 @@ class Answer:
 
 
 async def compressed_bodies(target: Target, seconds: float) -> None:
-    """Four connections send bombs to paths that nobody may use, in every encoding that HTTP libraries unpack."""
+    """Four connections send compression bombs to forbidden paths, in every encoding that HTTP libraries unpack."""
     zeros = bytes(2_000_000)
     packed = {"gzip": gzip.compress(zeros), "deflate": zlib.compress(zeros), "br": bytes(2_000), "zstd": bytes(2_000)}
     paths = ("/offer", "/whip/x", "/avatars", "/healthz", "/nothing", "/admin/state")
@@ -128,7 +128,7 @@ async def bodies_before_tokens(target: Target, seconds: float) -> None:
 
 
 async def requests_in_a_pipe(target: Target, seconds: float) -> None:
-    """Hundreds of requests in one write, over and over, whose answers nobody reads."""
+    """Hundreds of requests in one write, over and over, whose answers are never read."""
 
     async def one(number: int) -> None:
         async with _until(seconds):
@@ -172,7 +172,7 @@ async def no_http(target: Target, seconds: float) -> None:
 
 
 async def forged_tokens(target: Target, seconds: float) -> None:
-    """Tokens that are signed by others, by nobody, or say what a server must understand and does not (crit)."""
+    """Tokens that are signed with another key, unsigned, or have a critical header that is unknown (crit)."""
     claims = {"exp": 2**33, "scope": "admin"}
     tokens = [
         jwt.encode(claims, "", "none"),
@@ -195,7 +195,7 @@ async def photographs_without_a_token(target: Target, seconds: float) -> None:
     for path in ("/avatars", "/avatars/default/preview"):
         answer = await _exchange(target, _head("GET", path))
         if answer.status != 401:
-            raise AttackSucceededError(f"{path} is shown to everybody (status {answer.status})")
+            raise AttackSucceededError(f"{path} is shown without a token (status {answer.status})")
 
 
 async def rights_by_forwarding(target: Target, seconds: float) -> None:

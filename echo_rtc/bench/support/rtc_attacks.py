@@ -205,7 +205,7 @@ def _has_got_something(each: socket.socket) -> bool:
 
 
 async def strangers_datagrams(target: Target, seconds: float) -> None:
-    """A flood of garbage, STUN and DTLS at a peer's port, from an address that is nobody's."""
+    """A flood of garbage, STUN and DTLS at a peer's port, from an address of no peer."""
     async with intruder(target) as made:
         heads = (b"\x00\x01\x00\x50\x21\x12\xa4\x42", b"\x16\xfe\xfd", b"\x80\x60", b"\x80\xc8", os.urandom(8))
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as stranger:

@@ -230,7 +230,7 @@ class _Stream:
 
 @asynccontextmanager
 async def _stream(target: Target) -> AsyncIterator[_Stream]:
-    """A stream, and whoever may speak to it."""
+    """A stream, and the client that may speak to it."""
     headers = {} if target.view_token is None else {"Authorization": f"Bearer {TOKEN}"}
     async with aiohttp.ClientSession(target.url, headers=headers) as http:
         async with http.post("/streams") as response:
