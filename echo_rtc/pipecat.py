@@ -56,6 +56,10 @@ logger = logging.getLogger(__name__)
 
 MAX_HELD_FRAMES = 1024
 """Frames that may wait for the speech before them; a caller with more waits."""
+QUIET = 20
+"""Samples of 16 bit that are no louder are silence; Pipecat's transports have the same threshold."""
+PAUSE_S = 0.4
+"""So much silence is given after speech. More is not: transports that fall behind catch up in pauses, or never."""
 RETRY_S = (1.0, 2.0, 5.0, 10.0, 30.0)
 """Waits between the tries to open a face of a server again; the last one repeats."""
 
@@ -159,7 +163,7 @@ class EchoRtcVideoService(AIService):  # type: ignore[misc]  # Pipecat is not se
     """Shows a face that says what the pipeline's text-to-speech service says.
 
     Takes ``TTSAudioRawFrame``; gives ``OutputImageRawFrame`` and ``SpeechOutputAudioRawFrame`` (mono, 48 kHz) as they
-    are due, silence and the idle face in between, both with pts (nanoseconds) that count from the same instant. An
+    are due, both with pts (nanoseconds) that count from the same instant; in between the idle face and no sound. An
     ``InterruptionFrame`` silences the face at once. Set ``video_out_is_live`` and the avatar's picture size and frame
     rate in the transport's parameters.
     """
@@ -319,13 +323,17 @@ class EchoRtcVideoService(AIService):  # type: ignore[misc]  # Pipecat is not se
 
     async def _pass_sound(self, face: Face) -> None:
         loop = asyncio.get_running_loop()
+        heard_until_s = 0.0
         with suppress(MediaStreamError):
             while True:
                 frame: av.AudioFrame = await face.audio.recv()
-                pcm = frame.to_ndarray().tobytes()
-                if loop.time() < self._silent_until_s:
-                    pcm = bytes(len(pcm))
-                await self._give(SpeechOutputAudioRawFrame(pcm, frame.sample_rate, 1), frame)
+                pcm, now = frame.to_ndarray(), loop.time()
+                if now < self._silent_until_s:
+                    pcm[:] = 0
+                elif pcm.max() > QUIET or pcm.min() < -QUIET:
+                    heard_until_s = now + PAUSE_S
+                if now < heard_until_s:
+                    await self._give(SpeechOutputAudioRawFrame(pcm.tobytes(), frame.sample_rate, 1), frame)
         await self._lose(face)
 
     async def _pass_pictures(self, face: Face) -> None:

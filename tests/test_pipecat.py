@@ -39,7 +39,7 @@ from echo_rtc.clips import ClipFormat, S16Array
 from echo_rtc.codec.picture import PICTURE_RATE
 from echo_rtc.engine.testcard import ScriptedFaults, TestCardEngine
 from echo_rtc.errors import InputError, RemoteError
-from echo_rtc.pipecat import EchoRtcVideoService, Face
+from echo_rtc.pipecat import PAUSE_S, EchoRtcVideoService, Face
 from echo_rtc.remote.face import RemoteFace
 from echo_rtc.resources import STATIC
 from echo_rtc.rtc.manager import ManagerOptions, StreamManager
@@ -189,11 +189,25 @@ def assert_in_step(sink: Sink, least: int) -> None:
 
 def test_beeps_come_out_in_step() -> None:
     async def live() -> None:
-        async with playing({"beeps": beeping(8.0)}) as (played, _):
+        async with playing({"beeps": beeping(5.0)}) as (played, _):
             await played.push([TTSSpeakFrame("beeps")])
             await played.end()
             # The first beep follows the idle loop, whose pictures do not say when it began.
-            assert_in_step(played.sink, least=9)
+            assert_in_step(played.sink, least=4)
+
+    run(live())
+
+
+def test_pauses_are_no_sound_but_what_ends_speech_is() -> None:
+    async def live() -> None:
+        async with playing({"one": loud(1.0)}) as (played, _):
+            await asyncio.sleep(2.0)
+            assert not played.sink.of(SpeechOutputAudioRawFrame)
+            assert played.sink.of(OutputImageRawFrame)
+            await played.push([TTSSpeakFrame("one")])
+            await asyncio.sleep(3.0)
+            blocks = len(played.sink.of(SpeechOutputAudioRawFrame))
+            assert blocks * 0.02 == pytest.approx(1.0 + PAUSE_S, abs=0.06)
 
     run(live())
 
@@ -223,7 +237,7 @@ def test_an_interruption_silences_and_what_follows_is_whole() -> None:
         loop = asyncio.get_running_loop()
         async with playing({"long": loud(20.0), "short": loud(0.5)}) as (played, _):
             await played.push([TTSSpeakFrame("long")])
-            await asyncio.sleep(4.0)
+            await asyncio.sleep(2.0)
             assert played.sink.loud_s
             cut = loop.time()
             await played.push([InterruptionFrame()])
