@@ -277,14 +277,24 @@ class Connection(web.RequestHandler):
         self, request: web.BaseRequest, resp: web.StreamResponse, start_time: float | None
     ) -> tuple[web.StreamResponse, bool]:
         """Sends the answer, then reads what is left of the request's body, within bounds."""
-        sent = await super().finish_response(request, resp, start_time)
         try:
+            sent = await self._finish(request, resp, start_time)
             # Read nothing of a packed body: a client that sends one after the refusal is no browser.
             if hdrs.CONTENT_ENCODING not in request.headers:
                 await self._discard(request)
         finally:
             self._places.rested(self._place)
         return sent
+
+    async def _finish(
+        self, request: web.BaseRequest, resp: web.StreamResponse, start_time: float | None
+    ) -> tuple[web.StreamResponse, bool]:
+        try:
+            return await super().finish_response(request, resp, start_time)
+        except Exception:  # a boundary: where aiohttp expects ConnectionError, asyncio's sendfile has others
+            if request.transport is not None and not request.transport.is_closing():
+                raise
+            return resp, True
 
     async def _discard(self, request: web.BaseRequest) -> None:
         """Reads and throws away what is left of a body. aiohttp closes the connection where that is not all."""

@@ -163,6 +163,13 @@ async def slow(request: web.Request) -> web.Response:
     return web.Response(text="done")
 
 
+async def cut_off(request: web.Request) -> web.Response:
+    """Closes the connection before the answer."""
+    assert request.transport is not None
+    request.transport.close()
+    return web.Response()
+
+
 async def quick(_: web.Request) -> web.Response:
     return web.Response(text="here")
 
@@ -179,6 +186,7 @@ async def served(
     app.router.add_get("/", quick)
     app.router.add_post("/", quick)
     app.router.add_get("/slow", slow)
+    app.router.add_get("/cut", cut_off)
     app[BEGUN], app[GO] = asyncio.Event(), asyncio.Event()
     places = Places(limits or ConnectionLimits())
     sockets = await bind("127.0.0.1", 0)
@@ -270,6 +278,25 @@ async def test_little_is_read_of_an_unauthorised_body() -> None:
                     sent += 2**16
         assert sent < 30_000_000, "what buffers on the way hold, and no more"
         writer.close()
+
+
+@pytest.mark.parametrize(("path", "errors"), [("/cut", 0), ("/", 1)])
+async def test_an_answer_to_a_closed_connection_is_no_error(
+    path: str, errors: int, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Files are sent by asyncio, whose error for a connection that is being closed is a RuntimeError."""
+
+    async def fail(*_: object) -> None:
+        raise RuntimeError("Transport is closing")
+
+    monkeypatch.setattr(web.RequestHandler, "finish_response", fail)
+    async with served() as (_, places, port):
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(f"GET {path} HTTP/1.1\r\nHost: x\r\n\r\n".encode())
+        assert await said(reader) == b""
+        writer.close()
+    assert places.open == 0
+    assert sum(record.levelno >= logging.ERROR for record in caplog.records) == errors
 
 
 async def test_a_lack_of_descriptors_is_waited_for(
