@@ -10,7 +10,7 @@ from typing import Protocol
 
 from echo_rtc.clips import MEDIA_RATE, S16Array
 from echo_rtc.codec.resampling import PcmConverter
-from echo_rtc.media.speech import MAX_EVENTS, EventOverError, QueueFullError, Words
+from echo_rtc.media.speech import EventOverError, QueueFullError, Words
 
 
 def begun_words(text: str) -> Words:
@@ -28,6 +28,10 @@ class EventSink(Protocol):
     def hold(self, event: str) -> None: ...
 
     def complete(self, event: str) -> bool: ...
+
+
+MAX_OPEN = 32
+"""Events that may get further sound at once. Each has a filter, which takes a millisecond to make and to end."""
 
 
 class SpeechRefusedError(Exception):
@@ -92,7 +96,7 @@ class SpeechInput:
         """The open converter of an event, or a new one. Raises ValueError for another rate."""
         converter = self._open.get(event)
         if converter is None:
-            if len(self._open) >= MAX_EVENTS:
+            if len(self._open) >= MAX_OPEN:
                 # A client that never ends its events has long gone on to others.
                 self.complete(next(iter(self._open)))
             converter = self._open[event] = PcmConverter(rate)
