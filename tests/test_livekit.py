@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import sys
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -20,15 +21,17 @@ from livekit import rtc
 from livekit.agents import AgentSession, APIConnectionError, APIStatusError
 from livekit.agents.voice.avatar import DataStreamAudioOutput
 
+from echo_rtc.cli.serve import _rooms
 from echo_rtc.clips import ClipFormat
 from echo_rtc.engine.card import CardError, read_card
 from echo_rtc.engine.testcard import ScriptedFaults, TestCardEngine
-from echo_rtc.errors import InputError
+from echo_rtc.errors import InputError, SettingsError
 from echo_rtc.livekit import AvatarSession
 from echo_rtc.participant.addresses import AllowedHosts
 from echo_rtc.participant.rooms import Library, Rooms
 from echo_rtc.resources import STATIC
 from echo_rtc.rtc.manager import ManagerOptions, StreamManager
+from echo_rtc.settings import Settings
 from echo_rtc.web.app import AppOptions, Outlets, create_app
 from echo_rtc.web.health import Health, Lifecycle, Phase
 from tests.participant.rig import AGENT, AVATAR, OF_AGENT, ON_BEHALF, SECRET, URL, Hub, Room
@@ -225,3 +228,24 @@ async def test_a_server_says_why_it_joins_no_room() -> None:
             422,
             "The livekit_token cannot be read; send an access token of LiveKit, which is a JWT.",
         )
+
+
+async def test_without_the_flag_or_the_extra_it_is_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = TestCardEngine(FORMAT)
+    await engine.start(lambda _: None)
+    manager = StreamManager(engine, ManagerOptions())
+    health = Health(engine, Lifecycle(Phase.READY), "testcard", lambda: ())
+    async with (
+        TestServer(create_app(manager, health, STATIC, gallery_of(FakeLibrary()))) as running,
+        aiohttp.ClientSession() as http,
+        http.post(running.make_url("/livekit"), json={}) as response,
+    ):
+        assert response.status == 501
+        assert "--livekit-host" in (await response.json())["detail"]
+    assert _rooms(Settings(), manager, engine) is None
+    monkeypatch.setitem(sys.modules, "livekit", None)
+    monkeypatch.delitem(sys.modules, "echo_rtc.participant.rooms")
+    with pytest.raises(SettingsError, match=r'livekit is not installed; run pip install "echo-rtc\[livekit\]"'):
+        _rooms(Settings(livekit_host=("livekit.example",)), manager, engine)
+    await manager.close()
+    await engine.close()
