@@ -21,7 +21,7 @@ FADE_FRAMES = 8
 KEPT_CLIPS = 512
 """Clips whose place is remembered: more than lie between the newest clip and the one being shown."""
 
-REST_CLIPS = 3
+REST_CLIPS = 6
 """Least number of clips for which the walk goes on frame by frame after a leap."""
 
 LEAP_SHARE = 0.5

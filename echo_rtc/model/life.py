@@ -29,6 +29,11 @@ BLINK = (0.5, 1.0, 1.0, 0.85, 0.35)
 _BLINK_GAP_S = (1.6, 7.0)
 """Least and most time between two blinks; the mean makes about 16 a minute."""
 
+_BLINKS_PER_MINUTE = (12, 20)
+
+_ATTEMPTS = 20
+"""How often blinks are drawn again; a loop of less than three seconds can have no usual number of them."""
+
 _HEAD = (0.055, 0.030, 0.024)
 """Standard deviations of yaw, pitch and roll in speech, rad."""
 
@@ -82,7 +87,7 @@ def make_life(seed: int, frames: int, fps: int, liveliness: float = 1.0) -> Life
         yaw,
         pitch,
         roll,
-        lids=_blinks(rng, frames, fps),
+        lids=_usual_blinks(rng, frames, fps),
         breath=breath.astype(np.float32),
         gaze=_gaze(rng, frames, fps, liveliness),
     )
@@ -97,6 +102,16 @@ def _wander(
     angle = 2 * np.pi * (np.arange(frames)[:, None] / frames * cycles + rng.uniform(size=len(cycles)))
     curve = (size * np.sin(angle)).sum(axis=1)
     return np.asarray(curve / max(float(curve.std()), 1e-6))
+
+
+def _usual_blinks(rng: np.random.Generator, frames: int, fps: int) -> F32Array:
+    """Lids (frames,) of a usual number of blinks: a loop of a few seconds can have too many or too few by chance."""
+    for _ in range(_ATTEMPTS):
+        lids = _blinks(rng, frames, fps)
+        rate = 60 * fps / frames * np.count_nonzero(np.diff((lids > 0.8).astype(int)) == 1)
+        if _BLINKS_PER_MINUTE[0] <= rate <= _BLINKS_PER_MINUTE[1]:
+            break
+    return lids
 
 
 def _blinks(rng: np.random.Generator, frames: int, fps: int) -> F32Array:

@@ -93,6 +93,12 @@ def test_blinks_are_12_to_20_a_minute(seed: int) -> None:
     assert len(set(np.diff(starts))) > 4
 
 
+@pytest.mark.parametrize("seed", range(8))
+def test_a_short_loop_has_a_usual_number_of_blinks(seed: int) -> None:
+    shut = make_life(seed, 8 * FPS, FPS).lids > 0.8
+    assert np.count_nonzero(np.diff(shut.astype(int)) == 1) == 2
+
+
 def test_a_sequence_in_one_file_comes_back(tmp_path: Path) -> None:
     save_pose_sequence(tmp_path, [pose(0.25), pose(0.5)])
     assert [float(each.hands[1, 3, 0]) for each in load_pose_sequence(tmp_path)] == [0.25, 0.5]
