@@ -31,6 +31,10 @@ TERMINAL_SIGNALS = frozenset(
 of them there are depends on the system."""
 
 
+AHEAD_S, REST_S = 0.05, 2.0
+"""How long commands are waited for before the next piece of work ahead: while there is some, and after."""
+
+
 def hold_terminal_signals(held: bool) -> None:
     """Blocks the terminal's signals in this thread, or lets them through, where the system has signal masks."""
     if hasattr(signal, "pthread_sigmask"):
@@ -161,9 +165,11 @@ def _end_with_parent() -> None:
 
 
 def _run_commands(process: _Process) -> None:
-    """Prepares what the parent names, until its end of the pipe is closed."""
+    """Prepares what the parent names, until its end of the pipe is closed, and works ahead in between."""
     while True:
         try:
+            while not process.channels.commands.poll(AHEAD_S if process.worker.work_ahead() else REST_S):
+                pass
             command = process.channels.commands.recv()
         except (EOFError, OSError):
             return

@@ -154,6 +154,9 @@ class CardRenderer:
         if name in self._avatars:
             self._avatars.remove(name)
 
+    def work_ahead(self) -> bool:
+        return False
+
 
 @dataclass(frozen=True, slots=True)
 class CardLoader:

@@ -14,6 +14,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -77,6 +78,11 @@ class Renderer(Protocol):
         """Lets go of an avatar, prepared or not."""
         ...
 
+    def work_ahead(self) -> bool:
+        """Does a little of what later clips would compute, a small part of a clip's time; False if all is done. Called
+        on the thread that prepares clips."""
+        ...
+
 
 Loader = Callable[[Progress], Renderer]
 """Makes the renderer, in the worker. Must be picklable. Raises InputError or SettingsError for what a user can mend."""
@@ -112,13 +118,16 @@ class ClipWorker:
         self._turn = threading.Lock()
         self._idle: dict[str, Iterator[Avatar]] = {}
         self._preparing: dict[str, Iterator[None]] = {}
+        self._occupied = 0
+        """How many calls of the rendering thread want the device for themselves."""
 
     def load(self, progress: Progress) -> WorkerReport:
         """Loads the renderer, warms it up and measures it. Raises InputError, SettingsError or RenderError."""
         try:
-            self._renderer = self._spec.loader(progress)
-            progress("warming up")
-            speed = self._measured(self._format.clip_frames)
+            with self._occupying():
+                self._renderer = self._spec.loader(progress)
+                progress("warming up")
+                speed = self._measured(self._format.clip_frames)
         except EchoRtcError:
             raise
         except Exception as error:  # whatever the model raises reaches the server as a sentence
@@ -130,7 +139,8 @@ class ClipWorker:
     def measure(self, frames: int) -> Speed:
         """The speed of clips of ``frames`` frames, which the renderer is warm for afterwards. Raises RenderError."""
         try:
-            return self._measured(frames)
+            with self._occupying():
+                return self._measured(frames)
         except EchoRtcError:
             raise
         except Exception as error:  # of the model's own kinds, which the server does not know
@@ -147,6 +157,26 @@ class ClipWorker:
             place.set_result((request, self._loaded.prepare(request)))
         except Exception as error:  # kept for render()
             place.set_exception(error)
+
+    def work_ahead(self) -> bool:
+        """Does a little of what later clips would compute, unless the worker is loading or has anything else to do;
+        False if all is done. On the thread of :meth:`prepare`."""
+        if self._renderer is None or self._occupied or self._prepared:
+            return True
+        try:
+            return self._renderer.work_ahead()
+        except Exception:  # a clip that needs it reports what is wrong
+            logger.exception("worker %s could not work ahead", self._spec.name)
+            return False
+
+    @contextmanager
+    def _occupying(self) -> Iterator[None]:
+        """While inside, nothing is done ahead."""
+        self._occupied += 1
+        try:
+            yield
+        finally:
+            self._occupied -= 1
 
     def discard(self, number: int) -> None:
         """Forgets a clip that was prepared."""
@@ -178,7 +208,8 @@ class ClipWorker:
         try:
             if first or name not in self._preparing:
                 self._preparing[name] = self._loaded.prepare_avatar(files)
-            next(self._preparing[name])
+            with self._occupying():
+                next(self._preparing[name])
             return True
         except StopIteration:
             del self._preparing[name]
@@ -201,7 +232,8 @@ class ClipWorker:
         try:
             if first or avatar not in self._idle:
                 self._idle[avatar] = self._loaded.idle(avatar)
-            piece = next(self._idle[avatar], None)
+            with self._occupying():
+                piece = next(self._idle[avatar], None)
         except EchoRtcError:
             raise
         except Exception as error:
@@ -370,3 +402,6 @@ class _ModelRenderer:
 
     def forget_avatar(self, name: str) -> None:
         self._generator.forget_avatar(name)
+
+    def work_ahead(self) -> bool:
+        return self._generator.work_ahead()

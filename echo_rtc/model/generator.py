@@ -65,6 +65,9 @@ DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.
 _CHUNK = 16
 """Frames that the pose encoder and the autoencoder take at a time: bounds their memory."""
 
+_BACKGROUND_CHUNK = 4
+"""Frames whose poses are encoded at a time beside clips: a clip that comes meanwhile waits for them."""
+
 _IDLE_CHUNK = 4
 """Frames of an idle loop that are decoded at a time where a clip is not one piece."""
 
@@ -100,8 +103,15 @@ class PoseTrack:
         self._kept = torch.cat(parts).contiguous(memory_format=torch.channels_last)
 
     def keep_as_used(self) -> None:
-        """Keeps the features of the speaking loop as they are first asked for; all at once take a CPU half a minute."""
+        """Keeps the features of the speaking loop as they are first asked for or :meth:`complete_some` makes them; all
+        at once take a CPU half a minute."""
         self._known = np.zeros(len(self.choreography.speaking), bool)
+
+    def complete_some(self) -> bool:
+        """Encodes a few of those that are not kept yet; whether there were any."""
+        missing = np.flatnonzero(~self._known) if self._known is not None else np.zeros(0, np.int64)
+        self._complete(missing[:_BACKGROUND_CHUNK])
+        return len(missing) > 0
 
     def _complete(self, numbers: NDArray[np.int64]) -> None:
         """Encodes what is kept as used and was never asked for, of these numbers in the loop."""
@@ -305,6 +315,12 @@ class ClipGenerator:
             else:
                 yield from track.keep()
         self._avatars[name] = _Prepared(reference, bank, track)
+
+    @torch.inference_mode()
+    def work_ahead(self) -> bool:
+        """Does a little of what later clips would compute, a small part of a clip's time; False if all is done. Called
+        on the thread that prepares clips."""
+        return any(avatar.poses.complete_some() for avatar in tuple(self._avatars.values()))
 
     def forget_avatar(self, name: str) -> None:
         """Lets go of an avatar, if it was prepared."""

@@ -120,6 +120,9 @@ class FakeRenderer:
     def forget_avatar(self, name: str) -> None:
         self.avatars = tuple(avatar for avatar in self.avatars if avatar != name)
 
+    def work_ahead(self) -> bool:
+        return False
+
     def _frames(self, count: int, value: int) -> YuvFrames:
         height, width = self._format.height, self._format.width
         chroma = np.full((count, height // 2, width // 2), value % 256, np.uint8)

@@ -79,6 +79,9 @@ class FaultyRenderer:
     def forget_avatar(self, name: str) -> None:
         self._cards.forget_avatar(name)
 
+    def work_ahead(self) -> bool:
+        return self._cards.work_ahead()
+
     def _struck(self, fault: Fault) -> bool:
         try:
             (self._folder / fault).unlink()

@@ -83,6 +83,9 @@ class TimedRenderer:
     def forget_avatar(self, name: str) -> None:
         raise AssertionError("not asked for here")
 
+    def work_ahead(self) -> bool:
+        raise AssertionError("not asked for here")
+
 
 def test_speed_is_that_of_warm_chained_clips_with_history() -> None:
     renderer = TimedRenderer([7.0, 0.5, 0.25, 0.25, 0.25, 1.0])
@@ -95,6 +98,28 @@ def test_speed_is_that_of_warm_chained_clips_with_history() -> None:
         assert len(request.audio) == 50 * 640 + 10 * 640  # 2.0 s of history and the clip
         latent = request.init_latent
         assert (latent is None) if number == 0 else (latent is not None and latent.flat[0] == number)
+
+
+def test_work_ahead_waits_for_clips() -> None:
+    class Renderer(TimedRenderer):
+        left = 2
+
+        def work_ahead(self) -> bool:
+            self.left -= 1
+            return self.left > 0
+
+    renderer = Renderer([0.5] * 8)
+    worker = ClipWorker(WorkerSpec("one", lambda progress: renderer), FORMAT)
+    assert worker.work_ahead(), "there may be some once it is loaded"
+    worker.load(lambda line: None)
+    request = RenderRequest("first", np.zeros(16_000, np.float32), 10, 0, 0)
+    worker.prepare(1, request)
+    assert worker.work_ahead()
+    assert renderer.left == 2
+    worker.render(1, None)
+    assert worker.work_ahead()
+    assert not worker.work_ahead()
+    assert renderer.left == 0
 
 
 def test_it_is_warm_for_other_steps_too() -> None:

@@ -153,6 +153,21 @@ def test_pose_features_are_encoded_once_each(generator: ClipGenerator) -> None:
     assert asked == [3, 4], "at rest they are not kept"
 
 
+def test_pose_features_are_encoded_ahead(generator: ClipGenerator) -> None:
+    generator.prepare_avatar("ahead", IMAGE, POSES)
+    while generator.work_ahead():
+        pass
+    track = generator._avatar("ahead").poses
+
+    def encode(moments: Sequence[Moment]) -> torch.Tensor:
+        raise AssertionError("all of them are there")
+
+    track._encode = encode
+    kept = generator._avatar("anna").poses
+    speech = np.ones(4, np.float32)
+    assert torch.equal(track.features(0, 0, 1, speech), kept.features(0, 0, 1, speech))
+
+
 def test_pose_features_are_those_of_each_number(generator: ClipGenerator) -> None:
     track = generator._avatar("anna").poses
     each = [track.features(number, number, 0, np.ones(1, np.float32)) for number in range(3)]
