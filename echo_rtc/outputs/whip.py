@@ -18,7 +18,7 @@ from echo_rtc.errors import OutputRefusedError
 from echo_rtc.outputs.hosts import CheckedResolver, HostRules, shown
 
 HTTP_TIMEOUT_S = 10.0
-"""Of one request, redirects included."""
+"""Of one request, with its redirects and the lookups of the servers that it names."""
 DELETE_TIMEOUT_S = 2.0
 MAX_REDIRECTS = 3
 MAX_ANSWER_BYTES = 64 * 1024
@@ -94,7 +94,7 @@ class WhipClient:
     async def ice_servers(self, endpoint: Endpoint) -> tuple[LinkedServer, ...]:
         """The servers that an endpoint names before an offer (OPTIONS, as many of them do); none where it does not."""
         try:
-            async with self._http(HTTP_TIMEOUT_S) as http:
+            async with asyncio.timeout(HTTP_TIMEOUT_S), self._http(HTTP_TIMEOUT_S) as http:
                 headers = endpoint.headers(endpoint.url)
                 async with http.options(endpoint.url, headers=headers, allow_redirects=False) as response:
                     return await self._linked(response) if response.status in (200, 204) else ()
@@ -166,11 +166,12 @@ class WhipClient:
             raise WhipError(f"the {what} of {shown(url)} cannot be followed: {error}", lasting=True) from None
 
     async def _linked(self, response: aiohttp.ClientResponse) -> tuple[LinkedServer, ...]:
-        """The ICE servers of an answer, by address: those whose names stand for one that may be sent to."""
+        """The ICE servers of an answer, by address: of the first MAX_ICE_SERVERS, those whose names stand for one that
+        may be sent to. Each costs a lookup, so that their number is bounded whether or not they resolve."""
         servers: list[LinkedServer] = []
-        for url, username, credential in linked_servers(response.headers.getall("Link", [])):
+        for url, username, credential in linked_servers(response.headers.getall("Link", []))[:MAX_ICE_SERVERS]:
             match = _ICE_URL.fullmatch(url)
-            if match is None or len(servers) >= MAX_ICE_SERVERS:
+            if match is None:
                 continue
             port = int(match["port"] or 3478)
             # A name that the endpoint gives is none that the operator named: only public addresses, unless it is a

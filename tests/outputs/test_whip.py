@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from typing import Any
 
 import pytest
 from aiohttp import web
+from aiohttp.abc import ResolveResult
 from aiohttp.test_utils import TestServer
 
 from echo_rtc.errors import OutputRefusedError
-from echo_rtc.outputs.hosts import HostRules
-from echo_rtc.outputs.whip import MAX_ANSWER_BYTES, Endpoint, WhipClient, WhipError, linked_servers
+from echo_rtc.outputs import whip
+from echo_rtc.outputs.hosts import CheckedResolver, HostRules
+from echo_rtc.outputs.whip import MAX_ANSWER_BYTES, MAX_ICE_SERVERS, Endpoint, WhipClient, WhipError, linked_servers
 
 ANSWER = "v=0\r\n"
 TOKEN = "user:a-token.of~this+server/="
@@ -168,6 +172,29 @@ async def test_ice_servers_are_taken_where_they_may_be_reached(server: Scripted)
     ]
     assert "c,d" not in repr(found)
     assert await WhipClient(rules).ice_servers(endpoint_of(server, "/none", rules)) == ()
+
+
+async def test_lookups_of_named_servers_are_bounded(server: Scripted, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+    looked_up = CheckedResolver.resolve
+
+    async def unknown(resolver: CheckedResolver, host: str, *place: Any, **family: Any) -> list[ResolveResult]:
+        if not host.endswith(".invalid"):
+            return await looked_up(resolver, host, *place, **family)
+        asked.append(host)
+        if host.startswith("slow"):
+            await asyncio.Event().wait()
+        raise OSError(None, "unknown")
+
+    monkeypatch.setattr(CheckedResolver, "resolve", unknown)
+    rules = HostRules.of([server.url])
+    server.will("/many", 204, Link=", ".join(f'<stun:{n}.invalid>; rel="ice-server"' for n in range(100)))
+    assert await WhipClient(rules).ice_servers(endpoint_of(server, "/many", rules)) == ()
+    assert asked == [f"{n}.invalid" for n in range(MAX_ICE_SERVERS)]
+    monkeypatch.setattr(whip, "HTTP_TIMEOUT_S", 0.1)
+    server.will("/slow", 204, Link='<stun:slow.invalid>; rel="ice-server"')
+    async with asyncio.timeout(5):
+        assert await WhipClient(rules).ice_servers(endpoint_of(server, "/slow", rules)) == ()
 
 
 def test_links_are_read_whatever_is_in_them() -> None:
