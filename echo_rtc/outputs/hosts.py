@@ -41,7 +41,7 @@ class HostRule:
         """From ``[http://|https://]HOST[:PORT]``; https where no scheme is given. Raises SettingsError."""
         match = _RULE.fullmatch(text.lower())
         port = int(match["port"] or 1) if match else 0
-        if match is None or not 0 < port < 65_536:
+        if match is None or not 0 < port < 65_536 or not _is_plain(match["host"].strip("[]")):
             raise SettingsError(
                 f"output_host is {text[:60]!r}; it must be a host such as live.example, *.example or "
                 "http://mediamtx.example:8889"
@@ -88,6 +88,10 @@ class HostRules:
             raise OutputRefusedError("endpoint is no URL that can be read; send https://HOST/PATH") from None
         if url.scheme not in _PORTS or not host or port is None or "%" in host:
             raise OutputRefusedError("endpoint is no http or https URL with a host; send https://HOST/PATH")
+        if not _is_plain(host):
+            raise OutputRefusedError(
+                "endpoint has a host that can be read in more than one way; send a name or a whole address"
+            )
         if url.user is not None or url.password is not None:
             raise OutputRefusedError("endpoint has a user or a password in it; send the token as bearer")
         if url.fragment:
@@ -152,6 +156,15 @@ def host_of(url: URL) -> str:
 def shown(url: URL) -> str:
     """What of a URL may be shown: its path may be a secret."""
     return str(url.origin())
+
+
+def _is_plain(host: str) -> bool:
+    """Whether a host is a name, or an address in its one usual form: resolvers read 127.1, 0x7f.1 and 2130706433 as
+    addresses too."""
+    address = _address(host)
+    if address is not None:
+        return str(address) == host
+    return not re.fullmatch(r"[0-9]+|0x[0-9a-f]*", host.rpartition(".")[2])
 
 
 def _address(text: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:

@@ -81,6 +81,7 @@ def test_everything_else_is_refused_without_its_secrets(url: str) -> None:
     "address",
     [
         *("127.0.0.1", "10.0.0.5", "192.168.1.1", "169.254.169.254", "0.0.0.0", "100.64.0.1", "224.0.0.1", "[::1]"),
+        *("127.1", "2130706433", "0177.0.0.1", "0", "0x7f.1", "live.example.1", "127.0.0.0x1", "8.8", "127.0.0.1."),
         *("[fd00::1]", "[fe80::1]", "[::ffff:10.0.0.5]", "[64:ff9b::a00:5]", "[2002:a00:5::1]", "[::]"),
     ],
 )
@@ -101,7 +102,7 @@ async def test_names_are_what_they_stand_for() -> None:
 
 
 @pytest.mark.parametrize(
-    "rule", ["", "https://", "live.example/whip", "user@live.example", "*.*", "a.*.example", "x:0"]
+    "rule", ["", "https://", "live.example/whip", "user@live.example", "*.*", "a.*.example", "x:0", "127.1", "*.0x7f"]
 )
 def test_rules_that_cannot_be_are_told(rule: str) -> None:
     with pytest.raises(SettingsError, match="output_host is"):
