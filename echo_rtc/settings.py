@@ -477,8 +477,8 @@ class Settings(ModelOptions):
         default=300,
         metadata=about(
             "limits",
-            "Most offers a minute from one client's address; 0 for any number. A proxy in front must be a "
-            "--trusted-proxy, or all its clients count as one.",
+            "Most offers a minute from one client's address, outputs and recordings that it begins included; 0 for any "
+            "number. A proxy in front must be a --trusted-proxy, or all its clients count as one.",
             unit="offers",
             low=0,
             high=100_000,

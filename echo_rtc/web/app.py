@@ -15,6 +15,7 @@ from aiohttp.typedefs import Middleware
 
 from echo_rtc.operations.view import StreamsView
 from echo_rtc.rtc.session import Reservations, Role
+from echo_rtc.web.access_log import route_of
 from echo_rtc.web.admin import Admin
 from echo_rtc.web.auth import GRANT, Authorisation, Scope, authorise
 from echo_rtc.web.avatars import Avatars, Gallery
@@ -39,6 +40,8 @@ from echo_rtc.web.stream_access import StreamAccess
 from echo_rtc.web.text_speech import TextSpeeches
 from echo_rtc.web.whip import Sessions, WhipWhep
 
+COUNTED = ("/streams/{id}/outputs", "/streams/{id}/recordings")
+"""Posts to these count as offers: each begins work of its own, and outputs send requests to other hosts."""
 SECURITY_HEADERS = {
     CONTENT_POLICY: content_policy(),
     "Permissions-Policy": "microphone=(self), camera=(), geolocation=(), display-capture=()",
@@ -394,10 +397,12 @@ def create_app(
 
 
 def _limiting(limits: Limits, scopes: Mapping[web.AbstractRoute, Scope]) -> Middleware:
-    """Counts the offers that clients make, before their tokens are looked at."""
+    """Counts the offers that clients make, and what else they begin, before their tokens are looked at."""
 
     @web.middleware
     async def middleware(request: web.Request, handler: Handler) -> web.StreamResponse:
+        if request.method == hdrs.METH_POST and route_of(request) in COUNTED:
+            limits.count(request)
         opens = scopes.get(request.match_info.route) in (Scope.CALL, Scope.PUBLISH, Scope.VIEW)
         if not opens or request.method != hdrs.METH_POST:
             return await handler(request)

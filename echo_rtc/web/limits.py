@@ -88,6 +88,11 @@ class Limits:
         self._peers[client] += 1
         return Claim(Caller(client), lambda: self._end(client))
 
+    def count(self, request: web.Request) -> None:
+        """To be called for a request that counts as an offer but wants no peer. Raises Problem 429."""
+        if not self._clients.on_this_machine(request):
+            self._take_offer(rate_limit_key(self._clients.address(request)))
+
     def _take_offer(self, client: str) -> None:
         limit = self._options.offers_per_minute
         if not limit:
@@ -99,7 +104,8 @@ class Limits:
             self._buckets.popitem(last=False)
         if not bucket.take(1, now):
             raise _too_many(
-                f"More than {limit} offers a minute came from this address; wait a little.",
+                f"More than {limit} offers a minute came from this address, outputs and recordings that it began "
+                "included; wait a little.",
                 math.ceil(bucket.wait_s(now)),
             )
 

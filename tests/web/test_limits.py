@@ -132,6 +132,15 @@ async def test_every_way_to_open_a_peer_counts_and_nothing_else(limited: Edge) -
         assert response.status == 200
 
 
+@pytest.mark.parametrize("what", ["outputs", "recordings"])
+async def test_what_is_begun_for_a_stream_counts_too(limited: Edge, what: str) -> None:
+    behind, path = {"X-Forwarded-For": ANN}, f"/streams/known-id/{what}"
+    statuses = [(await limited.client.post(path, json={}, headers=behind)).status for _ in range(3)]
+    assert statuses == [501, 501, 429]
+    assert (await limited.client.get(path, headers=behind)).status == 501
+    assert (await limited.client.post(path, json={}, headers={"X-Forwarded-For": BEA})).status == 501
+
+
 async def test_a_refused_offer_holds_no_place(make_edge: MakeEdge) -> None:
     clients = Clients.of(["127.0.0.1"])
     edge = await make_edge(Access(clients=clients, limits=LimitOptions(peers=1)))
