@@ -37,6 +37,8 @@ class Outputs:
         self._outputs: dict[str, dict[str, Output]] = {}
         """By the streams' ids and their own."""
         self._endpoints: dict[str, Endpoint] = {}
+        self._watched: set[str] = set()
+        """The streams whose end is waited for, by id."""
         self._ending: set[asyncio.Task[None]] = set()
         self.counters = OutputCounters()
 
@@ -53,20 +55,14 @@ class Outputs:
         stream = self._find(stream_id)
         if stream is None or stream.ended.done():
             raise UnknownStreamError("there is no such stream; it may have ended")
-        own = self._outputs.get(stream_id, {})
-        if any(self._endpoints[each].url == target.url for each in own):
-            raise ConflictError("the stream is pushed there already; end that output by DELETE")
-        if len(own) >= self._options.most_of_stream:
-            raise ConflictError(
-                f"the stream has {len(own)} outputs, which is as many as --max-outputs-per-stream allows; delete one"
-            )
-        if sum(map(len, self._outputs.values())) >= self._options.most:
-            raise ConflictError(f"there are {self._options.most} outputs, which is as many as --max-outputs allows")
+        self._require_room(stream_id, target)
+        self._forget_failed(stream_id, target)
         pusher = Pusher(stream, target, self._options.rules, self._options.network)
         output = Output(secrets.token_urlsafe(12), shown(target.url), pusher.connect, stream.log, self.counters)
         self._outputs.setdefault(stream_id, {})[output.id] = output
         self._endpoints[output.id] = target
-        if len(self._outputs[stream_id]) == 1:
+        if stream_id not in self._watched:
+            self._watched.add(stream_id)
             stream.ended.add_done_callback(lambda _: self._stream_ended(stream_id))
         output.start()
         return output.facts
@@ -95,6 +91,31 @@ class Outputs:
         while self._ending:
             await asyncio.wait(self._ending)
 
+    def _require_room(self, stream_id: str, target: Endpoint) -> None:
+        """Raises ConflictError. Outputs that have failed count for nothing: they hold no connection."""
+        own = self._going_on(stream_id)
+        if any(self._endpoints[each].url == target.url for each in own):
+            raise ConflictError("the stream is pushed there already; end that output by DELETE")
+        if len(own) >= self._options.most_of_stream:
+            raise ConflictError(
+                f"the stream has {len(own)} outputs, which is as many as --max-outputs-per-stream allows; delete one"
+            )
+        if sum(len(self._going_on(each)) for each in self._outputs) >= self._options.most:
+            raise ConflictError(f"there are {self._options.most} outputs, which is as many as --max-outputs allows")
+
+    def _going_on(self, stream_id: str) -> list[str]:
+        outputs = self._outputs.get(stream_id, {}).values()
+        return [output.id for output in outputs if output.state is not OutputState.FAILED]
+
+    def _forget_failed(self, stream_id: str, target: Endpoint) -> None:
+        """Makes room for a new output: what failed at the same endpoint is replaced by it, and of the others as many
+        are kept as a stream may have outputs."""
+        failed = [each.id for each in self._outputs.get(stream_id, {}).values() if each.state is OutputState.FAILED]
+        same = [each for each in failed if self._endpoints[each].url == target.url]
+        others = [each for each in failed if each not in same]
+        for output_id in (*same, *others[: -self._options.most_of_stream]):
+            self._take(stream_id, output_id)
+
     def _take(self, stream_id: str, output_id: str) -> Output | None:
         own = self._outputs.get(stream_id, {})
         output = own.pop(output_id, None)
@@ -105,6 +126,7 @@ class Outputs:
         return output
 
     def _stream_ended(self, stream_id: str) -> None:
+        self._watched.discard(stream_id)
         for output_id in tuple(self._outputs.get(stream_id, {})):
             output = self._take(stream_id, output_id)
             assert output is not None

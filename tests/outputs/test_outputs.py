@@ -19,7 +19,10 @@ from echo_rtc.engine.testcard import TestCardEngine
 from echo_rtc.errors import ConflictError, UnknownStreamError
 from echo_rtc.outputs import backoff
 from echo_rtc.outputs.hosts import HostRules
+from echo_rtc.outputs.output import Connection
 from echo_rtc.outputs.outputs import OutputOptions, Outputs
+from echo_rtc.outputs.pushing import Pusher
+from echo_rtc.outputs.whip import WhipError
 from echo_rtc.rtc.manager import LOST, ManagerOptions, StreamManager
 from echo_rtc.rtc.session import Role
 from echo_rtc.stream.stream import Stream
@@ -120,6 +123,34 @@ async def test_our_own_server_takes_the_sound_of_another() -> None:
             assert outputs.of(stream.id) == []
         finally:
             await server.close()
+
+
+async def test_failed_outputs_take_no_room_and_are_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def refused(_: Pusher) -> Connection:
+        raise WhipError("it answers 401", lasting=True)
+
+    monkeypatch.setattr(Pusher, "connect", refused)
+    async with studio() as manager:
+        outputs = outputs_of(manager, "http://127.0.0.1:9", most=1, most_of_stream=1)
+        stream = await opened(manager)
+
+        async def push(path: str) -> str:
+            output_id = outputs.start(stream.id, f"http://127.0.0.1:9/{path}", None).id
+            await until(lambda: outputs.states["connecting"] == 0)
+            return output_id
+
+        first = await push("a")
+        again = await push("a")
+        assert outputs.find(stream.id, first) is None
+        assert [facts.id for facts in outputs.of(stream.id)] == [again]
+        for path in "bcdef":
+            await push(path)
+        assert outputs.states["failed"] == len(outputs.of(stream.id)) == 2
+        for facts in outputs.of(stream.id):
+            assert await outputs.stop(stream.id, facts.id)
+        await push("a")
+        assert repr(stream.ended._callbacks).count("Outputs.") == 1
+        await outputs.close()
 
 
 async def test_an_output_keeps_a_stream_whose_publisher_was_lost() -> None:
