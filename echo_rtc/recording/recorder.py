@@ -56,6 +56,11 @@ class Recorder:
         """Why it has ended; None while it has not."""
         return self._reason
 
+    @property
+    def is_finished(self) -> bool:
+        """Whether it has ended and its file is closed and worked on."""
+        return self._writer.done.done()
+
     def take_sound(self, frame: EncodedFrame) -> None:
         if self._reason is not None:
             return
@@ -92,6 +97,8 @@ class Recorder:
     async def finished(self) -> None:
         """Waits until the file is closed and worked on."""
         await self._writer.done
+        if self._state is RecordingState.FINISHING:  # the disk failed before the last step; the next start repairs it
+            self._state = RecordingState.UNFINISHED
 
     def _settle(self, reason: str) -> None:
         self._reason = reason

@@ -93,7 +93,7 @@ class Shelf:
         try:
             return shutil.disk_usage(self.folder).free
         except OSError as error:
-            raise StorageError(f"recording_dir {self.folder} cannot be read: {error.strerror or error}") from error
+            raise self._unreadable(error) from error
 
     def partial(self, facts: RecordingFacts) -> Path:
         """The file while it is being made."""
@@ -151,7 +151,7 @@ class Shelf:
         try:
             return [facts for _, facts in islice(self._files(), MAX_LISTED)]
         except OSError as error:
-            raise StorageError(f"recording_dir {self.folder} cannot be read: {error.strerror or error}") from error
+            raise self._unreadable(error) from error
 
     def find(self, recording_id: str) -> Path | None:
         """The file of a complete recording."""
@@ -169,7 +169,8 @@ class Shelf:
             path.unlink()
             path.with_suffix(ABOUT).unlink(missing_ok=True)
         except OSError as error:
-            raise StorageError(f"the recording {path} cannot be deleted: {error.strerror or error}") from error
+            logger.warning("the recording %s cannot be deleted: %s", path, error.strerror or error)
+            raise StorageError(f"the recording cannot be deleted: {error.strerror or 'the disk fails'}") from error
         return True
 
     def _files(self) -> Iterator[tuple[Path, RecordingFacts]]:
@@ -186,6 +187,11 @@ class Shelf:
             with suppress(OSError, ValueError):
                 facts = RecordingFacts.read(self._about(facts).read_text(encoding="utf-8"), facts)
             yield path, facts
+
+    def _unreadable(self, error: OSError) -> StorageError:
+        """What clients are told; where the folder is stands in the log only."""
+        logger.warning("recording_dir %s cannot be read: %s", self.folder, error.strerror or error)
+        return StorageError(f"the folder of recordings cannot be read: {error.strerror or 'the disk fails'}")
 
     def _about(self, facts: RecordingFacts) -> Path:
         return self.folder / f"{_stem(facts)}{ABOUT}"

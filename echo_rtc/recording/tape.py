@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import av
@@ -64,7 +65,8 @@ class Tape:
             raise TapeEndedError(f"it lasts --max-recording-time ({self._limits.most_s:g} s)")
 
     def close(self) -> None:
-        """Writes what is left and closes the file; what does not fit any more is left out."""
+        """Writes what is left and closes the file; what does not fit any more is left out. Raises OSError where the
+        file is closed and may not be whole."""
         if self._movie is None or self._file is None:
             return
         try:
@@ -75,6 +77,7 @@ class Tape:
             file, self._file, self._movie = self._file, None, None
             with os.fdopen(file, "r+b") as open_file:
                 if self.bytes:
+                    open_file.truncate(self.bytes)
                     write_duration(open_file, self.seconds)
                     open_file.flush()
                     os.fsync(file)
@@ -115,7 +118,8 @@ class Tape:
         except StorageError as error:
             raise TapeEndedError(str(error)) from error
         except OSError as error:
-            os.ftruncate(self._file, self.bytes)
+            with suppress(OSError):  # tried again when the file is closed
+                os.ftruncate(self._file, self.bytes)
             raise TapeEndedError(_why(error)) from error
         self.bytes += len(data)
         self.seconds = self._taken_s

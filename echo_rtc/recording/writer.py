@@ -30,7 +30,7 @@ class TapeWriter:
 
     def __init__(self, tape: Tape, on_end: Callable[[str], None], finish: Callable[[], None]) -> None:
         """``on_end`` is called on the event loop with the reason when nothing more can be written; ``finish`` on the
-        thread, once the tape is closed."""
+        thread, once the tape is closed without an error."""
         self._tape = tape
         self._on_end = on_end
         self._finish = finish
@@ -63,8 +63,10 @@ class TapeWriter:
 
     def _run(self) -> None:
         try:
-            self._write()
-            self._tape.close()
+            try:
+                self._write()
+            finally:
+                self._tape.close()
             self._finish()
         except Exception:  # the boundary of the thread: the recording is lost, and nothing else
             logger.exception("a recording failed")

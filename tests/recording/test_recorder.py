@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import json
 import os
 import resource
@@ -186,6 +187,57 @@ async def test_a_recording_without_a_picture_leaves_nothing(tmp_path: Path) -> N
     assert os.listdir(tmp_path) == []
 
 
+@pytest.mark.parametrize("fails", ["ftruncate", "fsync"])
+async def test_a_disk_that_fails_leaves_no_file_open(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fails: str
+) -> None:
+    def fail(*_: int) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    session = Session(Shelf(tmp_path))
+    async with film() as reel:
+        await reel.play(session.recorder, 60)
+        monkeypatch.setattr(os, fails, fail)
+        with files_of_at_most(10_000 if fails == "ftruncate" else 1 << 30):
+            await reel.play(session.recorder, 60)
+            await session.end()
+    monkeypatch.undo()
+    reason, state = session.facts.reason, session.facts.state
+    if fails == "ftruncate":
+        assert (reason, state) == ("the disk is full", RecordingState.COMPLETE)
+    else:
+        assert (reason, state) == (STREAM_ENDED, RecordingState.UNFINISHED)
+    assert [each for each in os.listdir("/proc/self/fd") if _opens(each, tmp_path)] == []
+    session.shelf.recover()
+    assert watch(session.shelf.complete(session.facts)).frames > 20
+
+
+async def test_a_failing_writer_closes_its_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    session = Session(Shelf(tmp_path))
+    async with film() as reel:
+        await reel.play(session.recorder, 60)
+        monkeypatch.setattr(Tape, "_add", lambda *_: 1 / 0)
+        await reel.play(session.recorder, 60)
+        await session.end()
+    assert session.facts.state is not RecordingState.FINISHING
+    assert [each for each in os.listdir("/proc/self/fd") if _opens(each, tmp_path)] == []
+
+
+def test_clients_are_not_told_where_recordings_are(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    shelf = Shelf(tmp_path / "gone")
+    for ask in (shelf.free_bytes, shelf.list):
+        caplog.clear()
+        with pytest.raises(StorageError, match="No such file or directory") as refused:
+            ask()
+        assert str(tmp_path) not in str(refused.value)
+        assert str(tmp_path) in caplog.text
+    folder = tmp_path / f"20260101T000000Z-{'0' * 16}.mp4"
+    folder.mkdir()
+    with pytest.raises(StorageError, match="cannot be deleted") as refused:
+        Shelf(tmp_path).delete("0" * 16)
+    assert str(tmp_path) not in str(refused.value)
+
+
 def test_two_servers_do_not_share_a_folder(tmp_path: Path) -> None:
     with Shelf(tmp_path).locked(), pytest.raises(InputError, match="--recording-dir"), Shelf(tmp_path).locked():
         pass
@@ -203,6 +255,14 @@ def files_of_at_most(size: int) -> Iterator[None]:
         yield
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def _opens(descriptor: str, folder: Path) -> bool:
+    """Whether an open file of this process is in the folder."""
+    try:
+        return os.readlink(f"/proc/self/fd/{descriptor}").startswith(str(folder))
+    except FileNotFoundError:
+        return False
 
 
 def _until_bytes(path: Path, size: int) -> None:
