@@ -137,6 +137,9 @@ class Recordings:
         ended: asyncio.Future[str] = asyncio.get_running_loop().create_future()
         recorder = Recorder(facts, self._shelf, self._options.limits, stream.format.fps, ended.set_result)
         remove = stream.add_sink(recorder)
+        if stream.id not in self._latest:
+            stream_id = stream.id
+            stream.ended.add_done_callback(lambda _: self._forget(stream_id))
         self._latest[stream.id] = recorder
         self.counters.begun += 1
         stream.tell_recording(True)
@@ -165,9 +168,11 @@ class Recordings:
             "[stream %s] recording %s has ended: %s; %.1f s, %d bytes, %s",
             *(stream.id[:8], facts.id, reason, facts.seconds, facts.bytes, facts.state),
         )
-        stream.ended.add_done_callback(lambda _: self._forget(stream.id, recorder))
+        if stream.ended.done():
+            self._forget(stream.id)
 
-    def _forget(self, stream_id: str, recorder: Recorder) -> None:
-        """The stream has ended and its recording too."""
-        if self._latest.get(stream_id) is recorder:
+    def _forget(self, stream_id: str) -> None:
+        """The stream has ended: its recording is forgotten as soon as that has ended too."""
+        recorder = self._latest.get(stream_id)
+        if recorder is not None and recorder.is_finished:
             del self._latest[stream_id]
