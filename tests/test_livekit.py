@@ -35,6 +35,7 @@ from echo_rtc.settings import Settings
 from echo_rtc.web.app import AppOptions, Outlets, create_app
 from echo_rtc.web.health import Health, Lifecycle, Phase
 from tests.participant.rig import AGENT, AVATAR, OF_AGENT, ON_BEHALF, SECRET, URL, Hub, Room
+from tests.rtc.test_reservations import HeldFor
 from tests.web.conftest import FakeLibrary, gallery_of
 
 FORMAT = ClipFormat(fps=24, clip_frames=6, width=64, height=64)
@@ -112,6 +113,7 @@ async def test_an_agents_speech_becomes_a_face_in_its_room() -> None:
     hub = Hub()
     room: Any = Room(hub).enter(AGENT, OF_AGENT)
     async with server(hub) as (url, manager), asyncio.timeout(30):
+        manager.reservations = HeldFor("127.0.0.1")
         session: AgentSession[Any] = AgentSession()
         avatar = AvatarSession(url=url)
         await avatar.start(session, room, **KEYS)

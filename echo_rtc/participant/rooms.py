@@ -28,7 +28,7 @@ class Streams(Protocol):
     """What this file asks of the streams."""
 
     async def open_speech(
-        self, avatar: str, name: str | None = None, source: VoiceSource = VoiceSource.PUSHED
+        self, avatar: str, name: str | None = None, source: VoiceSource = VoiceSource.PUSHED, client: str = ""
     ) -> OpenedSpeech: ...
 
     def held(self, key: str) -> Stream:
@@ -85,14 +85,15 @@ class Rooms:
         self._inside: dict[asyncio.Task[None], Stream] = {}
         self._leaving: set[asyncio.Task[None]] = set()
 
-    async def join(self, url: str, token: str, avatar: str, name: str | None = None) -> OpenedSpeech:
+    async def join(self, url: str, token: str, avatar: str, name: str | None = None, client: str = "") -> OpenedSpeech:
         """An avatar joins the room of a token and is a stream from then on, until the room or the stream ends.
+        ``client``: for which a place may be held.
 
         Raises AddressError, TicketError and RoomError, and what opening a stream raises; nothing is left behind then.
         """
         address = self._hosts.checked(url)
         read_ticket(token)
-        opened = await self._streams.open_speech(avatar, name, VoiceSource.LIVEKIT)
+        opened = await self._streams.open_speech(avatar, name, VoiceSource.LIVEKIT, client)
         stream = self._streams.held(opened.key)
         try:
             await self._library.knock(address, token)

@@ -27,7 +27,7 @@ _EXAMPLE = '{"livekit_url": "wss://...", "livekit_token": "..."}'
 class Joins(Protocol):
     """What this file asks of the rooms."""
 
-    async def join(self, url: str, token: str, avatar: str, name: str | None = None) -> OpenedSpeech:
+    async def join(self, url: str, token: str, avatar: str, name: str | None = None, client: str = "") -> OpenedSpeech:
         """Raises AddressError, TicketError, RoomError, OfferError, NameTakenError, CapacityError."""
         ...
 
@@ -56,8 +56,10 @@ class LiveKitRooms:
         require_name(request, name)
         self._health.require_ready()
         avatar = choose_avatar(self._health, wishes.get("avatar"))
-        opened = await self._rooms.join(wishes["livekit_url"], wishes["livekit_token"], avatar, name)
-        request[CLAIM].keep(self._streams.ending(opened.key))
+        claim = request[CLAIM]
+        url, token = wishes["livekit_url"], wishes["livekit_token"]
+        opened = await self._rooms.join(url, token, avatar, name, claim.caller.client)
+        claim.keep(self._streams.ending(opened.key))
         here = f"{prefix_of(request)}/streams/{opened.key}"
         body = {"stream": here, "whep": f"{prefix_of(request)}/whep/{opened.name}"}
         return web.json_response(body, status=201, headers={"Location": here, "Cache-Control": "no-store"})

@@ -27,6 +27,7 @@ from echo_rtc.stream.queues import QueueClosedError
 from echo_rtc.stream.stream import Stream, VoiceSource
 from echo_rtc.stream.taps import Tap
 from tests.participant.rig import AGENT, AVATAR, OF_AGENT, PERSON, URL, Hub, Reader, Room, ticket
+from tests.rtc.test_reservations import HeldFor
 from tests.support.virtual import run
 
 FORMAT = ClipFormat(fps=24, clip_frames=12, width=32, height=32)
@@ -79,8 +80,8 @@ class Stage:
     refuses: Exception | float | None = None
     knocks: Exception | None = None
 
-    async def join(self, token: str | None = None) -> Stream:
-        opened = await self.rooms.join(URL, token or ticket(), FACE)
+    async def join(self, token: str | None = None, client: str = "") -> Stream:
+        opened = await self.rooms.join(URL, token or ticket(), FACE, client=client)
         return self.manager.held(opened.key)
 
     def audio(self) -> Agent:
@@ -335,5 +336,17 @@ def test_what_cannot_be_joined_leaves_nothing_behind() -> None:
             with pytest.raises(CapacityError):
                 await stage.join()
             assert len(stage.made) == 2
+
+    run(live())
+
+
+def test_a_place_held_for_a_client_is_taken_by_its_join() -> None:
+    async def live() -> None:
+        async with staged() as stage:
+            held = stage.manager.reservations = HeldFor("192.0.2.1")
+            with pytest.raises(CapacityError):
+                await stage.join(client="192.0.2.2")
+            await stage.join(client="192.0.2.1")
+            assert held.taken == ["192.0.2.1"]
 
     run(live())
