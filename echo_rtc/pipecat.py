@@ -295,6 +295,8 @@ class EchoRtcVideoService(AIService):  # type: ignore[misc]  # Pipecat is not se
         await self._face.interrupt()
 
     def _take_report(self, report: SpeechReport) -> None:
+        if not report.event.isdecimal():
+            return  # of another client of the stream
         event = int(report.event)
         if report.step is not SpeechStep.STARTED:
             self._held.ended(event)
@@ -365,7 +367,9 @@ class EchoRtcVideoService(AIService):  # type: ignore[misc]  # Pipecat is not se
         self._face = face
         self._running = False
         self._forget = face.report_to(self._take_report)
-        self._tasks += [self.create_task(work) for work in (self._pass_sound(face), self._pass_pictures(face))]
+        works = self._pass_sound(face), self._pass_pictures(face)
+        # Those of a face that was lost have finished; each face that is opened again would leave two.
+        self._tasks = [task for task in self._tasks if not task.done()] + [self.create_task(work) for work in works]
 
     async def _open_again(self) -> None:
         """Tries until the server has a face again."""

@@ -7,6 +7,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
+import av
 import numpy as np
 import pytest
 from aiohttp.test_utils import TestServer
@@ -46,6 +47,7 @@ from echo_rtc.rtc.manager import ManagerOptions, StreamManager
 from echo_rtc.stream.stream import StreamOptions
 from echo_rtc.web.app import create_app
 from echo_rtc.web.health import Health, Lifecycle, Phase
+from tests.remote.test_face import FakeServer
 from tests.rtc.test_calls import until
 from tests.support.virtual import run
 from tests.web.conftest import FakeLibrary, gallery_of
@@ -117,8 +119,8 @@ class Played:
     """A pipeline that runs."""
 
     def __init__(self, script: dict[str, S16Array], **face: Any) -> None:
-        self.source, self.sink = Source(), Sink()
-        pipeline = Pipeline([self.source, ScriptedSpeech(script), EchoRtcVideoService(**face), self.sink])
+        self.source, self.service, self.sink = Source(), EchoRtcVideoService(**face), Sink()
+        pipeline = Pipeline([self.source, ScriptedSpeech(script), self.service, self.sink])
         self.worker = PipelineWorker(pipeline, cancel_on_idle_timeout=False, enable_rtvi=False)
         self.running: asyncio.Task[None] | None = None
 
@@ -305,6 +307,54 @@ def test_a_face_of_a_server_is_opened_again(monkeypatch: pytest.MonkeyPatch) -> 
             await played.end()
             assert len(played.sink.loud_s) * 0.02 == pytest.approx(0.5, abs=0.05)
             assert len(played.source.errors) == 2
+
+    run(live())
+
+
+def test_lost_faces_leave_no_tasks_behind(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def live() -> None:
+        async with playing({}) as (first, avatars):
+            await first.end()
+
+            async def open_one(*_: object) -> Face:
+                return avatars.speak()
+
+            monkeypatch.setattr(RemoteFace, "open", open_one)
+            played = Played({}, url="https://avatar.example")
+            await played.start()
+            kept: list[int] = []
+            for _ in range(3):
+                await avatars.close()
+                await asyncio.sleep(2.0)
+                kept.append(len(played.service._tasks))
+            assert kept[1:] == kept[:1] * 2
+            await played.end()
+
+    run(live())
+
+
+def test_a_face_that_ends_with_the_speech_lets_the_end_pass(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def live() -> None:
+        server = FakeServer()
+        face = server.face
+
+        async def open_it(*_: object) -> Face:
+            return face
+
+        monkeypatch.setattr(RemoteFace, "open", open_it)
+        played = Played({}, url="https://avatar.example")
+        await played.start()
+        await played.push([TTSStartedFrame(), TTSAudioRawFrame(loud(0.5).tobytes(), RATE, 1)])
+        await asyncio.sleep(0.1)
+        assert server.seconds("1") > 0.4
+        # The channel is gone, and sound still waits to be due.
+        block = av.AudioFrame.from_ndarray(np.zeros((1, 960), np.int16), format="s16", layout="mono")
+        face.audio.put(block, asyncio.get_running_loop().time() + 5.0)
+        face._ended.set()
+        await played.push([TTSStoppedFrame()])
+        await played.end()
+        assert played.sink.of(TTSStoppedFrame)
+        assert played.sink.of(EndFrame)
 
     run(live())
 

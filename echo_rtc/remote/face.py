@@ -31,6 +31,8 @@ _STEPS = {
     "agent.speak_ended": SpeechStep.ENDED,
     "agent.speak_interrupted": SpeechStep.INTERRUPTED,
 }
+_REFUSALS = ("queue_full", "event_over")
+"""Codes of errors after which the server reports nothing further of the event that they name."""
 
 logger = logging.getLogger(__name__)
 
@@ -49,7 +51,7 @@ class RemoteFace:
         self._reporters: list[Callable[[SpeechReport], None]] = []
         self._converters: dict[str, PcmConverter] = {}
         self._open: dict[str, None] = {}
-        """Events that have not ended, in order."""
+        """Events of which something was sent and whose end is not known yet, in order."""
         self._changed = asyncio.Event()
         self._interruptions = 0
         self._said_s = 0.0
@@ -109,27 +111,31 @@ class RemoteFace:
         """Appends mono PCM (n,) int16 at ``rate`` Hz to ``event``; a new one queues behind the event before, and ends
         it. Waits while more than QUEUE_S is queued. False if it was interrupted meanwhile. Raises InputError for
         another rate than that of the event's sound before, and where the face has ended."""
+        interruptions = self._interruptions
         for other in [other for other in self._converters if other != event]:
             await self.end_event(other)
+        if interruptions != self._interruptions:
+            return False
         converter = self._converters.setdefault(event, PcmConverter(rate))
         if converter.rate != rate:
             raise InputError(f"rate is {rate}; the event {event!r} has {converter.rate} Hz, and keeps it")
-        self._open[event] = None
-        interruptions = self._interruptions
         await self._send(event, converter.push(pcm.astype("<i2").tobytes()))
+        if self._ended.is_set():
+            raise InputError("the face has ended; it says nothing more")
         return interruptions == self._interruptions
 
     async def end_event(self, event: str) -> None:
-        """Nothing further is said in ``event``."""
+        """Nothing further is said in ``event``. Harmless for an event that is over, and where the face has ended."""
         converter = self._converters.pop(event, None)
-        if converter is not None:
-            await self._send(event, converter.flush())
+        if converter is not None and await self._send(event, converter.flush()):
             await self._tell({"type": "agent.speak_end", "event_id": event})
 
     async def interrupt(self) -> None:
         """Silences the face at once, and drops all that is queued."""
         self._interruptions += 1
         self._converters.clear()
+        # All that was sent is silenced with this, whether or not its report comes.
+        self._open.clear()
         self._said_s = 0.0
         self._changed.set()
         await self._tell({"type": "agent.interrupt"})
@@ -184,8 +190,8 @@ class RemoteFace:
         self.video.close()
         self._changed.set()
 
-    async def _send(self, event: str, pcm: S16Array) -> None:
-        """Paces itself, and stops where it is interrupted. Raises InputError at the end of the face."""
+    async def _send(self, event: str, pcm: S16Array) -> bool:
+        """Paces itself; False where it is interrupted, or the face ends, before all is sent."""
         loop = asyncio.get_running_loop()
         interruptions = self._interruptions
         for start in range(0, len(pcm), PIECE_SAMPLES):
@@ -193,14 +199,14 @@ class RemoteFace:
                 if self._ended.is_set():
                     break
                 await self._wait(excess_s)
-            if self._ended.is_set():
-                raise InputError("the face has ended; it says nothing more")
-            if interruptions != self._interruptions:
-                return
+            if self._ended.is_set() or interruptions != self._interruptions:
+                return False
             piece = pcm[start : start + PIECE_SAMPLES]
             self._said_s = max(self._said_s, loop.time()) + len(piece) / MEDIA_RATE
             audio = base64.b64encode(piece.astype("<i2").tobytes()).decode()
+            self._open[event] = None
             await self._tell({"type": "agent.speak", "event_id": event, "audio": audio})
+        return not self._ended.is_set() and interruptions == self._interruptions
 
     async def _wait(self, timeout_s: float | None) -> None:
         """Until something changes."""
@@ -218,19 +224,33 @@ class RemoteFace:
             self._ended.set()
 
     async def _read(self, channel: aiohttp.ClientWebSocketResponse) -> None:
-        """Reports what the server tells, as late as its sound is heard here."""
-        loop = asyncio.get_running_loop()
-        async for received in channel:
-            if received.type is not aiohttp.WSMsgType.TEXT:
-                break
-            message = json.loads(received.data)
-            step = _STEPS.get(message["type"])
-            if step is not None:
-                report = SpeechReport(step, str(message["event_id"]), message.get("played_ms", 0) / 1000)
-                loop.call_later(self._viewing.arrivals.depth_s, self._report, report)
-            elif message["type"] == "error":
-                logger.warning("the server says: %s", message.get("detail"))
-        self._ended.set()
+        """Follows what the server tells. The face ends with the channel, for whatever reason that ends."""
+        try:
+            async for received in channel:
+                if received.type is not aiohttp.WSMsgType.TEXT:
+                    break
+                self._follow(received.data)
+        finally:
+            self._ended.set()
+
+    def _follow(self, data: str) -> None:
+        """Reports what a message tells, as late as its sound is heard here. A malformed one is ignored."""
+        message = _object(data)
+        kind, event = message.get("type"), message.get("event_id")
+        step = _STEPS.get(kind) if isinstance(kind, str) else None
+        if step is not None and isinstance(event, str):
+            played_ms = message.get("played_ms")
+            played_s = played_ms / 1000 if isinstance(played_ms, int | float) else 0.0
+            self._report_when_heard(SpeechReport(step, event, played_s))
+        elif kind == "error":
+            logger.warning("the server says: %s", message.get("detail"))
+            if message.get("code") in _REFUSALS and isinstance(event, str) and event in self._open:
+                self._report_when_heard(SpeechReport(SpeechStep.INTERRUPTED, event))
+        elif not isinstance(kind, str) or step is not None:
+            logger.warning("the server sends a message that is malformed; it is ignored")
+
+    def _report_when_heard(self, report: SpeechReport) -> None:
+        asyncio.get_running_loop().call_later(self._viewing.arrivals.depth_s, self._report, report)
 
     def _report(self, report: SpeechReport) -> None:
         if report.step is not SpeechStep.STARTED:
@@ -241,8 +261,13 @@ class RemoteFace:
 
 
 def _detail(text: str) -> str:
+    return str(_object(text).get("detail", "it says no more"))
+
+
+def _object(text: str) -> dict[str, Any]:
+    """The JSON object that ``text`` is; an empty one where it is none."""
     try:
         content = json.loads(text)
-    except ValueError:
-        content = None
-    return str(content["detail"]) if isinstance(content, dict) and "detail" in content else "it says no more"
+    except (ValueError, RecursionError):
+        return {}
+    return content if isinstance(content, dict) else {}

@@ -28,12 +28,19 @@ Message: TypeAlias = dict[str, object]
 
 
 class MessageError(Exception):
-    """A message that cannot be followed: ``code`` for programs, the text for people. ``fatal``: it broke a bound."""
+    """A message that cannot be followed: ``code`` for programs, the text for people. ``fatal``: it broke a bound.
+    ``event``: the one that was refused."""
 
-    def __init__(self, code: str, detail: str, fatal: bool = False) -> None:
+    def __init__(self, code: str, detail: str, fatal: bool = False, event: str | None = None) -> None:
         super().__init__(detail)
         self.code = code
         self.fatal = fatal
+        self.event = event
+
+    def as_message(self) -> Message:
+        """The JSON message for the client."""
+        message: Message = {"type": "error", "code": self.code, "detail": str(self)}
+        return message if self.event is None else {**message, "event_id": self.event}
 
 
 class SpeechMessages:
@@ -82,7 +89,7 @@ class SpeechMessages:
         try:
             follow()
         except MessageError as error:
-            self._send({"type": "error", "code": error.code, "detail": str(error)})
+            self._send(error.as_message())
             return not error.fatal
         return True
 
@@ -122,7 +129,7 @@ class SpeechMessages:
         if event is None:
             event = self._speaker.running or self._new_id()
         if event in self._refused:
-            raise MessageError("queue_full", f"the event {event!r} was refused; take another event_id")
+            raise MessageError("queue_full", f"the event {event!r} was refused; take another event_id", event=event)
         try:
             if self._texts is not None and self._texts.holds(event):
                 self._texts.push(event, pcm, self._rate, text)
@@ -131,7 +138,7 @@ class SpeechMessages:
         except SpeechRefusedError as error:
             if error.code == "queue_full":
                 self._refused.append(event)
-            raise MessageError(error.code, str(error)) from None
+            raise MessageError(error.code, str(error), event=event) from None
 
     def _speak_text(self, message: Message) -> None:
         event = event_id_of(message)
@@ -145,7 +152,7 @@ class SpeechMessages:
         except ValueError as error:
             raise MessageError("bad_message", str(error)) from None
         except SpeechRefusedError as error:
-            raise MessageError(error.code, str(error)) from None
+            raise MessageError(error.code, str(error), event=event) from None
 
     def _speak_end(self, message: Message) -> None:
         event = event_id_of(message) or self._speaker.running

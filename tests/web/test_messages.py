@@ -165,6 +165,7 @@ def test_a_full_queue_refuses_the_rest_of_the_event() -> None:
     desk.send(type="agent.speak", audio=TENTH, event_id="a")
     desk.send(type="agent.speak", audio=TENTH, event_id="b")
     assert desk.codes == ["queue_full", "queue_full"]
+    assert [message["event_id"] for message in desk.sent] == ["a", "a"]
     assert [event for event, _, _ in desk.speaker.said] == ["a", "b"]
 
 
@@ -173,6 +174,7 @@ def test_an_event_that_is_over_is_said_so() -> None:
     desk.speaker.failure = EventOverError("the event 'a' is complete")
     desk.send(type="agent.speak", audio=TENTH, event_id="a")
     assert desk.codes == ["event_over"]
+    assert desk.sent[0]["event_id"] == "a"
 
 
 def test_reports_become_messages() -> None:
