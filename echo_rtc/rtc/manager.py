@@ -49,6 +49,7 @@ NAME_RETRY_S = 2
 LINGER_S = 10.0
 """Grace period: how long viewers see the idle loop after the publisher was lost, before the stream ends."""
 LOST = "the publisher was lost"
+TAKEN_OVER = "another publisher has taken the stream over"
 MAX_HALF_OPEN = 8
 """Peers of one address that are answered and not connected yet. A connection is up within a second; a peer that never
 connects holds ports for ``--connect-timeout``."""
@@ -131,6 +132,8 @@ class _Live:
     stream: Stream
     name: str | None
     key: str
+    hold: asyncio.Future[str] = field(default_factory=lambda: asyncio.get_running_loop().create_future())
+    """Done, with the reason, when ``key`` is no longer good: the stream ends, or another publisher has it."""
     supervisor: asyncio.Task[None] | None = None
     seat: PublisherSeat[_Session] = field(default_factory=PublisherSeat)
     sessions: dict[str, _Session] = field(default_factory=dict)
@@ -141,6 +144,18 @@ class _Live:
     def publisher(self) -> _Session | None:
         """The peer that publishes the stream now."""
         return self.seat.publisher
+
+    def let_go(self, reason: str) -> None:
+        """The present key is no longer good."""
+        if not self.hold.done():
+            self.hold.set_result(reason)
+
+    def pass_on(self, key: str) -> None:
+        """Another publisher holds the stream by ``key``; whoever was admitted by the former key controls nothing."""
+        self.let_go(TAKEN_OVER)
+        self.hold, self.key = asyncio.get_running_loop().create_future(), key
+        for session in self.sessions.values():
+            session.peer.disown()
 
     def find(self, session_id: str) -> _Session | None:
         """The peer of this id."""
@@ -254,9 +269,10 @@ class StreamManager:
         return self.held(key).speaker
 
     def ending(self, key: str) -> asyncio.Future[str] | None:
-        """Done, with the reason, when the stream that its owner holds by ``key`` is to end; None if it has."""
+        """Done, with the reason, when the stream that its owner holds by ``key`` is to end, or another publisher has
+        taken it over; None if that was so already."""
         live = self._keys.get(key)
-        return None if live is None else live.stream.ended
+        return None if live is None else live.hold
 
     def name_of(self, key: str) -> str | None:
         """The name under which the stream is viewed that its owner holds by ``key``."""
@@ -278,6 +294,8 @@ class StreamManager:
             if live.stream.ended.done():  # meanwhile; another one may have its name already
                 await peer.close()
                 raise self._not_live(name)
+            if name != live.key:  # or no longer: another publisher has taken the stream over
+                peer.disown()
             return self._admit(live, peer, Role.VIEW)
 
     def find(self, role: Role, name: str, session_id: str) -> Opened | None:
@@ -454,6 +472,7 @@ class StreamManager:
     def _keep(self, stream: Stream, name: str | None) -> _Live:
         """A stream that has been built is one of ours from now on."""
         live = _Live(stream, name, stream.id)
+        stream.ended.add_done_callback(lambda ended: live.let_go(ended.result()))
         self._live[stream.id] = self._keys[live.key] = live
         self.ledger.opened += 1
         if name is not None:
@@ -479,7 +498,7 @@ class StreamManager:
         self.counters.resumed += 1
         live.stream.log.info("the publisher is back")
         del self._keys[live.key]
-        live.key = secrets.token_urlsafe(16)
+        live.pass_on(secrets.token_urlsafe(16))
         self._keys[live.key] = live
         return self._admit(live, peer, request.role)
 

@@ -242,6 +242,10 @@ class Peer:
         elif state == "closed":
             self._end("the connection was closed by the other side or lost")
 
+    def disown(self) -> None:
+        """The stream has another owner: messages of this connection control nothing any more."""
+        self._control.is_owner = False
+
     def _on_channel(self, channel: RTCDataChannel) -> None:
         if len(self._channels) >= MAX_EVENT_CHANNELS:
             channel.close()

@@ -16,10 +16,10 @@ MAX_CONTROL_CHARACTERS = 4096
 """A message has about 30."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Control:
     """What a connection may do to its stream. ``speaker``: of the stream, None where that has a microphone;
-    ``is_owner``: whether the connection is of its owner, others may do nothing."""
+    ``is_owner``: whether the connection is of its owner, others may do nothing; ends when another takes it over."""
 
     speaker: Speaker | None
     is_owner: bool
@@ -42,7 +42,7 @@ class Control:
         """Tells the owner what becomes of pushed events; returns what ends that."""
         if self.speaker is None or not self.is_owner:
             return lambda: None
-        return self.speaker.report_to(lambda report: tell(report.as_message()))
+        return self.speaker.report_to(lambda report: tell(report.as_message()) if self.is_owner else None)
 
 
 def _error(code: str, detail: str) -> Event:

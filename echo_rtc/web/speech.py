@@ -106,7 +106,7 @@ class SpeechChannels:
         key = request.match_info["id"]
         rate = _rate(request)
         self._access.require_origin(request)
-        speaker = self._speaker(key)
+        speaker, ending = self._speaker(key), self._streams.ending(key)
         needs_token = self._access.authorisation.required
         allowed = not needs_token or self._access.may_publish(grant_of(request), self._streams.name_of(key))
         if not allowed and hdrs.AUTHORIZATION in request.headers:
@@ -125,7 +125,6 @@ class SpeechChannels:
         speaker.claimed = True
         protect(request)
         try:
-            ending = self._streams.ending(key)
             await _Channel(socket, speaker, rate, ending, self._texts.of(speaker, ending)).run()
         finally:
             speaker.claimed = False

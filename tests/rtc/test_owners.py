@@ -11,6 +11,7 @@ from echo_rtc.bench.support.calls import Caller
 from echo_rtc.engine.testcard import AVATAR
 from echo_rtc.errors import NameTakenError, UnsupportedMediaError
 from echo_rtc.rtc.guard import CONTROLS_BURST
+from echo_rtc.rtc.manager import TAKEN_OVER
 from tests.rtc.test_calls import House, _offer, house, until
 from tests.stream.test_speech import loud
 
@@ -63,6 +64,19 @@ async def test_owners_control_what_is_said_and_viewers_do_not() -> None:
         await until(lambda: not home.statistics(key)["published"])
         with pytest.raises(NameTakenError):
             await home.manager.open_call(await _offer(), AVATAR, "studio")
+        # It is all theirs then: what was admitted by the former owner's key controls nothing, and is told nothing.
+        former = home.manager.ending(key)
+        _, present = await join(home, "studio")
+        assert former is not None
+        assert await former == TAKEN_OVER
+        assert home.manager.ending(key) is None
+        told = len(types(agent))
+        agent.channel.send(INTERRUPT)
+        await until(lambda: len(types(agent)) > told)
+        assert next(event for event in agent.events if event["type"] == "error")["code"] == "forbidden"
+        held = home.manager.ending(present)
+        assert held is not None
+        assert not held.done()
 
 
 async def test_a_call_of_pushed_speech_ends_with_its_owner() -> None:

@@ -56,6 +56,23 @@ def test_a_viewer_is_told_nothing_and_refused() -> None:
     run(live())
 
 
+def test_a_former_owner_is_told_nothing_more() -> None:
+    async def live() -> None:
+        async with talking() as watched:
+            control, told = Control(watched.speaker, is_owner=True), list[Event]()
+            forget = control.watch(told.append)
+            control.is_owner = False
+            watched.speaker.say("a", loud(0.5))
+            refusal = control.follow(INTERRUPT)
+            await asyncio.sleep(2.0)
+            assert refusal is not None
+            assert refusal["code"] == "forbidden"
+            assert told == []
+            forget()
+
+    run(live())
+
+
 @pytest.mark.parametrize(
     ("data", "code"),
     [
