@@ -208,10 +208,9 @@ class FleetEngine:
                 progress(f"worker {first.name}: rendering the idle loop of avatar {name}")
                 await self._roster.render_loaded(name, first, self._options.start_timeout_s)
             self._supervisor.come_up()
-            progress(
-                f"{self.capacity} streams are held in real time, with {self.capacity_steps} of {self._options.steps} "
-                "denoising steps"
-            )
+            held = "1 stream is" if self.capacity == 1 else f"{self.capacity} streams are"
+            steps = f"{self.capacity_steps} of {self._options.steps} denoising steps"
+            progress(f"{held} held in real time, with {steps}")
         except BaseException:
             await self.close()
             raise
