@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -123,12 +124,16 @@ async def test_a_call_through_the_server_is_measured() -> None:
 
 
 def test_the_figures_are_the_last_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    async def measured(codec: str, format: dict[str, int], seconds: float) -> tuple[float, float, float]:
-        return (0.1 if codec == "H264" else 0.2), 500.0, 24.0
+    async def measured(codec: str, *_: object, record: Path | None = None) -> tuple[float, float, float]:
+        return (0.1 if codec == "H264" else 0.2) + (0.05 if record else 0.0), 500.0, 24.0
 
     monkeypatch.setattr(stream, "measure", measured)
     assert stream.main(["--seconds", "1"]) == 0
-    assert json.loads(capsys.readouterr().out.splitlines()[-1]) == {"h264_core": 0.1, "vp8_core": 0.2}
+    assert json.loads(capsys.readouterr().out.splitlines()[-1]) == {
+        "h264_core": 0.1,
+        "vp8_core": 0.2,
+        "recorded_core": 0.15,
+    }
 
 
 async def test_a_silent_caller_has_no_microphone() -> None:

@@ -83,7 +83,8 @@ async def test_the_statistics_are_the_calls_own(card: RunningServer, page: PageF
     assert unit in {"kbit/s", "Mbit/s"}
     assert float(rate) > 0
     assert (await visit.figure("held")).isdigit()
-    assert await visit.figure("steps") == str(Settings().steps)
+    # A busy machine takes steps off.
+    assert Settings().min_steps <= int(await visit.figure("steps")) <= Settings().steps
     await expect(visit.part("clock")).to_contain_text("0:03")
     await visit.end()
     await expect(visit.page.locator("[data-figure=delay]")).to_be_hidden()

@@ -21,6 +21,8 @@ from tests.web.conftest import Client, Edge, FakeEngine, FakeLibrary, FakeStream
 
 STATIC = Path(__file__).parents[2] / "static"
 SECRET = "a-secret-of-thirty-two-characters-1"
+DAY_S = 86_400
+"""Tokens are minted when the file is collected, long before it runs."""
 URL = "https://live.example/secret-path"
 WISH = {"type": "whip", "endpoint": URL, "bearer": "secret-token"}
 RULES = HostRules.of(["live.example"])
@@ -70,7 +72,7 @@ async def client(aiohttp_client: Client, aiohttp_server: Server) -> TestClient[w
 
 
 def token(right: Right, name: str) -> dict[str, str]:
-    return {"Authorization": f"Bearer {mint(SECRET, frozenset({right}), name, 600)}"}
+    return {"Authorization": f"Bearer {mint(SECRET, frozenset({right}), name, DAY_S)}"}
 
 
 MINE = token(Right.PUBLISH, "studio")

@@ -29,7 +29,9 @@ from tests.web.conftest import Edge, FakeLibrary, gallery_of
 STATIC = Path(__file__).parents[2] / "static"
 FORMAT = ClipFormat(fps=24, clip_frames=6, width=160, height=160)
 SECRET = "a-secret-of-thirty-two-characters-1"
-ADMIN = {"Authorization": f"Bearer {mint(SECRET, frozenset({Right.ADMIN}), None, 600)}"}
+DAY_S = 86_400
+"""Tokens are minted when the file is collected, long before it runs."""
+ADMIN = {"Authorization": f"Bearer {mint(SECRET, frozenset({Right.ADMIN}), None, DAY_S)}"}
 
 Client = Callable[[TestServer], Awaitable[TestClient[web.Request, web.Application]]]
 Server = Callable[[web.Application], Awaitable[TestServer]]
@@ -46,7 +48,7 @@ def collecting(events: list[Event]) -> EventSink:
 
 
 def token(right: Right, name: str) -> dict[str, str]:
-    return {"Authorization": f"Bearer {mint(SECRET, frozenset({right}), name, 600)}"}
+    return {"Authorization": f"Bearer {mint(SECRET, frozenset({right}), name, DAY_S)}"}
 
 
 @dataclass
