@@ -6,10 +6,12 @@ in and go out as pts.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from enum import StrEnum
 from fractions import Fraction
+from itertools import count
 from typing import Any
 
 import av
@@ -194,6 +196,16 @@ def video_frame(picture: YuvFrames) -> av.VideoFrame:
 
 def marks_of(frame: av.VideoFrame) -> list[dict[str, Any]]:
     """What the marks say that came with a decoded picture."""
-    entries: Iterable[Any] = frame.side_data  # iterates over its values, whatever its type says
-    messages = (bytes(data) for data in entries if data.type is Type.SEI_UNREGISTERED)
-    return [mark for message in messages if (mark := mark_in(message)) is not None]
+    return [mark for message in unregistered_messages(frame) if (mark := mark_in(message)) is not None]
+
+
+def unregistered_messages(frame: av.VideoFrame) -> list[bytes]:
+    """The user data (unregistered SEI) that came with a decoded picture."""
+    found: list[bytes] = []
+    entries: Any = frame.side_data
+    # By number: iterating gives values up to PyAV 18 and keys from 19 on, and one type may be there several times.
+    with suppress(IndexError):
+        for index in count():
+            if entries[index].type is Type.SEI_UNREGISTERED:
+                found.append(bytes(entries[index]))
+    return found

@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
 from typing import Any
 
 import av
 import numpy as np
 import pytest
-from av.sidedata.sidedata import Type
 from av.video.codeccontext import VideoCodecContext
 from hypothesis import given
 from hypothesis import strategies as st
 
 from echo_rtc.codec.marking import MARK_UUID, SYNTHETIC, Mark, escaped, mark_in, marked
-from echo_rtc.codec.picture import PictureEncoder, VideoCodec, video_frame
+from echo_rtc.codec.picture import PictureEncoder, VideoCodec, unregistered_messages, video_frame
 from tests.codec.test_picture import FORMAT, picture
 
 
@@ -27,9 +25,7 @@ def decoded(packets: list[av.Packet[Any]], codec: str = "h264") -> list[av.Video
 
 def messages(frame: av.VideoFrame) -> list[bytes]:
     """Those of user data unregistered that FFmpeg found, but for x264's own."""
-    entries: Iterable[Any] = frame.side_data
-    found = [bytes(data) for data in entries if data.type is Type.SEI_UNREGISTERED]
-    return [message for message in found if b"x264" not in message]
+    return [message for message in unregistered_messages(frame) if b"x264" not in message]
 
 
 def encoded(codec: VideoCodec, mark: Mark, keys: tuple[int, ...] = (0, 5)) -> list[av.Packet[Any]]:
