@@ -1,6 +1,6 @@
 """``python -m echo_rtc.bench capacity``: how many calls one core holds, and what one more does to them.
 
-A real server of test cards, all of it on one processor core, gets one call after the other, each with somebody who
+A real server of test cards, all of it on one processor core, gets one call after the other, each with a caller who
 talks all the time. After each, every caller's frames are counted for a while: the core holds the calls as long as every
 caller gets every frame. Then a server that is told this number as ``--max-streams`` gets as many calls and one more,
 which must be refused while the others miss nothing.

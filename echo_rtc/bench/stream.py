@@ -1,6 +1,6 @@
 """``python -m echo_rtc.bench stream``: what one call costs the server, in cores.
 
-A server of test cards in a process of its own holds one call of somebody who talks all the time; its processor time
+A server of test cards in a process of its own holds one call whose caller talks all the time; its processor time
 (user and system, all threads) is read before and after. Echo, clips, gate, playout, encoders, RTP, DTLS: all included.
 The last row is the call in H.264 once more, which is recorded into a file of a temporary folder.
 """

@@ -151,7 +151,7 @@ class _Live:
             self.hold.set_result(reason)
 
     def pass_on(self, key: str) -> None:
-        """Another publisher holds the stream by ``key``; whoever was admitted by the former key controls nothing."""
+        """Another publisher holds the stream by ``key``; clients admitted by the former key lose control."""
         self.let_go(TAKEN_OVER)
         self.hold, self.key = asyncio.get_running_loop().create_future(), key
         for session in self.sessions.values():
