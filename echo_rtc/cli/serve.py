@@ -82,8 +82,8 @@ CLOSE_ENGINE_S = 5.0
 BACK_AFTER_S = 2.0
 """When clients of a server that is restarted are told to come back."""
 CANCEL_START_S = 3.5
-"""Together with the second that requests may still take, these keep the whole end below 10 s; while the engine
-starts there are no streams to close, but its start to cancel."""
+"""Together with the second that requests may still take, these keep the whole end below 10 s, or below 12.5 s where
+LiveKit rooms are left as well; while the engine starts there are no streams to close, but its start to cancel."""
 
 logger = logging.getLogger("echo_rtc.server")
 
