@@ -10,6 +10,7 @@ import argparse
 import logging
 import os
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from multiprocessing import get_context
 from multiprocessing.sharedctypes import Synchronized
@@ -35,6 +36,9 @@ from echo_rtc.train.people.shoot import (
 log = logging.getLogger(__name__)
 
 PICTURES_PER_FILE = 16
+
+MAX_FAILURES = 3
+"""Blocks in a row that a worker may fail at before it ends."""
 
 PEOPLE = ("training", "held-out", "named")
 
@@ -65,17 +69,28 @@ def _work(plan: Plan, worker: int, counter: Synchronized[int]) -> None:
     studio = Studio(Asset.load(plan.asset), device, device_index=worker % plan.gpus if plan.gpus else None)
     while not plan.corpus.exists() and time.time() < plan.until:  # it may still be in the making
         time.sleep(0.5)
+    if not plan.corpus.exists():
+        log.error("the corpus %s was not there in time; make it with echo-rtc train speech", plan.corpus)
+        return
     speech = Speech.load(plan.corpus)
-    while time.time() < plan.until:
+    film_blocks(plan, counter, lambda block: _block(plan, studio, speech, block))
+
+
+def film_blocks(plan: Plan, counter: Synchronized[int], film: Callable[[int], None]) -> None:
+    """Films the next block of all, again and again, until time or blocks are used up, or :data:`MAX_FAILURES` blocks in
+    a row have failed: a worker whose device is lost must not use up the blocks of the others."""
+    failures = 0
+    while time.time() < plan.until and failures < MAX_FAILURES:
         with counter.get_lock():
             block = counter.value
             counter.value += 1
         if block >= plan.blocks:
             break
         try:
-            _block(plan, studio, speech, block)
-        except Exception:
-            # One person that cannot be made is no reason to stop; a worker without a device fails every time.
+            film(block)
+            failures = 0
+        except Exception:  # one person that cannot be made is no reason to stop
+            failures += 1
             log.exception("block %d", block)
 
 
