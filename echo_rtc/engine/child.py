@@ -7,6 +7,7 @@ other side of all this.
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import logging
 import logging.handlers
@@ -135,6 +136,8 @@ class _Process:
     channels: WorkerChannels
     messages: _Messages
     worker: ClipWorker
+    preparing: threading.Lock
+    """Held while the other thread computes; taken for good when the interpreter ends, which must not find it there."""
 
 
 _process: _Process | None = None
@@ -152,7 +155,8 @@ def initialise(channels: WorkerChannels) -> None:
     threading.Thread(target=_end_with_parent, name="parent-watch", daemon=True).start()
     if channels.spec.niceness and hasattr(os, "nice"):
         os.nice(channels.spec.niceness)
-    _process = _Process(channels, messages, ClipWorker(channels.spec, channels.format))
+    _process = _Process(channels, messages, ClipWorker(channels.spec, channels.format), threading.Lock())
+    atexit.register(_process.preparing.acquire)
     threading.Thread(target=_run_commands, args=(_process,), name="prepare", daemon=True).start()
 
 
@@ -168,7 +172,7 @@ def _run_commands(process: _Process) -> None:
     """Prepares what the parent names, until its end of the pipe is closed, and works ahead in between."""
     while True:
         try:
-            while not process.channels.commands.poll(AHEAD_S if process.worker.work_ahead() else REST_S):
+            while not process.channels.commands.poll(AHEAD_S if _work_ahead(process) else REST_S):
                 pass
             command = process.channels.commands.recv()
         except (EOFError, OSError):
@@ -180,7 +184,13 @@ def _run_commands(process: _Process) -> None:
         request = process.channels.requests[command.area].take(command.payload)
         process.messages.send(AreaFree(command.area))
         assert isinstance(request, RenderRequest)
-        process.worker.prepare(command.number, request)
+        with process.preparing:
+            process.worker.prepare(command.number, request)
+
+
+def _work_ahead(process: _Process) -> bool:
+    with process.preparing:
+        return process.worker.work_ahead()
 
 
 def load() -> WorkerReport:
