@@ -22,6 +22,7 @@ from echo_rtc.clips import ClipFormat
 from echo_rtc.codec.picture import VideoCodec, codec_preference
 from echo_rtc.errors import OfferError, UnsupportedMediaError
 from echo_rtc.rtc.candidates import Reach
+from echo_rtc.rtc.connections import close_connection, negotiate
 from echo_rtc.rtc.guard import Guard
 from echo_rtc.rtc.negotiation import description_of, stand_in
 from echo_rtc.rtc.network import Network
@@ -33,7 +34,6 @@ from echo_rtc.rtc.wiring import codec_preferences, send_to_viewer
 from echo_rtc.stream.stream import Stream
 from echo_rtc.stream.viewers import Viewer
 
-CLOSE_TIMEOUT_S = 5.0
 _KINDS = ("video", "audio")
 
 
@@ -70,14 +70,7 @@ class OutgoingPeer:
     async def offer(cls, stream: Stream, network: Network, servers: Sequence[RTCIceServer] = ()) -> OutgoingPeer:
         """A connection with its offer. Raises PortsExhaustedError; nothing is left of it then."""
         peer = cls(stream, network, servers)
-        offering = asyncio.create_task(peer._offer(), name="offer an output")
-        try:
-            await asyncio.shield(offering)
-        except BaseException:
-            # aiortc loses sockets if it is cancelled while it opens them, so it is let finish first.
-            await asyncio.gather(offering, return_exceptions=True)
-            await peer.close()
-            raise
+        await negotiate(peer._offer(), peer.close, "offer an output")
         return peer
 
     async def accept(self, answer: str, reach: Reach) -> Sent:
@@ -157,13 +150,7 @@ class OutgoingPeer:
     async def _close(self) -> None:
         if self._viewer is not None:
             self._stream.remove_viewer(self._viewer)
-        try:
-            async with asyncio.timeout(CLOSE_TIMEOUT_S):
-                await self._connection.close()
-        except TimeoutError:
-            self._stream.log.error("an output's connection did not close within %g s", CLOSE_TIMEOUT_S)
-        except Exception:  # a boundary: whatever aiortc trips over, the connection is gone
-            self._stream.log.exception("an output's connection did not close as it should")
+        await close_connection(self._connection, self._stream.log)
         if self._lease is not None:
             self._lease.release()
 

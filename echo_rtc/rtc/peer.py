@@ -27,6 +27,7 @@ from echo_rtc.codec.concealment import VoiceDecoder
 from echo_rtc.codec.picture import VideoCodec
 from echo_rtc.errors import CapacityError, IceRestartError, OfferError, UnsupportedMediaError
 from echo_rtc.rtc.candidates import MAX_NAMED, Candidate, Reach
+from echo_rtc.rtc.connections import close_connection, negotiate
 from echo_rtc.rtc.fragment import Fragment
 from echo_rtc.rtc.guard import Guard
 from echo_rtc.rtc.negotiation import Negotiation, with_inband_fec, with_rtcp_mux_only
@@ -48,8 +49,6 @@ CONNECT_TIMEOUT_S = 15.0
 """A peer whose connection is not up this long after the answer is given up."""
 PORTS_RETRY_S = 10
 """When to ask again while all ports are taken: they become free as calls end."""
-CLOSE_TIMEOUT_S = 5.0
-"""Time that closing a connection may take."""
 GOODBYE_TIMEOUT_S = 0.2
 """Time that the last event may take to leave before the connection closes under it."""
 MAX_EVENT_CHANNELS = 4
@@ -122,14 +121,7 @@ class Peer:
         UDP port is free; nothing is left of the connection then.
         """
         peer = cls(terms, stream, options)
-        answering = asyncio.create_task(peer._answer(format), name="answer an offer")
-        try:
-            await asyncio.shield(answering)
-        except BaseException:
-            # aiortc loses sockets if it is cancelled while it opens them, so it is let finish first.
-            await asyncio.gather(answering, return_exceptions=True)
-            await peer.close()
-            raise
+        await negotiate(peer._answer(format), peer.close, "answer an offer")
         if not peer.ended.done():
             # From the answer on: finding the server's own candidates takes time of its own.
             loop = asyncio.get_running_loop()
@@ -288,13 +280,7 @@ class Peer:
             self._forget(channel)
         if self._viewer is not None:
             self._stream.remove_viewer(self._viewer)
-        try:
-            async with asyncio.timeout(CLOSE_TIMEOUT_S):
-                await self._connection.close()
-        except TimeoutError:
-            self._stream.log.error("a connection did not close within %g s", CLOSE_TIMEOUT_S)
-        except Exception:  # a boundary: whatever aiortc trips over, the peer is gone, and its place has to be free
-            self._stream.log.exception("a connection did not close as it should")
+        await close_connection(self._connection, self._stream.log)
         self._terms.release()
 
     async def _say_goodbye(self) -> None:
