@@ -43,7 +43,7 @@ from echo_rtc.model.options import add_flags, flags_of
 from echo_rtc.model.pose_encoder import PoseEncoder
 from echo_rtc.model.tiny_decoder import TinyDecoder
 from echo_rtc.model.unet2d import ReferenceUNet
-from echo_rtc.model.unet3d import DenoisingUNet
+from echo_rtc.model.unet3d import ClipConditions, DenoisingUNet
 from echo_rtc.rendering import RenderRequest
 
 AVATAR = "bench"
@@ -209,7 +209,7 @@ def count_tflop(settings: GeneratorSettings) -> float:
         audio = denoiser.project_audio(torch.empty(1, frames, tokens, 384, dtype=torch.half))
         pose = torch.empty(1, 320, frames, height, width, dtype=torch.half)
         with FlopCounterMode(display=False) as step:
-            denoiser.halves(latents, 1.0, audio, pose, bank, 0, settings.cfg > 1)
+            denoiser.halves(latents, 1.0, ClipConditions(audio, bank, pose), 0, settings.cfg > 1)
         with FlopCounterMode(display=False) as decode:
             autoencoder.decode(latents[0, :, :1].transpose(0, 1))
     total: int = settings.steps * step.get_total_flops() + frames * decode.get_total_flops()

@@ -35,8 +35,8 @@ from echo_rtc.errors import InputError
 from echo_rtc.model.audio import SAMPLE_RATE, frame_tokens
 from echo_rtc.model.description import ModelDescription
 from echo_rtc.model.generator import ClipGenerator, GeneratorSettings
-from echo_rtc.model.sampler import SHIFT_PER_STEP, ClipConditions, Sampler, initial_latents
-from echo_rtc.model.unet3d import KeysValues
+from echo_rtc.model.sampler import SHIFT_PER_STEP, Sampler, initial_latents
+from echo_rtc.model.unet3d import ClipConditions, KeysValues
 
 TOLERANCE = 1e-3
 """The largest relative error that rounding explains in a well-behaved network."""

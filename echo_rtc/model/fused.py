@@ -34,7 +34,7 @@ from echo_rtc.model.kernels.group_norm import Moments, add_moments, affine, coef
 from echo_rtc.model.kernels.joining import joined
 from echo_rtc.model.kernels.layer_norm import add_layer_norm
 from echo_rtc.model.motion import FrameAttention, MotionBlock, MotionModule
-from echo_rtc.model.unet3d import AUDIO_SCALE, DenoisingTransformer, DenoisingUNet, KeysValues, fold
+from echo_rtc.model.unet3d import AUDIO_SCALE, ClipConditions, DenoisingTransformer, DenoisingUNet, KeysValues, fold
 
 
 @dataclass(frozen=True, slots=True)
@@ -358,16 +358,7 @@ class FusedDenoiser:
         self._offsets: dict[float, dict[ResnetBlock, Tensor]] = {}
         self._positions: dict[tuple[int, int], dict[int, Tensor]] = {}
 
-    def halves(
-        self,
-        latents: Tensor,
-        timestep: float,
-        audio: KeysValues | None,
-        pose: Tensor | None,
-        bank: KeysValues | None,
-        shift: int,
-        guided: bool,
-    ) -> Tensor:
+    def halves(self, latents: Tensor, timestep: float, given: ClipConditions, shift: int, guided: bool) -> Tensor:
         """v for latents (1, C, F, h, w): (2, C, F, h, w), unconditional half first, where ``guided``, else (1, ...).
 
         The arguments are those of the plain network's.
@@ -377,10 +368,10 @@ class FusedDenoiser:
         conv = unet.conv_in
         assert conv.bias is not None
         x = tokens_of(F.conv2d(fold(latents.to(conv.weight.dtype)), conv.weight, conv.bias, padding=1))
-        posed = x if pose is None else x + tokens_of(fold(pose))
+        posed = x if given.pose is None else x + tokens_of(fold(given.pose))
         first = picture(torch.cat((x, posed)) if guided else posed, height, width)
-        given = LayerInputs(frames, frames, audio, bank, self._positions_of(frames, shift % frames))
-        x = tokens_of(self._run(first, given, self._offsets_of(timestep)))
+        inputs = LayerInputs(frames, frames, given.audio, given.bank, self._positions_of(frames, shift % frames))
+        x = tokens_of(self._run(first, inputs, self._offsets_of(timestep)))
         out = image_of(x, height, width)
         return out.reshape(-1, frames, *out.shape[1:]).transpose(1, 2)
 

@@ -45,7 +45,6 @@ from echo_rtc.model.photographs import refuse_photograph
 from echo_rtc.model.pose_files import load_pose_sequence
 from echo_rtc.model.quantised import HOPPER, check_fp8, quantise_linear
 from echo_rtc.model.sampler import (
-    ClipConditions,
     Denoiser,
     Sampler,
     bridged,
@@ -55,7 +54,7 @@ from echo_rtc.model.sampler import (
 )
 from echo_rtc.model.trained import Trained
 from echo_rtc.model.unet2d import Bank
-from echo_rtc.model.unet3d import KeysValues
+from echo_rtc.model.unet3d import ClipConditions, KeysValues
 from echo_rtc.rendering import Avatar, RenderRequest, RenderResult, TakeFrames
 
 log = logging.getLogger(__name__)

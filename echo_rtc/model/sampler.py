@@ -15,7 +15,7 @@ import torch
 from diffusers import DDIMScheduler
 from torch import Tensor
 
-from echo_rtc.model.unet3d import KeysValues
+from echo_rtc.model.unet3d import ClipConditions
 
 NOISE_BOUND = 1.5
 """Initial noise is clamped to this on both sides."""
@@ -88,16 +88,6 @@ def bridged(latents: Tensor, init_latent: Tensor | None) -> Tensor:
 
 
 @dataclass(frozen=True, slots=True)
-class ClipConditions:
-    """What a clip is made from, each ready for every step: the audio's and the bank's keys and values, and the pose
-    features (1, C0, F, h, w)."""
-
-    audio: KeysValues
-    bank: KeysValues
-    pose: Tensor
-
-
-@dataclass(frozen=True, slots=True)
 class Step:
     """One step taken: the guided prediction of v and the latents after it, both (1, C, F, h, w) float32."""
 
@@ -108,16 +98,7 @@ class Step:
 class Denoiser(Protocol):
     """The denoising UNet, plain or fused."""
 
-    def halves(
-        self,
-        latents: Tensor,
-        timestep: float,
-        audio: KeysValues | None,
-        pose: Tensor | None,
-        bank: KeysValues | None,
-        shift: int,
-        guided: bool,
-    ) -> Tensor:
+    def halves(self, latents: Tensor, timestep: float, given: ClipConditions, shift: int, guided: bool) -> Tensor:
         """v for latents (1, C, F, h, w): (2, C, F, h, w), without conditions and with them, where ``guided``, else
         (1, C, F, h, w) with them."""
         ...
@@ -177,6 +158,4 @@ class Sampler:
     def halves(self, latents: Tensor, timestep: int, given: ClipConditions, shift: int, guided: bool = True) -> Tensor:
         """What guidance joins: (2, C, F, h, w), without conditions and with them, or (1, C, F, h, w) where there is
         none."""
-        return self._denoiser.halves(
-            latents, timestep, given.audio, given.pose, given.bank, shift, guided and self._cfg > 1
-        )
+        return self._denoiser.halves(latents, timestep, given, shift, guided and self._cfg > 1)

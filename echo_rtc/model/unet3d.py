@@ -52,6 +52,16 @@ class KeysValues:
 
 
 @dataclass(frozen=True, slots=True)
+class ClipConditions:
+    """What a clip is made from, each ready for every step: the audio's and the bank's keys and values, and the pose
+    features (1, C0, F, h, w). None leaves a condition out."""
+
+    audio: KeysValues | None = None
+    bank: KeysValues | None = None
+    pose: Tensor | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Conditions:
     """What every layer of one forward pass is told: the number of frames, at which positions they stand (F,), the
     timestep's embedding (1 or B, T), and the conditions."""
@@ -274,20 +284,11 @@ class DenoisingUNet(nn.Module):
             }
         )
 
-    def halves(
-        self,
-        latents: Tensor,
-        timestep: float,
-        audio: KeysValues | None,
-        pose: Tensor | None,
-        bank: KeysValues | None,
-        shift: int,
-        guided: bool,
-    ) -> Tensor:
+    def halves(self, latents: Tensor, timestep: float, given: ClipConditions, shift: int, guided: bool) -> Tensor:
         """v for latents (1, C, F, h, w): (2, C, F, h, w), without conditions and with them, where ``guided``, else
-        (1, C, F, h, w) with them. The arguments are those of :meth:`forward`."""
+        (1, C, F, h, w) with them. ``timestep`` and ``shift`` are those of :meth:`forward`."""
         sample = latents.to(self.conv_in.weight.dtype)
-        conditional: Tensor = self(sample, timestep, audio, pose, bank, shift)
+        conditional: Tensor = self(sample, timestep, given.audio, given.pose, given.bank, shift)
         if not guided:
             return conditional
         return torch.cat((self(sample, timestep, None, None, None, shift), conditional))

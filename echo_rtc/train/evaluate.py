@@ -32,7 +32,8 @@ from echo_rtc.clips import MEDIA_RATE, ClipFormat, F32Array
 from echo_rtc.errors import InputError
 from echo_rtc.model.description import ModelDescription
 from echo_rtc.model.generator import ClipGenerator, GeneratorSettings, fitting_dtype, resample
-from echo_rtc.model.sampler import ClipConditions, bridged, reference_latents
+from echo_rtc.model.sampler import bridged, reference_latents
+from echo_rtc.model.unet3d import ClipConditions
 from echo_rtc.offline.files import SoundFile
 from echo_rtc.resources import PACKAGE
 from echo_rtc.train.footage import read

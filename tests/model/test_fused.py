@@ -21,6 +21,7 @@ from echo_rtc.model.fused_decoder import FusedDecoder
 from echo_rtc.model.kernels.convolution import EightBitConvolution
 from echo_rtc.model.kernels.eight_bits import factor_of_norm, quantise
 from echo_rtc.model.kl_autoencoder import KLAutoencoder
+from echo_rtc.model.unet3d import ClipConditions
 from tests.model.small import AUDIO_WIDTH, TOKENS, denoising_unet, motion_config, randomise, reference_unet
 
 FRAMES = 5
@@ -42,10 +43,11 @@ def test_both_halves_are_those_of_the_plain_network(size: tuple[int, int], shift
     audio = network.project_audio(torch.randn(1, FRAMES, TOKENS, AUDIO_WIDTH, generator=generator))
     pose = torch.randn(1, 32, FRAMES, *size, generator=generator)
     bank = network.project_bank(reference(torch.randn(1, 4, *size, generator=generator)))
-    expected = network.halves(latents, 321, audio, pose, bank, shift, guided)
+    given = ClipConditions(audio, bank, pose)
+    expected = network.halves(latents, 321, given, shift, guided)
     fused = FusedDenoiser(network, AttentionChoice())
     for _ in range(2):  # the second time, what is computed once is there
-        ours = fused.halves(latents, 321, audio, pose, bank, shift, guided)
+        ours = fused.halves(latents, 321, given, shift, guided)
         assert ours.shape == expected.shape == (2 if guided else 1, 4, FRAMES, *size)
         for half, one in zip(ours, expected, strict=True):
             assert relative_error(half, one) < 1e-5
@@ -57,8 +59,8 @@ def test_conditions_may_be_left_out_and_timesteps_differ() -> None:
     fused = FusedDenoiser(network, AttentionChoice())
     latents = torch.randn(1, 4, 2, 8, 8)
     for timestep in (999, 167):
-        expected = network.halves(latents, timestep, None, None, None, 0, True)
-        ours = fused.halves(latents, timestep, None, None, None, 0, True)
+        expected = network.halves(latents, timestep, ClipConditions(), 0, True)
+        ours = fused.halves(latents, timestep, ClipConditions(), 0, True)
         assert relative_error(ours, expected) < 1e-5
 
 
@@ -122,7 +124,8 @@ def test_eight_bits_are_near(monkeypatch: pytest.MonkeyPatch) -> None:
     latents = torch.randn(1, 4, FRAMES, *size, generator=generator)
     audio = network.project_audio(torch.randn(1, FRAMES, TOKENS, AUDIO_WIDTH, generator=generator))
     bank = network.project_bank(reference(torch.randn(1, 4, *size, generator=generator)))
-    expected = network.halves(latents, 321, audio, None, bank, 3, True)
+    given = ClipConditions(audio, bank)
+    expected = network.halves(latents, 321, given, 3, True)
     convolved: list[int] = []
     plain = EightBitConvolution._plain
 
@@ -131,7 +134,7 @@ def test_eight_bits_are_near(monkeypatch: pytest.MonkeyPatch) -> None:
         return plain(self, x, *rest)
 
     monkeypatch.setattr(EightBitConvolution, "_plain", count)
-    ours = FusedDenoiser(network, AttentionChoice(), eight_bits=True).halves(latents, 321, audio, None, bank, 3, True)
+    ours = FusedDenoiser(network, AttentionChoice(), eight_bits=True).halves(latents, 321, given, 3, True)
     assert 1e-3 < relative_error(ours, expected) < 0.1
     assert convolved
     assert set(convolved) == {1}

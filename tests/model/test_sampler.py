@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from echo_rtc.model.sampler import ClipConditions, Sampler, draw_noise, initial_latents, make_scheduler
-from echo_rtc.model.unet3d import DenoisingUNet, KeysValues
+from echo_rtc.model.sampler import Sampler, draw_noise, initial_latents, make_scheduler
+from echo_rtc.model.unet3d import ClipConditions, DenoisingUNet, KeysValues
 from tests.model.small import denoising_unet, motion_config, reference_unet
 from tests.model.test_networks import inputs
 

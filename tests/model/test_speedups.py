@@ -25,7 +25,7 @@ from echo_rtc.model.generator import ClipGenerator, GeneratorSettings
 from echo_rtc.model.kernels import launch
 from echo_rtc.model.motion import MotionModule
 from echo_rtc.model.quantised import check_fp8, quantise_linear
-from echo_rtc.model.unet3d import DenoisingTransformer, KeysValues
+from echo_rtc.model.unet3d import ClipConditions, DenoisingTransformer, KeysValues
 from tests.model.small import AUDIO_WIDTH, MINI, MINI_FORMAT, TOKENS, denoising_unet, reference_unet
 
 
@@ -212,12 +212,13 @@ def test_each_kind_of_layer_is_compiled_once(monkeypatch: pytest.MonkeyPatch) ->
     network, reference = denoising_unet(**one_level), reference_unet(**one_level)
     latents, audio = torch.randn(1, 4, 2, 8, 8), network.project_audio(torch.randn(1, 2, TOKENS, AUDIO_WIDTH))
     bank = network.project_bank(reference(torch.randn(1, 4, 8, 8)))
-    expected = [network.halves(latents, 9, audio, None, bank, shift, True) for shift in (0, 3)]
+    given = ClipConditions(audio, bank)
+    expected = [network.halves(latents, 9, given, shift, True) for shift in (0, 3)]
     torch._dynamo.reset()
     torch._dynamo.utils.counters.clear()
     decode = compile_networks(network, lambda x: 2 * x, "max-autotune")
     for shift, one in zip((0, 3), expected, strict=True):
-        ours = network.halves(latents, 9, audio, None, bank, shift, True)
+        ours = network.halves(latents, 9, given, shift, True)
         assert float((ours - one).norm() / one.norm()) < 1e-5
     assert torch.equal(decode(torch.ones(2)), torch.full((2,), 2.0))
     assert modes == {"max-autotune-no-cudagraphs"}
