@@ -484,6 +484,17 @@ class Settings(ModelOptions):
             high=100_000,
         ),
     )
+    max_texts_per_minute: int = field(
+        default=600,
+        metadata=about(
+            "limits",
+            "Most texts a minute that one client's address has streams say (--tts-url); 0 for any number. Programs of "
+            "the server's own machine are not limited.",
+            unit="texts",
+            low=0,
+            high=100_000,
+        ),
+    )
     connect_timeout: float = field(
         default=15.0,
         metadata=about(

@@ -335,7 +335,9 @@ def _access(settings: Settings) -> Access:
     return Access(
         authorisation=authorisation if authorisation.administered else authorisation.with_admin(),
         clients=Clients.of(settings.trusted_proxy),
-        limits=LimitOptions(offers_per_minute=settings.max_offers_per_minute, peers=settings.max_peers_per_address),
+        limits=LimitOptions(
+            settings.max_offers_per_minute, settings.max_texts_per_minute, settings.max_peers_per_address
+        ),
         cross_origin=CrossOrigin.of(settings.allow_origin),
         frame_ancestors=frame_sources(settings.frame_ancestors),
         loopback=settings.host in LOOPBACK,

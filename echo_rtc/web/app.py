@@ -40,8 +40,12 @@ from echo_rtc.web.stream_access import StreamAccess
 from echo_rtc.web.text_speech import TextSpeeches
 from echo_rtc.web.whip import Sessions, WhipWhep
 
-COUNTED = ("/streams/{id}/outputs", "/streams/{id}/recordings")
-"""Posts to these count as offers: each begins work of its own, and outputs send requests to other hosts."""
+COUNTED = {
+    "/streams/{id}/outputs": Limits.count_offer,
+    "/streams/{id}/recordings": Limits.count_offer,
+    "/streams/{id}/speak": Limits.count_text,
+}
+"""Posts to these are limited: each begins work of its own, on this server or on another."""
 SECURITY_HEADERS = {
     CONTENT_POLICY: content_policy(),
     "Permissions-Policy": "microphone=(self), camera=(), geolocation=(), display-capture=()",
@@ -366,7 +370,8 @@ def create_app(
     metrics, admin = Metrics(watched), Admin(streams, health, watched, static / OPERATORS_PAGE)
     pages = Pages.in_folder(static, access.frame_ancestors)
     avatars = Avatars(gallery, health)
-    speech_access = SpeechAccess(access.authorisation, access.cross_origin)
+    limits = Limits(access.limits, access.clients)
+    speech_access = SpeechAccess(access.authorisation, access.cross_origin, limits)
     speech = SpeechChannels(streams, health, speech_access, options.texts)
     queue = Queue()
     streams.reservations = queue
@@ -380,7 +385,7 @@ def create_app(
     )
     scopes: dict[web.AbstractRoute, Scope] = {}
     answering = answering_problems(watch.refusals)
-    limiting = _limiting(Limits(access.limits, access.clients), scopes)
+    limiting = _limiting(limits, scopes)
     pacing = Pace(access.clients).middleware(HEALTH)
     middlewares = [guiding_visitors(), answering, pacing, refusing_packed_bodies()]
     if access.loopback and not access.authorisation.required:
@@ -401,8 +406,8 @@ def _limiting(limits: Limits, scopes: Mapping[web.AbstractRoute, Scope]) -> Midd
 
     @web.middleware
     async def middleware(request: web.Request, handler: Handler) -> web.StreamResponse:
-        if request.method == hdrs.METH_POST and route_of(request) in COUNTED:
-            limits.count(request)
+        if request.method == hdrs.METH_POST and (count := COUNTED.get(route_of(request))) is not None:
+            count(limits, request)
         opens = scopes.get(request.match_info.route) in (Scope.CALL, Scope.PUBLISH, Scope.VIEW)
         if not opens or request.method != hdrs.METH_POST:
             return await handler(request)

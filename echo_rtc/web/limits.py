@@ -1,4 +1,4 @@
-"""How much one client may ask for: offers a minute, and peers at once. Clients are told apart by address.
+"""How much one client may ask for: offers and texts a minute, and peers at once. Clients are told apart by address.
 
 Programs of the server's own machine are not limited. Knows no route; what the whole server holds is the streams' own
 business.
@@ -36,6 +36,7 @@ class LimitOptions:
     """The settings of limits for each client; 0 stands for none."""
 
     offers_per_minute: int = 0
+    texts_per_minute: int = 0
     peers: int = 0
 
 
@@ -63,24 +64,48 @@ CLAIM = web.RequestKey("echo_rtc.claim", Claim)
 """The key under which a request carries its Claim, if it wants a peer."""
 
 
+class PerMinute:
+    """A token bucket for each client, which holds ``limit`` and refills within a minute; 0 stands for no limit.
+    ``what`` is counted, in words for clients."""
+
+    def __init__(self, limit: int, what: str, clock: Callable[[], float]) -> None:
+        self._limit = limit
+        self._what = what
+        self._clock = clock
+        self._buckets: OrderedDict[str, TokenBucket] = OrderedDict()
+        """What each client may still have; the client that was counted last is the last one."""
+
+    def take(self, client: str) -> None:
+        """Counts one of a client. Raises Problem 429 where that is one too many."""
+        if not self._limit:
+            return
+        now = self._clock()
+        bucket = self._buckets.pop(client, None) or TokenBucket(self._limit / 60, self._limit, now)
+        self._buckets[client] = bucket
+        if len(self._buckets) > MAX_REMEMBERED:
+            self._buckets.popitem(last=False)
+        if not bucket.take(1, now):
+            raise _too_many(f"More than {self._limit} {self._what}; wait a little.", math.ceil(bucket.wait_s(now)))
+
+
 class Limits:
     """Counts what clients ask for, and refuses what is too much (Problem 429)."""
 
     def __init__(self, options: LimitOptions, clients: Clients, clock: Callable[[], float] = time.monotonic) -> None:
-        self._options = options
+        self._most_peers = options.peers
         self._clients = clients
-        self._clock = clock
-        self._buckets: OrderedDict[str, TokenBucket] = OrderedDict()
-        """The offers that each client may still make; the client of the latest offer last."""
         self._peers: Counter[str] = Counter()
+        offers = "offers a minute came from this address, outputs and recordings that it began included"
+        self._offers = PerMinute(options.offers_per_minute, offers, clock)
+        self._texts = PerMinute(options.texts_per_minute, "texts a minute came from this address", clock)
 
     def claim(self, request: web.Request) -> Claim:
         """To be called for an offer, before anything is done with it. Raises Problem 429."""
         client = rate_limit_key(self._clients.address(request))
         if self._clients.on_this_machine(request):
             return Claim(Caller(client, on_loopback=True), lambda: None)
-        self._take_offer(client)
-        if self._options.peers and self._peers[client] >= self._options.peers:
+        self._offers.take(client)
+        if self._most_peers and self._peers[client] >= self._most_peers:
             raise _too_many(
                 f"This address has {self._peers[client]} peers, which is as many as it may have; end one first.",
                 PEERS_RETRY_S,
@@ -88,26 +113,17 @@ class Limits:
         self._peers[client] += 1
         return Claim(Caller(client), lambda: self._end(client))
 
-    def count(self, request: web.Request) -> None:
+    def count_offer(self, request: web.Request) -> None:
         """To be called for a request that counts as an offer but wants no peer. Raises Problem 429."""
-        if not self._clients.on_this_machine(request):
-            self._take_offer(rate_limit_key(self._clients.address(request)))
+        self._count(self._offers, request)
 
-    def _take_offer(self, client: str) -> None:
-        limit = self._options.offers_per_minute
-        if not limit:
-            return
-        now = self._clock()
-        bucket = self._buckets.pop(client, None) or TokenBucket(limit / 60, limit, now)
-        self._buckets[client] = bucket
-        if len(self._buckets) > MAX_REMEMBERED:
-            self._buckets.popitem(last=False)
-        if not bucket.take(1, now):
-            raise _too_many(
-                f"More than {limit} offers a minute came from this address, outputs and recordings that it began "
-                "included; wait a little.",
-                math.ceil(bucket.wait_s(now)),
-            )
+    def count_text(self, request: web.Request) -> None:
+        """To be called for a text that is to be said, before it is read. Raises Problem 429."""
+        self._count(self._texts, request)
+
+    def _count(self, counted: PerMinute, request: web.Request) -> None:
+        if not self._clients.on_this_machine(request):
+            counted.take(rate_limit_key(self._clients.address(request)))
 
     def _end(self, client: str) -> None:
         self._peers[client] -= 1

@@ -10,11 +10,11 @@ import binascii
 import json
 from collections import deque
 from collections.abc import Callable
-from typing import TypeAlias
+from typing import Protocol, TypeAlias
 
 from echo_rtc.stream.speech import Speaker, SpeechReport, SpeechStep
 from echo_rtc.stream.speech_input import SpeechInput, SpeechRefusedError
-from echo_rtc.web.text_speech import MAX_TEXT_CHARACTERS, NOT_CONFIGURED, TextSpeech, checked_text
+from echo_rtc.web.text_speech import MAX_TEXT_CHARACTERS, NOT_CONFIGURED, checked_text
 
 SPEECH_RATE = 24_000
 """Sample rate of pushed PCM in Hz where the address names none."""
@@ -43,11 +43,21 @@ class MessageError(Exception):
         return message if self.event is None else {**message, "event_id": self.event}
 
 
+class Texts(Protocol):
+    """What says a client's texts, each method as that of TextSpeech. Raises SpeechRefusedError."""
+
+    def say(self, text: str, event: str | None = None) -> str: ...
+
+    def holds(self, event: str) -> bool: ...
+
+    def push(self, event: str, pcm: bytes, rate: int, text: str = "") -> None: ...
+
+
 class SpeechMessages:
     """Follows a client's messages and tells it what becomes of them."""
 
     def __init__(
-        self, speaker: Speaker, rate: int, send: Callable[[Message], None], texts: TextSpeech | None = None
+        self, speaker: Speaker, rate: int, send: Callable[[Message], None], texts: Texts | None = None
     ) -> None:
         """``rate``: of the client's PCM in Hz. ``texts`` says texts, where the server can."""
         self._speaker = speaker

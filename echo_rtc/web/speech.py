@@ -22,12 +22,12 @@ from echo_rtc.web.bodies import json_object
 from echo_rtc.web.connections import protect
 from echo_rtc.web.cors import CrossOrigin
 from echo_rtc.web.health import Health
-from echo_rtc.web.limits import CLAIM
+from echo_rtc.web.limits import CLAIM, Limits
 from echo_rtc.web.messages import MAX_PCM_BYTES, SPEECH_RATE, Message, MessageError, SpeechMessages, event_id_of
 from echo_rtc.web.prefix import prefix_of
 from echo_rtc.web.problems import Problem, ProblemType
 from echo_rtc.web.signalling import choose_avatar, read_offer_body, unknown_stream
-from echo_rtc.web.text_speech import NOT_CONFIGURED, TextSpeech, TextSpeeches, checked_text
+from echo_rtc.web.text_speech import NOT_CONFIGURED, LimitedTexts, TextSpeeches, checked_text
 
 AUTH_TIMEOUT_S = 5.0
 """Time in which a browser must send its token as the first message."""
@@ -61,10 +61,11 @@ class SpeechStreams(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class SpeechAccess:
-    """Which tokens and origins allow speaking to a stream."""
+    """Which tokens and origins allow speaking to a stream, and how many texts a client may have said."""
 
     authorisation: Authorisation
     cross_origin: CrossOrigin
+    limits: Limits
 
     def require_origin(self, request: web.Request) -> None:
         """Raises Problem 403 for a page of another origin that is not allowed: browsers open WebSockets anywhere."""
@@ -125,7 +126,8 @@ class SpeechChannels:
         speaker.claimed = True
         protect(request)
         try:
-            await _Channel(socket, speaker, rate, ending, self._texts.of(speaker, ending)).run()
+            texts = LimitedTexts.of(self._texts.of(speaker, ending), lambda: self._access.limits.count_text(request))
+            await _Channel(socket, speaker, rate, ending, texts).run()
         finally:
             speaker.claimed = False
         return socket
@@ -202,7 +204,7 @@ class _Channel:
         speaker: Speaker,
         rate: int,
         ending: asyncio.Future[str] | None,
-        texts: TextSpeech | None,
+        texts: LimitedTexts | None,
     ) -> None:
         self._socket = socket
         self._speaker = speaker

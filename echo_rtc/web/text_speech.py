@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
+from collections.abc import Callable
 from contextlib import aclosing
 from dataclasses import dataclass
 
@@ -15,6 +16,7 @@ from echo_rtc.stream.speech import Speaker
 from echo_rtc.stream.speech_input import SpeechInput, SpeechRefusedError, begun_words
 from echo_rtc.tts.sentences import sentences
 from echo_rtc.tts.voices import TtsError, Voice
+from echo_rtc.web.problems import Problem
 
 MAX_TEXTS = 16
 """Texts of a stream that wait or are being fetched."""
@@ -171,6 +173,36 @@ class TextSpeech:
         """Tells it, and ends the event with what has been said of it."""
         self._waiting = deque(each for each in self._waiting if each.event != event)
         self._speaker.fail(event, code, detail)
+
+
+@dataclass(frozen=True, slots=True)
+class LimitedTexts:
+    """What a client may have said to a stream. ``count`` counts one of its texts, and raises Problem 429 where that is
+    one too many."""
+
+    speech: TextSpeech
+    count: Callable[[], None]
+
+    @classmethod
+    def of(cls, speech: TextSpeech | None, count: Callable[[], None]) -> LimitedTexts | None:
+        """None where the server says no text."""
+        return None if speech is None else cls(speech, count)
+
+    def say(self, text: str, event: str | None = None) -> str:
+        """As :meth:`TextSpeech.say`. Raises SpeechRefusedError where the client has had too many said, too."""
+        try:
+            self.count()
+        except Problem as problem:
+            raise SpeechRefusedError("too_many", problem.detail.removesuffix(".")) from None
+        return self.speech.say(text, event)
+
+    def holds(self, event: str) -> bool:
+        """As :meth:`TextSpeech.holds`."""
+        return self.speech.holds(event)
+
+    def push(self, event: str, pcm: bytes, rate: int, text: str = "") -> None:
+        """As :meth:`TextSpeech.push`."""
+        self.speech.push(event, pcm, rate, text)
 
 
 class TextSpeeches:

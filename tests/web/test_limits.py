@@ -141,6 +141,21 @@ async def test_what_is_begun_for_a_stream_counts_too(limited: Edge, what: str) -
     assert (await limited.client.post(path, json={}, headers={"X-Forwarded-For": BEA})).status == 501
 
 
+async def test_texts_have_a_limit_of_their_own(make_edge: MakeEdge) -> None:
+    limits = LimitOptions(offers_per_minute=1, texts_per_minute=2)
+    edge = await make_edge(Access(clients=Clients.of(["127.0.0.1"]), limits=limits))
+    behind, path = {"X-Forwarded-For": ANN}, "/streams/known-id/speak"
+    for status in (409, 409, 429):
+        async with edge.client.post(path, json={"text": "Hello."}, headers=behind) as response:
+            assert response.status == status
+    assert int(response.headers["Retry-After"]) == 30
+    for other in ({"X-Forwarded-For": BEA}, {}):
+        async with edge.client.post(path, json={"text": "Hello."}, headers=other) as response:
+            assert response.status == 409
+    async with edge.client.post("/offer", json=OFFER, headers=behind) as response:
+        assert response.status == 200
+
+
 async def test_a_refused_offer_holds_no_place(make_edge: MakeEdge) -> None:
     clients = Clients.of(["127.0.0.1"])
     edge = await make_edge(Access(clients=clients, limits=LimitOptions(peers=1)))

@@ -10,10 +10,13 @@ import pytest
 from echo_rtc.stream.speech import SpeechStep
 from echo_rtc.stream.speech_input import SpeechRefusedError
 from echo_rtc.tts.voices import Spoken, TtsError
+from echo_rtc.web.clients import Clients
+from echo_rtc.web.limits import LimitOptions, Limits
 from echo_rtc.web.messages import Message, SpeechMessages
-from echo_rtc.web.text_speech import LEAD_S, MAX_TEXTS, TextSpeech, TextSpeeches, checked_text
+from echo_rtc.web.text_speech import LEAD_S, MAX_TEXTS, LimitedTexts, TextSpeech, TextSpeeches, checked_text
 from tests.stream.test_speech import loud, talking
 from tests.support.virtual import run
+from tests.web.test_clients import request
 from tests.web.test_messages import FakeSpeaker
 
 HALF = loud(0.5)[::2].tobytes()
@@ -193,6 +196,26 @@ def test_the_channel_says_texts_and_tells_errors() -> None:
         deaf = SpeechMessages(speaker, 24_000, sent.append)  # type: ignore[arg-type]
         deaf.text('{"type": "agent.speak_text", "text": "One."}')
         assert [message["code"] for message in sent] == ["bad_message", "not_configured"]
+
+    run(live())
+
+
+def test_the_channel_refuses_texts_beyond_the_clients_limit() -> None:
+    async def live() -> None:
+        speaker, _, speech = scene()
+        sent: list[Message] = []
+        limits = Limits(LimitOptions(texts_per_minute=1), Clients(), asyncio.get_running_loop().time)
+        texts = LimitedTexts.of(speech, lambda: limits.count_text(request("192.0.2.1")))
+        messages = SpeechMessages(speaker, 24_000, sent.append, texts)  # type: ignore[arg-type]
+        for _ in range(2):
+            assert messages.text('{"type": "agent.speak_text", "text": "One."}'), "the session goes on"
+        [error] = sent
+        assert error["code"] == "too_many"
+        assert "More than 1 texts a minute" in str(error["detail"])
+        await asyncio.sleep(60.0)
+        assert messages.text('{"type": "agent.speak_text", "text": "Two."}')
+        await asyncio.sleep(5.0)
+        assert (sent, speaker.texts) == ([error], ["One.", "Two."])
 
     run(live())
 
