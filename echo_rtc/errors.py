@@ -6,6 +6,8 @@ status. Nothing below the edges knows of either.
 
 from __future__ import annotations
 
+import errno
+
 
 def first_line(error: BaseException) -> str:
     """The first line of an error's message; the name of its class if it has none."""
@@ -85,7 +87,20 @@ class OutputRefusedError(EchoRtcError):
 
 
 class StorageError(EchoRtcError):
-    """A folder that the server keeps things in cannot be written."""
+    """The server cannot keep something: the disk is full."""
+
+
+class FolderError(StorageError):
+    """The server cannot keep something for another reason than a full disk, which its operator has to mend."""
+
+
+_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+
+
+def storage_error(message: str, error: OSError) -> StorageError:
+    """The error of a folder that could not be read or written, ``message`` saying which."""
+    kind = StorageError if error.errno in _FULL else FolderError
+    return kind(f"{message}: {error.strerror or error}")
 
 
 class IceRestartError(EchoRtcError):

@@ -29,9 +29,11 @@ from echo_rtc.errors import (
     AvatarConflictError,
     BusyError,
     EchoRtcError,
+    FolderError,
     InputError,
     StorageError,
     UnknownAvatarError,
+    storage_error,
 )
 from echo_rtc.model.image import UNTRUSTED_FORMATS, crop_to_shape, read_picture, resize_lanczos
 from echo_rtc.model.pose_files import (
@@ -213,7 +215,8 @@ class AvatarLibrary:
 
     async def delete(self, name: str) -> None:
         """Deletes an uploaded avatar. Raises UnknownAvatarError, AvatarConflictError where it is one of the
-        configuration or streams show it, or CapacityError while one is being prepared."""
+        configuration or streams show it, CapacityError while one is being prepared, or FolderError where its folder
+        stays, with which it would be there again after the next start."""
         self._require_turn()
         async with self._turn:
             name = self._own_name(name)
@@ -224,9 +227,9 @@ class AvatarLibrary:
             if name in self._in_use():
                 raise AvatarConflictError(f"a stream shows the avatar {name}; end it first")
             await self._engine.remove_avatar(name)
-            await asyncio.to_thread(shutil.rmtree, self._shelf.folder / name, ignore_errors=True)
             del self._files[name]
             self._previews.pop(name, None)
+            await asyncio.to_thread(_delete, self._shelf.folder / name)
             self.deleted += 1
             logger.info("avatar %s was deleted", name)
 
@@ -286,11 +289,20 @@ def _write(place: Path, picture: bytes, poses: bytes | AvatarFiles, clip_format:
         if isinstance(poses, bytes):
             _unpack(poses, place / _POSES)
         else:
-            _copy_poses(poses.pose_dir, place / _POSES)
-            if poses.idle_pose_dir is not None:
-                _copy_poses(poses.idle_pose_dir, place / _IDLE_POSES)
+            _copy_all_poses(poses, place)
     except OSError as error:
         raise _storage_error(place, error) from error
+
+
+def _copy_all_poses(avatar: AvatarFiles, place: Path) -> None:
+    """Gives the avatar in a folder the poses of another one. Raises FolderError where these cannot be read any more,
+    which is not the fault of an upload that names them."""
+    try:
+        _copy_poses(avatar.pose_dir, place / _POSES)
+        if avatar.idle_pose_dir is not None:
+            _copy_poses(avatar.idle_pose_dir, place / _IDLE_POSES)
+    except InputError as error:
+        raise FolderError(f"the poses of the avatar {avatar.name} cannot be read any more: {error}") from error
 
 
 def _copy_poses(source: Path, folder: Path) -> None:
@@ -377,6 +389,19 @@ def _is_pose(member: zipfile.ZipInfo) -> bool:
     return not member.is_dir() and path.suffix == ".npy" and not hidden
 
 
+def _delete(place: Path) -> None:
+    """Deletes an avatar's folder, which may be gone already. Raises FolderError."""
+    try:
+        shutil.rmtree(place)
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise FolderError(
+            f"the avatar {place.name} is offered no more, but {place} cannot be deleted and would bring it back at the "
+            f"next start: {error.strerror or error}"
+        ) from error
+
+
 def _move(draft: Path, place: Path) -> None:
     """Gives a folder its name; what a run that was cut off has left there goes."""
     try:
@@ -388,7 +413,7 @@ def _move(draft: Path, place: Path) -> None:
 
 
 def _storage_error(place: Path, error: OSError) -> StorageError:
-    return StorageError(f"avatar_dir is {place.parent}, which cannot be written: {error.strerror or error}")
+    return storage_error(f"avatar_dir is {place.parent}, which cannot be written", error)
 
 
 def _preview(avatar: Avatar) -> Preview:

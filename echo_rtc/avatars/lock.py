@@ -11,7 +11,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from echo_rtc.errors import InputError, StorageError
+from echo_rtc.errors import FolderError, InputError
 from echo_rtc.settings import AVATAR_NAME
 
 LOCK = ".lock"
@@ -25,7 +25,7 @@ logger = logging.getLogger(__name__)
 def locked(folder: Path) -> Iterator[None]:
     """The folder is this server's to change while inside; it is made if need be, and drafts in it are deleted.
 
-    Raises InputError where another server has it, StorageError where it cannot be written. A file system without locks
+    Raises InputError where another server has it, FolderError where it cannot be written. A file system without locks
     is used all the same, after one warning.
     """
     lock = FileLock(folder / LOCK, mode=0o600)
@@ -41,9 +41,9 @@ def locked(folder: Path) -> Iterator[None]:
             "avatar_dir %s is on a file system without locks; no other server must take uploads there", folder
         )
     except OSError as error:
-        raise StorageError(
-            f"avatar_dir is {folder}, which cannot be written: {error.strerror or error}; name another with "
-            "--avatar-dir, or take --allow-avatar-upload off"
+        mend = "name another with --avatar-dir, or take --allow-avatar-upload off"
+        raise FolderError(
+            f"avatar_dir is {folder}, which cannot be written: {error.strerror or error}; {mend}"
         ) from error
     try:
         for draft in folder.iterdir():

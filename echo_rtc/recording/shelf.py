@@ -23,7 +23,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from echo_rtc.codec.movie import movie_seconds, whole_length, write_duration
-from echo_rtc.errors import EchoRtcError, InputError, StorageError
+from echo_rtc.errors import EchoRtcError, FolderError, InputError, StorageError
 from echo_rtc.recording.facts import RecordingFacts, RecordingState
 from echo_rtc.recording.options import FinishingStep
 
@@ -50,7 +50,7 @@ class Shelf:
     @contextmanager
     def locked(self) -> Iterator[None]:
         """The folder is this server's to record into while inside; it is made if need be. Raises InputError where
-        another server records into it, StorageError where it cannot be written."""
+        another server records into it, FolderError where it cannot be written."""
         lock = FileLock(self.folder / LOCK, mode=0o600)
         try:
             self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -65,7 +65,7 @@ class Shelf:
                 "recording_dir %s is on a file system without locks; no other server must record there", self.folder
             )
         except OSError as error:
-            raise StorageError(
+            raise FolderError(
                 f"recording_dir is {self.folder}, which cannot be written: {error.strerror or error}; name another "
                 "with --recording-dir"
             ) from error
@@ -89,7 +89,7 @@ class Shelf:
             )
 
     def free_bytes(self) -> int:
-        """Raises StorageError."""
+        """Raises FolderError."""
         try:
             return shutil.disk_usage(self.folder).free
         except OSError as error:
@@ -125,13 +125,13 @@ class Shelf:
 
     def recover(self) -> None:
         """Finishes what a server left that was killed: files are cut to what is whole of them, drafts are deleted.
-        Raises StorageError."""
+        Raises FolderError."""
         try:
             for path in tuple(self.folder.iterdir()):
                 if _LEFTOVER.fullmatch(path.name):
                     path.unlink()
         except OSError as error:
-            raise StorageError(f"recording_dir {self.folder} cannot be cleared: {error.strerror or error}") from error
+            raise FolderError(f"recording_dir {self.folder} cannot be cleared: {error.strerror or error}") from error
         for path, facts in self._files():
             if facts.state is RecordingState.COMPLETE:
                 continue
@@ -147,7 +147,7 @@ class Shelf:
             self.finish(replace(facts, seconds=seconds, reason=facts.reason or KILLED))
 
     def list(self) -> list[RecordingFacts]:
-        """The newest MAX_LISTED recordings in the folder, the newest first. Raises StorageError."""
+        """The newest MAX_LISTED recordings in the folder, the newest first. Raises FolderError."""
         try:
             return [facts for _, facts in islice(self._files(), MAX_LISTED)]
         except OSError as error:
@@ -161,16 +161,18 @@ class Shelf:
         return next((path for path in found if _NAME.fullmatch(path.name)), None)
 
     def delete(self, recording_id: str) -> bool:
-        """Whether there was such a recording. Raises StorageError."""
+        """Whether there was such a recording. Raises FolderError."""
         path = self.find(recording_id)
         if path is None:
             return False
         try:
             path.unlink()
             path.with_suffix(ABOUT).unlink(missing_ok=True)
+        except FileNotFoundError:  # another request was quicker
+            return False
         except OSError as error:
             logger.warning("the recording %s cannot be deleted: %s", path, error.strerror or error)
-            raise StorageError(f"the recording cannot be deleted: {error.strerror or 'the disk fails'}") from error
+            raise FolderError(f"the recording cannot be deleted: {error.strerror or 'the disk fails'}") from error
         return True
 
     def _files(self) -> Iterator[tuple[Path, RecordingFacts]]:
@@ -188,10 +190,10 @@ class Shelf:
                 facts = RecordingFacts.read(self._about(facts).read_text(encoding="utf-8"), facts)
             yield path, facts
 
-    def _unreadable(self, error: OSError) -> StorageError:
+    def _unreadable(self, error: OSError) -> FolderError:
         """What clients are told; where the folder is stands in the log only."""
         logger.warning("recording_dir %s cannot be read: %s", self.folder, error.strerror or error)
-        return StorageError(f"the folder of recordings cannot be read: {error.strerror or 'the disk fails'}")
+        return FolderError(f"the folder of recordings cannot be read: {error.strerror or 'the disk fails'}")
 
     def _about(self, facts: RecordingFacts) -> Path:
         return self.folder / f"{_stem(facts)}{ABOUT}"

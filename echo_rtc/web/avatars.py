@@ -91,7 +91,7 @@ class Avatars:
         return web.Response(body=preview.jpeg, content_type="image/jpeg", headers=headers)
 
     async def add(self, request: web.Request) -> web.StreamResponse:
-        """201 once the avatar can be chosen; 400, 403, 404, 408, 409, 413, 415, 422, 503 or 507 as a problem."""
+        """201 once the avatar can be chosen; 400, 403, 404, 408, 409, 413, 415, 422, 500, 503 or 507 as a problem."""
         self._require_allowed()
         if request.content_type != "multipart/form-data":
             sent = request.headers.get("Content-Type", "missing")[:80]
@@ -120,7 +120,7 @@ class Avatars:
         )
 
     async def delete(self, request: web.Request) -> web.StreamResponse:
-        """204 once the avatar is gone; 403, 404 or 409 as a problem."""
+        """204 once the avatar is gone; 403, 404, 409, 500 or 503 as a problem."""
         self._require_allowed()
         await self.gallery.library.delete(request.match_info["avatar"])
         return web.Response(status=204)

@@ -21,6 +21,7 @@ from echo_rtc.errors import (
     CapacityError,
     ConflictError,
     EchoRtcError,
+    FolderError,
     IceRestartError,
     NameTakenError,
     NotLiveError,
@@ -192,7 +193,7 @@ def _from_error(error: EchoRtcError) -> Problem:
         return Problem(409, detail, ProblemType.CONFLICT)
     if isinstance(error, StorageError):
         logger.warning("%s", text)
-        return Problem(507, detail, ProblemType.STORAGE)
+        return Problem(500 if isinstance(error, FolderError) else 507, detail, ProblemType.STORAGE)
     if isinstance(error, IceRestartError):
         return Problem(422, detail, ProblemType.NO_RESTART)
     if isinstance(error, RenegotiationError):

@@ -56,7 +56,7 @@ class RecordingHandlers:
     control: RecordingControl | None
 
     async def start(self, request: web.Request) -> web.StreamResponse:
-        """201 with the recording's facts; 401, 403, 404, 409, 501 or 507 as a problem."""
+        """201 with the recording's facts; 401, 403, 404, 409, 500, 501 or 507 as a problem."""
         control = self._on()
         stream = self.access.published(request)
         facts = await control.start(stream.id, stream.name)
@@ -78,7 +78,7 @@ class RecordingHandlers:
         return web.json_response(facts.as_json(), headers=_NO_STORE)
 
     async def list(self, _: web.Request) -> web.StreamResponse:
-        """200 with all recordings, the newest first; 501 or 507 as a problem."""
+        """200 with all recordings, the newest first; 500 or 501 as a problem."""
         return web.json_response([facts.as_json() for facts in await self._on().list()], headers=_NO_STORE)
 
     async def download(self, request: web.Request) -> web.StreamResponse:
@@ -90,7 +90,7 @@ class RecordingHandlers:
         return web.FileResponse(path, headers=headers)
 
     async def delete(self, request: web.Request) -> web.StreamResponse:
-        """204 once the file is deleted; 404, 501 or 507 as a problem."""
+        """204 once the file is deleted; 404, 500 or 501 as a problem."""
         if not await self._on().delete(request.match_info["recording"]):
             raise _unknown_recording()
         return web.Response(status=204)

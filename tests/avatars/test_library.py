@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import io
 import os
+import shutil
 import struct
 import tracemalloc
 import zipfile
@@ -33,6 +35,7 @@ from echo_rtc.engine.testcard import TestCardEngine
 from echo_rtc.errors import (
     AvatarConflictError,
     CapacityError,
+    FolderError,
     InputError,
     RenderError,
     StorageError,
@@ -435,11 +438,47 @@ async def test_an_avatar_that_the_workers_cannot_make_leaves_nothing(tmp_path: P
         assert left(tmp_path) == []
 
 
-async def test_a_folder_that_cannot_be_written_is_the_servers_fault(tmp_path: Path) -> None:
+async def test_a_folder_that_cannot_be_written_is_the_operators(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     async with library(tmp_path / "file") as shelf:
-        with pytest.raises(StorageError, match=r"avatar_dir is .*file, which cannot be written: "):
+        with pytest.raises(FolderError, match=r"avatar_dir is .*file, which cannot be written: "):
             await shelf.add("anna", image())
+
+
+async def test_a_full_disk_is_no_fault_of_the_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    picture = image()
+    monkeypatch.setattr(Image.Image, "save", full)
+    async with library(tmp_path) as shelf:
+        with pytest.raises(StorageError, match="No space left on device") as refused:
+            await shelf.add("anna", picture)
+    assert not isinstance(refused.value, FolderError)
+    assert left(tmp_path) == []
+
+
+async def test_poses_that_the_server_has_lost_are_the_operators(tmp_path: Path) -> None:
+    async with library(tmp_path) as shelf:
+        await shelf.add("anna", image())
+        shutil.rmtree(tmp_path / "anna" / "poses")
+        with pytest.raises(FolderError, match="the poses of the avatar anna cannot be read any more: "):
+            await shelf.add("bert", image(), poses_of="anna")
+
+
+async def test_an_avatar_that_cannot_be_deleted_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def denied(*_: object) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    async with library(tmp_path) as shelf:
+        await shelf.add("anna", image())
+        await shelf.add("bert", image())
+        shutil.rmtree(tmp_path / "bert")
+        await shelf.delete("bert")
+        monkeypatch.setattr(shutil, "rmtree", denied)
+        with pytest.raises(FolderError, match=r"anna is offered no more, but .* cannot be deleted .*Permission denied"):
+            await shelf.delete("anna")
+        assert [entry.name for entry in shelf.entries()] == ["default"]
 
 
 async def test_what_is_broken_in_the_folder_is_left_out_and_said(

@@ -238,6 +238,11 @@ def test_clients_are_not_told_where_recordings_are(tmp_path: Path, caplog: pytes
     assert str(tmp_path) not in str(refused.value)
 
 
+def test_what_was_deleted_meanwhile_is_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Shelf, "find", lambda *_: tmp_path / "deleted by another request.mp4")
+    assert not Shelf(tmp_path).delete("0" * 16)
+
+
 def test_two_servers_do_not_share_a_folder(tmp_path: Path) -> None:
     with Shelf(tmp_path).locked(), pytest.raises(InputError, match="--recording-dir"), Shelf(tmp_path).locked():
         pass

@@ -12,6 +12,7 @@ from echo_rtc.errors import (
     AvatarConflictError,
     CapacityError,
     EchoRtcError,
+    FolderError,
     InputError,
     RenderError,
     StorageError,
@@ -143,7 +144,8 @@ async def test_an_upload_that_does_not_come_is_given_up(edge: Edge, monkeypatch:
         (UnknownAvatarError("there is no avatar 'carl'"), 404, "unknown-avatar", None),
         (CapacityError("another avatar is being prepared", 7), 503, "full", "7"),
         (RenderError("no worker is up"), 503, "starting", "5"),
-        (StorageError("avatar_dir is /x, which cannot be written"), 507, "urn:echo-rtc:problem:storage", None),
+        (StorageError("avatar_dir is /x, which cannot be written: no space"), 507, "problem:storage", None),
+        (FolderError("avatar_dir is /x, which cannot be written: read-only"), 500, "problem:storage", None),
     ],
 )
 async def test_what_the_library_refuses_has_a_status(
