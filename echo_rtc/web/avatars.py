@@ -11,13 +11,13 @@ from typing import Protocol
 
 from aiohttp import web
 
-from echo_rtc.errors import EchoRtcError, InputError, RenderError
+from echo_rtc.errors import InputError, RenderError
 from echo_rtc.web.bodies import read_body
 from echo_rtc.web.connections import HungUpError, while_connected
 from echo_rtc.web.form import bad_form, read_form
 from echo_rtc.web.health import STARTING_RETRY_S, Health
 from echo_rtc.web.prefix import prefix_of
-from echo_rtc.web.problems import Problem, ProblemType
+from echo_rtc.web.problems import Problem, ProblemType, sentence
 
 UPLOAD_TIMEOUT_S = 60.0
 """Time a client has to send an upload."""
@@ -109,10 +109,10 @@ class Avatars:
         except HungUpError:
             raise bad_form("the client hung up before the avatar was ready, so it was not kept") from None
         except InputError as error:
-            raise Problem(422, _sentence(error), ProblemType.BAD_AVATAR) from error
+            raise Problem(422, sentence(str(error)), ProblemType.BAD_AVATAR) from error
         except RenderError as error:
             retry = {"Retry-After": str(STARTING_RETRY_S)}
-            raise Problem(503, _sentence(error), ProblemType.STARTING, retry) from error
+            raise Problem(503, sentence(str(error)), ProblemType.STARTING, retry) from error
         return web.json_response(
             _entry(entry, prefix_of(request)),
             status=201,
@@ -156,8 +156,3 @@ def _text(name: str, content: bytes) -> str:
         return content.decode("utf-8").strip()
     except UnicodeDecodeError:
         raise bad_form(f"{name} is not UTF-8 text") from None
-
-
-def _sentence(error: EchoRtcError) -> str:
-    text = str(error)
-    return f"{text[:1].upper()}{text[1:].rstrip('.')}."

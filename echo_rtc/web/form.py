@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 
-from echo_rtc.web.problems import Problem, ProblemType
+from echo_rtc.web.problems import Problem, ProblemType, sentence
 
 MAX_HEAD_BYTES = 4096
 """Of one part's headers."""
@@ -50,7 +50,7 @@ def read_form(content_type: str, body: bytes, most: Mapping[str, int]) -> dict[s
 
 def bad_form(detail: str) -> Problem:
     """The refusal of a form; ``detail`` is a sentence without its capital and its full stop."""
-    return Problem(400, f"{detail[:1].upper()}{detail[1:]}.", ProblemType.BAD_AVATAR)
+    return Problem(400, sentence(detail), ProblemType.BAD_AVATAR)
 
 
 def _boundary(content_type: str) -> bytes:

@@ -103,6 +103,11 @@ _TITLES = {
 }
 
 
+def sentence(text: str) -> str:
+    """An error's message, which begins small and has no full stop, as a ``detail``."""
+    return f"{text[:1].upper()}{text[1:].rstrip('.')}."
+
+
 class Problem(Exception):
     """A refusal with its status. ``detail`` is one sentence for the client."""
 
@@ -171,7 +176,7 @@ async def _answer(request: web.Request, handler: Handler) -> web.StreamResponse 
 
 def _from_error(error: EchoRtcError) -> Problem:
     text = str(error)
-    detail = f"{text[:1].upper()}{text[1:].rstrip('.')}."
+    detail = sentence(text)
     if isinstance(error, TooManyError):
         return Problem(429, detail, ProblemType.TOO_MANY, {"Retry-After": str(error.retry_after_s)})
     if isinstance(error, CapacityError):

@@ -25,7 +25,7 @@ from echo_rtc.web.health import Health
 from echo_rtc.web.limits import CLAIM, Limits
 from echo_rtc.web.messages import MAX_PCM_BYTES, SPEECH_RATE, Message, MessageError, SpeechMessages, event_id_of
 from echo_rtc.web.prefix import prefix_of
-from echo_rtc.web.problems import Problem, ProblemType
+from echo_rtc.web.problems import Problem, ProblemType, sentence
 from echo_rtc.web.signalling import choose_avatar, read_offer_body, unknown_stream
 from echo_rtc.web.text_speech import NOT_CONFIGURED, LimitedTexts, TextSpeeches, checked_text
 
@@ -147,7 +147,7 @@ class SpeechChannels:
         try:
             event = texts.say(text, event)
         except SpeechRefusedError as error:
-            raise Problem(429, f"{error}.", ProblemType.TOO_MANY, {"Retry-After": "5"}) from None
+            raise _not_taken(error) from None
         return web.json_response({"event_id": event}, status=202, headers={"Cache-Control": "no-store"})
 
     def _require_publish(self, request: web.Request, key: str) -> None:
@@ -303,6 +303,14 @@ def _wanted_text(request: web.Request, body: bytes) -> tuple[str, str | None]:
         return checked_text(content.get("text")), event_id_of(content)
     except (ValueError, MessageError) as error:
         raise Problem(400, f"The body cannot be followed: {error}.") from None
+
+
+def _not_taken(error: SpeechRefusedError) -> Problem:
+    """Waiting helps where the queue is full; an event that is over stays so."""
+    detail = sentence(str(error))
+    if error.code == "event_over":
+        return Problem(409, detail, ProblemType.CONFLICT)
+    return Problem(429, detail, ProblemType.TOO_MANY, {"Retry-After": "5"})
 
 
 def _rate(request: web.Request) -> int:

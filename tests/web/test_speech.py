@@ -218,6 +218,9 @@ async def test_text_is_said_by_request_and_by_message(make_stage: Callable[..., 
         for content, status in (({"text": "..."}, 400), ({}, 400), ([], 400), ({"text": "a", "event_id": 5}, 400)):
             assert (await stage.client.post(address, json=content)).status == status
         assert (await stage.client.post(address, data=b"a")).status == 415
+        response = await stage.client.post(address, json={"text": "Once more.", "event_id": "a"})
+        assert (response.status, response.headers.get("Retry-After")) == (409, None), "the event stays over"
+        assert (await response.json())["type"].endswith(":conflict")
     assert (await stage.client.post("/streams/nothing/speak", json={"text": "a"})).status == 404
 
 
