@@ -51,6 +51,34 @@ import { bindThemeButton } from "./theme.js";
  */
 
 /**
+ * @typedef {object} RecordingRow The running recording of a stream, or its last one.
+ * @property {string} id
+ * @property {string} stream_id
+ * @property {string | null} stream The stream's name.
+ * @property {"recording" | "finishing" | "complete" | "unfinished" | "empty"} state
+ * @property {string | null} file The name of its file.
+ * @property {string} started UTC, as in ISO 8601.
+ * @property {number} seconds
+ * @property {number} bytes
+ * @property {string | null} reason Why it has ended.
+ */
+
+/**
+ * @typedef {object} OutputRow
+ * @property {string} id
+ * @property {string} stream_id
+ * @property {string} type
+ * @property {string} endpoint Scheme, host and port.
+ * @property {"connecting" | "live" | "waiting" | "failed"} state
+ * @property {string | null} codec
+ * @property {boolean} sound
+ * @property {number} connections
+ * @property {number} failures In a row.
+ * @property {number | null} retry_in_s
+ * @property {string | null} error Why the latest connection ended.
+ */
+
+/**
  * @typedef {object} State
  * @property {string} version
  * @property {string} engine
@@ -64,6 +92,8 @@ import { bindThemeButton } from "./theme.js";
  * @property {Use} server
  * @property {WorkerRow[]} workers
  * @property {StreamRow[]} streams
+ * @property {RecordingRow[]} recordings
+ * @property {OutputRow[]} outputs
  */
 
 /** @typedef {{ text: string, detail?: string, mood?: "watch" | "bad" }} Cell */
@@ -131,6 +161,8 @@ class OperatorServer {
 class Board {
   /** @type {State | null} */ #before = null;
   #rows = new Rows(element("stream-rows"));
+  #recordings = new Rows(element("recording-rows"));
+  #outputs = new Rows(element("output-rows"));
   #workers = new Rows(element("worker-rows"));
   /** @type {(stream: StreamRow) => void} */ #onEnd;
 
@@ -149,6 +181,8 @@ class Board {
     element("trouble").hidden = troubles.length === 0;
     this.#showFigures(state, before, elapsedS);
     this.#showStreams(state.streams, before?.streams ?? []);
+    this.#showRecordings(state.recordings);
+    this.#showOutputs(state.outputs, new Map(state.streams.map(({ stream, name }) => [stream, name])));
     this.#showWorkers(state.workers, before?.workers ?? [], elapsedS);
     element("freshness").textContent = `As of ${new Date().toLocaleTimeString()}.`;
     this.#before = state;
@@ -194,7 +228,7 @@ class Board {
       const heldNow = was ? stream.held - was.held : 0;
       const lostClips = stream.clips.failed + stream.clips.late + stream.clips.overflowed;
       const row = this.#rows.row(stream.stream);
-      row.heading(stream.name ?? `${stream.stream.slice(0, 8)}…`, `avatar ${stream.avatar}`);
+      row.heading(streamName(stream.stream, stream.name), `avatar ${stream.avatar}`);
       row.state("State", stream.state, stream.source === "microphone" && stream.published === false ? "no publisher" : "");
       row.cell("Open for", { text: duration(stream.age_s) });
       row.cell("Delay", { text: millis(stream.delay_ms) });
@@ -208,6 +242,42 @@ class Board {
       row.cell("Sent", sentCell(stream.sent_bitrates));
       row.cell("Viewers", { text: String(liveOnes(stream.viewers)), detail: roundTrip(stream.viewers) });
       row.button("End", `End the stream ${stream.name ?? stream.stream.slice(0, 8)}`, () => this.#onEnd(stream));
+    }
+  }
+
+  /** @param {RecordingRow[]} recordings */
+  #showRecordings(recordings) {
+    element("no-recordings").hidden = recordings.length > 0;
+    this.#recordings.keep(recordings.map(({ id }) => id));
+    for (const recording of recordings) {
+      const row = this.#recordings.row(recording.id);
+      row.heading(streamName(recording.stream_id, recording.stream), "");
+      row.state("State", recording.state, recording.reason ?? "");
+      row.cell("File", { text: recording.file ?? NOTHING });
+      row.cell("Since", { text: new Date(recording.started).toLocaleString() });
+      row.cell("Length", { text: duration(recording.seconds) });
+      row.cell("Size", { text: bytes(recording.bytes) });
+    }
+  }
+
+  /** @param {OutputRow[]} outputs @param {Map<string, string | null>} names Of the streams, by their ids. */
+  #showOutputs(outputs, names) {
+    element("no-outputs").hidden = outputs.length > 0;
+    this.#outputs.keep(outputs.map(({ id }) => id));
+    for (const output of outputs) {
+      const row = this.#outputs.row(output.id);
+      const sent = [output.codec, output.sound ? "Opus" : null].filter((codec) => codec !== null);
+      const retry = output.retry_in_s === null ? "" : `next attempt in ${Math.ceil(output.retry_in_s)} s`;
+      row.heading(streamName(output.stream_id, names.get(output.stream_id) ?? null), "");
+      row.state("State", output.state, output.state === "live" ? "" : (output.error ?? ""));
+      row.cell("Pushed to", { text: output.endpoint, detail: output.type.toUpperCase() });
+      row.cell("Sent", { text: sent.join(", ") || NOTHING });
+      row.cell("Connections", { text: String(output.connections) });
+      row.cell("Failures", {
+        text: String(output.failures),
+        detail: retry,
+        mood: output.failures ? "watch" : undefined,
+      });
     }
   }
 
@@ -382,7 +452,7 @@ class OperatorPage {
     const dialog = element("confirm", HTMLDialogElement);
     const viewers = liveOnes(stream.viewers);
     const audience = viewers === 1 ? "one viewer" : `${viewers} viewers`;
-    const name = stream.name ?? `${stream.stream.slice(0, 8)}…`;
+    const name = streamName(stream.stream, stream.name);
     element("confirm-text").textContent = `${name} has been open for ${duration(stream.age_s)} and has ${audience}.`;
     dialog.returnValue = "keep";
     dialog.onclose = () => dialog.returnValue === "end" && this.#end(stream.stream);
@@ -479,6 +549,11 @@ function sentCell(bitrates) {
   };
 }
 
+/** @param {string} id @param {string | null} name */
+function streamName(id, name) {
+  return name ?? `${id.slice(0, 8)}…`;
+}
+
 /** @param {StreamRow["viewers"]} viewers */
 function liveOnes(viewers) {
   return viewers.filter(({ live }) => live).length;
@@ -525,7 +600,10 @@ function bytes(count) {
   if (count === null) {
     return "";
   }
-  return count >= 1e9 ? `${(count / 1e9).toFixed(1)} GB` : `${Math.round(count / 1e6)} MB`;
+  if (count >= 1e9) {
+    return `${(count / 1e9).toFixed(1)} GB`;
+  }
+  return count >= 1e6 ? `${Math.round(count / 1e6)} MB` : `${Math.round(count / 1e3)} kB`;
 }
 
 /** @param {number} seconds */

@@ -48,6 +48,14 @@ class Outputs:
         states = [output.state for outputs in self._outputs.values() for output in outputs.values()]
         return {state.value: states.count(state) for state in OutputState if state is not OutputState.ENDED}
 
+    def overview(self) -> Sequence[Mapping[str, object]]:
+        """For operators, as JSON: all outputs, with the ids of their streams."""
+        return [
+            {**output.facts.as_json(), "stream_id": stream_id}
+            for stream_id, outputs in self._outputs.items()
+            for output in outputs.values()
+        ]
+
     def start(self, stream_id: str, endpoint: str, bearer: str | None) -> OutputFacts:
         """Begins to push a stream. Raises OutputRefusedError where that must not be, ConflictError where it is done
         already or there are as many as there may be, UnknownStreamError."""

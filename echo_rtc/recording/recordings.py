@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -101,6 +101,14 @@ class Recordings:
         """The running recording of a stream, or the last one that it had."""
         recorder = self._latest.get(stream_id)
         return None if recorder is None else recorder.facts
+
+    def overview(self) -> Sequence[Mapping[str, object]]:
+        """For operators, as JSON: the running recording of each live stream, or its last one, with the stream's id and
+        the name of the file, None where there is none."""
+        return [
+            {**recorder.facts.as_json(), "stream_id": stream_id, "file": self._shelf.file_name(recorder.facts)}
+            for stream_id, recorder in self._latest.items()
+        ]
 
     async def list(self) -> Sequence[RecordingFacts]:
         """All that are running or on the disk, the newest first. Raises StorageError."""

@@ -103,6 +103,12 @@ class Shelf:
         """The file once it is complete."""
         return self.folder / f"{_stem(facts)}{COMPLETE}"
 
+    def file_name(self, facts: RecordingFacts) -> str | None:
+        """The name that the file has in this state; None where there is no file."""
+        if facts.state is RecordingState.EMPTY:
+            return None
+        return (self.complete if facts.state is RecordingState.COMPLETE else self.partial)(facts).name
+
     def discard(self, facts: RecordingFacts) -> None:
         """Deletes a file in which there is nothing whole."""
         self.partial(facts).unlink(missing_ok=True)

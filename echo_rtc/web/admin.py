@@ -55,7 +55,7 @@ class Admin:
         return web.FileResponse(self.page_file, headers={"Cache-Control": "no-store"})
 
     async def state(self, _: web.Request) -> web.StreamResponse:
-        """200 with streams, workers and the server as they are."""
+        """200 with streams, recordings, outputs, workers and the server as they are."""
         watched, watch = self.watched, self.watched.watch
         workers = watch.workers()
         await asyncio.to_thread(watch.usage.look, [(worker.name, worker.pid) for worker in workers])
@@ -74,6 +74,8 @@ class Admin:
             "server": asdict(watch.usage.server),
             "workers": [{**asdict(worker), "use": asdict(watch.usage.of(worker.name))} for worker in workers],
             "streams": [self._stream(stream_id) for stream_id in tuple(watched.streams.streams)],
+            "recordings": list(watch.recordings.overview()),
+            "outputs": list(watch.outputs.overview()),
         }
         return web.json_response(body, headers={"Cache-Control": "no-store"})
 

@@ -120,6 +120,8 @@ class RecordingsView(Protocol):
     @property
     def ended(self) -> Names: ...
 
+    def overview(self) -> Sequence[Mapping[str, object]]: ...
+
 
 class RecordingCounts(Protocol):
     """What recordings count."""
@@ -137,6 +139,8 @@ class OutputsView(Protocol):
 
     @property
     def counters(self) -> OutputCounts: ...
+
+    def overview(self) -> Sequence[Mapping[str, object]]: ...
 
 
 class OutputCounts(Protocol):
@@ -181,6 +185,9 @@ class NoRecordings:
     def counters(self) -> RecordingCounts:
         return self
 
+    def overview(self) -> Sequence[Mapping[str, object]]:
+        return ()
+
 
 @dataclass(slots=True)
 class NoOutputs:
@@ -193,6 +200,9 @@ class NoOutputs:
     @property
     def counters(self) -> OutputCounts:
         return self
+
+    def overview(self) -> Sequence[Mapping[str, object]]:
+        return ()
 
 
 @dataclass(frozen=True, slots=True)

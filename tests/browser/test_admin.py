@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import re
 from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
 
 import aiohttp
 import pytest
@@ -50,9 +51,25 @@ async def call() -> AsyncIterator[Call]:
     await asyncio.gather(*(caller.close() for caller in callers))
 
 
-async def test_an_operator_sees_the_streams_and_ends_one(server: ServerFactory, page: PageFactory, call: Call) -> None:
-    running = await server(TEST_CARD, *SMALL, "--auth-token", TOKEN)
-    staying, leaving = await call(running, "studio"), await call(running, None)
+async def record_and_push(running: RunningServer) -> None:
+    """Begins a recording of the only stream, and an output to a server that is not there."""
+    async with aiohttp.ClientSession(running.url, headers={"Authorization": f"Bearer {TOKEN}"}) as session:
+        async with session.get("/admin/state") as response:
+            [stream] = (await response.json())["streams"]
+        wish = {"type": "whip", "endpoint": "http://127.0.0.1:9/secret"}
+        for what, body in (("recordings", None), ("outputs", wish)):
+            async with session.post(f"/streams/{stream['stream']}/{what}", json=body) as response:
+                assert response.status == 201
+
+
+async def test_an_operator_sees_the_streams_and_ends_one(
+    server: ServerFactory, page: PageFactory, call: Call, tmp_path: Path
+) -> None:
+    outlets = ("--recording-dir", str(tmp_path), "--output-host", "http://127.0.0.1:9")
+    running = await server(TEST_CARD, *SMALL, "--auth-token", TOKEN, *outlets)
+    staying = await call(running, "studio")
+    await record_and_push(running)
+    leaving = await call(running, None)
     visit = await page(running.url)
     await visit.page.goto(f"{running.url}/admin")
     visit.expected.append("401")
@@ -75,13 +92,18 @@ async def test_an_operator_sees_the_streams_and_ends_one(server: ServerFactory, 
         "Sync": r"^[+−]?\d+\.\d ms",  # noqa: RUF001  the page has a true minus
         "Frames": r"^\d+ a second\d+ held, \d+ dropped, \d+ clips lost$",
         "Microphone": r"^0 % lostjitter \d+\.\d ms$",
-        "Sent": r"^VP8 \d+ kbit/sOpus \d+ kbit/s$",
+        "Sent": r"^VP8 \d+ kbit/s, H264 \d+ kbit/sOpus \d+ kbit/s$",
         "Viewers": r"^1round trip \d+ ms$",
     }.items():
         await expect(studio.locator(f"[data-label='{label}']")).to_have_text(re.compile(pattern))
     await expect(visit.page.locator("[data-figure=streams]")).to_have_text(re.compile(r"^2 of \d+2 so far$"))
     await expect(visit.page.locator("[data-figure=server]")).to_have_text(re.compile(r"^\d+\.\d\d cores\d+ MB$"))
     await expect(visit.page.locator("#worker-rows tr")).to_have_text(re.compile(r"^testcardup"))
+    recording, output = (visit.page.locator(f"#{kind}-rows tr") for kind in ("recording", "output"))
+    await expect(recording.locator("[data-label=File]")).to_have_text(re.compile(r"^\d{8}T\d{6}Z-[0-9a-f]{16}\.\S+$"))
+    await expect(recording).to_contain_text(re.compile(r"^studiorecording"))
+    await expect(output).to_contain_text(re.compile(r"^studio(waiting|connecting)http://127.0.0.1:9 cannot be reached"))
+    await expect(output.locator("[data-label='Pushed to']")).to_have_text("http://127.0.0.1:9WHIP")
     assert TOKEN not in visit.page.url
     # One is kept after all, the other is ended; who called hears why.
     await studio.get_by_role("button", name="End the stream studio").click()

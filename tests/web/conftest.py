@@ -22,6 +22,7 @@ from echo_rtc.stream.tally import Ledger, Tally
 from echo_rtc.web.app import Access, AppOptions, create_app
 from echo_rtc.web.avatars import Gallery
 from echo_rtc.web.health import Health, IceServer, Lifecycle, Phase
+from echo_rtc.web.metrics import Watch
 
 ADMIN_TOKEN = "the-token-of-administrators"
 
@@ -186,7 +187,11 @@ Server = Callable[..., Awaitable[TestServer]]
 
 class MakeEdge(Protocol):
     def __call__(
-        self, access: Access, changeable: bool = True, ice_servers: Sequence[IceServer] = ()
+        self,
+        access: Access,
+        changeable: bool = True,
+        ice_servers: Sequence[IceServer] = (),
+        watch: Watch | None = None,
     ) -> Awaitable[Edge]: ...
 
 
@@ -210,7 +215,12 @@ def make_edge(tmp_path: Path, aiohttp_client: Client, aiohttp_server: Server) ->
     (static / ".hidden").write_text("secret")
     (tmp_path / "outside.txt").write_text("secret")
 
-    async def make(access: Access, changeable: bool = True, ice_servers: Sequence[IceServer] = ()) -> Edge:
+    async def make(
+        access: Access,
+        changeable: bool = True,
+        ice_servers: Sequence[IceServer] = (),
+        watch: Watch | None = None,
+    ) -> Edge:
         streams, engine, lifecycle = FakeStreams(), FakeEngine(), Lifecycle(Phase.READY)
         health = Health(engine, lifecycle, "local", lambda: ice_servers, free_places=lambda: streams.free)
         library = FakeLibrary()
@@ -218,7 +228,8 @@ def make_edge(tmp_path: Path, aiohttp_client: Client, aiohttp_server: Server) ->
         if not access.authorisation.administered:  # who asks for no token is still asked for the administrator's
             access = replace(access, authorisation=replace(access.authorisation, admin=ADMIN_TOKEN))
             headers = {"Authorization": f"Bearer {ADMIN_TOKEN}"}
-        app = create_app(streams, health, static, gallery_of(library, changeable), AppOptions(access or Access()))
+        options = AppOptions(access, watch or Watch())
+        app = create_app(streams, health, static, gallery_of(library, changeable), options)
         server = await aiohttp_server(app, lingering_time=0.05, auto_decompress=False)
         client = await aiohttp_client(server, headers=headers)
         return Edge(client, streams, engine, lifecycle, static, library)

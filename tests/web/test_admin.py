@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pytest
 
+from echo_rtc.outputs.facts import OutputState
 from echo_rtc.web.admin import ENDED_BY_OPERATOR, SHOWN
 from echo_rtc.web.app import Access
 from echo_rtc.web.auth import Authorisation, Right, mint
 from echo_rtc.web.health import Phase
+from echo_rtc.web.metrics import NoOutputs, NoRecordings, Watch
 from tests.web.conftest import Edge, MakeEdge
 from tests.web.test_auth import SECRET, bearer, signed
 
@@ -51,8 +54,23 @@ async def test_it_shows_the_server_its_streams_and_its_refusals(edge: Edge) -> N
     [stream] = seen["streams"]
     assert set(stream) == set(SHOWN)
     assert stream["rendered"] == 24
+    assert (seen["recordings"], seen["outputs"]) == ([], [])
     edge.lifecycle.phase = Phase.STOPPING
     assert (await state(edge))["trouble"] == "The server is stopping and takes no new streams."
+
+
+async def test_it_shows_recordings_and_outputs(make_edge: MakeEdge) -> None:
+    class Overview(NoRecordings):
+        def overview(self) -> Sequence[Mapping[str, object]]:
+            return [{"id": "r", "file": "r.part.mp4", "bytes": 5}]
+
+    class Pushed(NoOutputs):
+        def overview(self) -> Sequence[Mapping[str, object]]:
+            return [{"id": "o", "state": OutputState.WAITING, "error": "the server answers 503"}]
+
+    seen = await state(await make_edge(Access(), watch=Watch(recordings=Overview(), outputs=Pushed())))
+    assert seen["recordings"] == [{"id": "r", "file": "r.part.mp4", "bytes": 5}]
+    assert seen["outputs"] == [{"id": "o", "state": "waiting", "error": "the server answers 503"}]
 
 
 async def test_a_stream_is_ended_once(edge: Edge) -> None:

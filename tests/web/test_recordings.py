@@ -108,6 +108,9 @@ async def test_a_recording_from_its_beginning_to_its_download(make_studio: Calla
     stream.subscribe(collecting(late))
     assert {"type": "recording", "active": True} in events
     assert {"type": "recording", "active": True} in late
+    [seen] = studio.recordings.overview()
+    assert (seen["stream_id"], seen["stream"], seen["state"]) == (key, "studio", "recording")
+    assert seen["file"] in os.listdir(studio.recordings.shelf.folder) or not seen["bytes"]
     refused = await studio.client.post(here, headers=mine)
     assert (refused.status, (await refused.json())["type"]) == (409, "urn:echo-rtc:problem:conflict")
 
@@ -119,6 +122,9 @@ async def test_a_recording_from_its_beginning_to_its_download(make_studio: Calla
     await until(lambda: not speaker.speaking)
     ended = await (await studio.client.delete(here, headers=mine)).json()
     assert (ended["state"], ended["stream"], ended["reason"]) == ("complete", "studio", "stopped by a client")
+    [seen] = studio.recordings.overview()
+    assert seen == {**ended, "stream_id": key, "file": seen["file"]}
+    assert seen["file"] in os.listdir(studio.recordings.shelf.folder)
     assert [event for event in events if event["type"] == "recording"][-1] == {"type": "recording", "active": False}
     assert await (await studio.client.get(here, headers=mine)).json() == [ended]
 
