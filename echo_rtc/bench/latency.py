@@ -15,7 +15,7 @@ import asyncio
 import numpy as np
 
 from echo_rtc.bench.support.call_server import CallServer
-from echo_rtc.bench.support.calls import Caller, Heard
+from echo_rtc.bench.support.calls import CALLER_BUFFER_MS, Caller, Heard
 from echo_rtc.bench.support.report import report
 from echo_rtc.bench.sync import MATCH_S, SETTLE_S, TAIL_S, Beeps, Recording
 from echo_rtc.clips import MEDIA_RATE
@@ -23,8 +23,6 @@ from echo_rtc.errors import SettingsError
 
 LONGEST_WAY_S = 6.0
 """Longer than any delay that a server may be set to."""
-CALLER_BUFFER_MS = 80.0
-"""What aiortc's receiver of sound holds back: 4 packets of 20 ms, as long as none is lost."""
 
 
 def main(argv: list[str]) -> int:

@@ -1,15 +1,17 @@
 """``echo-rtc bench live [--random-weights] [--calls N] [--kill-worker] [settings]``: whole calls at a whole server.
 
 Starts the server with the settings, opens real calls one after another, lets all of them hold a conversation (speech
-with pauses), and says what came of each: frames rendered, held and dropped, clips lost, denoising steps, delay, and
-the picture against the sound. ``--kill-worker`` kills the worker that renders, a third of the way in. The line of
-JSON also has how long the start took, and how many calls were refused.
+with pauses), and says what came of each: frames rendered, held and dropped, clips lost, denoising steps, delay, the
+picture against the sound, and how long sound took from the microphone to a player without a buffer (the server's
+delay, and packets and jitter buffer both ways). ``--kill-worker`` kills the worker that renders, a third of the way in.
+The line of JSON also has how long the start took, when it came to which stage, and which calls were refused.
 """
 
 from __future__ import annotations
 
 import asyncio
 import os
+import re
 import signal
 import sys
 import time
@@ -18,10 +20,10 @@ from typing import Any
 
 import aiohttp
 
-from echo_rtc.bench.support.calls import Caller
+from echo_rtc.bench.support.calls import Caller, Heard
 from echo_rtc.bench.support.real_server import ADMIN_HEADERS, RealServer
 from echo_rtc.bench.support.report import report
-from echo_rtc.bench.support.speaking import CallFigures, conversation
+from echo_rtc.bench.support.speaking import CallFigures, conversation, ways_ms
 from echo_rtc.errors import InputError, SettingsError
 from echo_rtc.settings import SettingsParser, settings_from
 
@@ -37,9 +39,11 @@ SERVER = ("-m", "echo_rtc", "serve")
 
 @dataclass(slots=True)
 class Live:
-    """What was seen. ``killed``: the name of the worker that was."""
+    """What was seen. ``start``: what the server said while it started, and when (s). ``killed``: the name of the worker
+    that was."""
 
     start_s: float = 0.0
+    start: list[tuple[float, str]] = field(default_factory=list)
     calls: list[CallFigures] = field(default_factory=list)
     refused: list[str] = field(default_factory=list)
     killed: str | None = None
@@ -61,10 +65,15 @@ def main(argv: list[str]) -> int:
     program = RANDOM_SERVER if arguments.random_weights else SERVER
     server = RealServer(*_without(argv, own), program=program, start_s=START_S)
     seen = asyncio.run(measure(server, arguments.calls, arguments.seconds, arguments.kill_worker))
+    for said_s, line in seen.start:
+        sys.stderr.write(f"{said_s:6.1f} s  {line}\n")
+    sys.stderr.writelines(f"{line}\n" for line in server.troubles)
     columns = ["rendered", "held", "dropped", "lost clips", "steps", "delay p50, ms", "p95, ms", "offset, ms"]
+    columns.append("to the sound, ms")
     values = [[number + 1, *asdict(call).values()] for number, call in enumerate(seen.calls)]
     figures = {
         "start_s": seen.start_s,
+        "start": seen.start,
         "calls": [asdict(call) for call in seen.calls],
         "refused": seen.refused,
         "killed": seen.killed,
@@ -93,32 +102,56 @@ async def measure(server: RealServer, calls: int, seconds: float, kill: bool) ->
     begun = time.monotonic()
     async with server, aiohttp.ClientSession() as session:
         seen.start_s = round(time.monotonic() - begun, 1)
-        callers: list[Caller] = []
-        streams: list[str] = []
+        seen.start = _stages(server)
+        opened: list[_Call] = []
         try:
             for _ in range(calls):
-                await _open(session, server.url, callers, streams, seen)
+                try:
+                    opened.append(await _open(session, server.url))
+                except InputError as error:
+                    seen.refused.append(str(error))
             await asyncio.sleep(SETTLE_S)
-            before = [await _statistics(session, server.url, stream) for stream in streams]
+            before = [await _statistics(session, server.url, call.stream) for call in opened]
             if kill:
                 await asyncio.sleep(seconds / 3)
                 await _kill_busiest(session, server.url, seen)
                 await asyncio.sleep(seconds * 2 / 3)
             else:
                 await asyncio.sleep(seconds)
-            after = [await _statistics(session, server.url, stream) for stream in streams]
-            seen.calls = [CallFigures.between(*pair) for pair in zip(before, after, strict=True)]
+            after = [await _statistics(session, server.url, call.stream) for call in opened]
+            ways = [call.ways_ms for call in opened]
+            seen.calls = [CallFigures.between(*looks) for looks in zip(before, after, ways, strict=True)]
             seen.workers = await _workers(session, server.url)
         finally:
-            await asyncio.gather(*(caller.close() for caller in callers))
+            await asyncio.gather(*(call.caller.close() for call in opened))
     return seen
 
 
-async def _open(
-    session: aiohttp.ClientSession, url: str, callers: list[Caller], streams: list[str], seen: Live
-) -> None:
-    caller = Caller(conversation, codec="H264")
-    callers.append(caller)
+def _stages(server: RealServer) -> list[tuple[float, str]]:
+    """What the server has said until it was ready, without the times and names in its log, and when (s)."""
+    said = [re.sub(r"^\S+ \S+ [A-Z]+ +\S+: ", "", line) for line in server.lines]
+    return [(round(at_s, 1), line) for at_s, line in zip(server.lines_s, said, strict=True)]
+
+
+@dataclass(frozen=True, slots=True)
+class _Call:
+    """A call, its stream's id, and what was heard of it."""
+
+    caller: Caller
+    stream: str
+    heard: list[Heard]
+
+    @property
+    def ways_ms(self) -> list[float]:
+        assert self.caller.microphone is not None
+        return ways_ms(conversation, self.caller.microphone.began_s, self.heard)
+
+
+async def _open(session: aiohttp.ClientSession, url: str) -> _Call:
+    """A call that is up. Raises InputError with the server's words if it refuses."""
+    heard: list[Heard] = []
+    streams: list[str] = []
+    caller = Caller(conversation, heard.append, codec="H264")
 
     async def exchange(offer: str) -> str:
         async with session.post(f"{url}/offer", json={"sdp": offer, "type": "offer"}) as response:
@@ -130,8 +163,10 @@ async def _open(
 
     try:
         await caller.connect(exchange)
-    except InputError as error:
-        seen.refused.append(str(error))
+    except BaseException:
+        await caller.close()
+        raise
+    return _Call(caller, streams[0], heard)
 
 
 async def _statistics(session: aiohttp.ClientSession, url: str, stream: str) -> dict[str, Any]:

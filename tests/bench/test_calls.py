@@ -11,10 +11,11 @@ import psutil
 import pytest
 
 from echo_rtc.bench import stream
-from echo_rtc.bench.latency import CALLER_BUFFER_MS, latencies
+from echo_rtc.bench.latency import latencies
 from echo_rtc.bench.stream import babble
 from echo_rtc.bench.support.call_server import CallServer
-from echo_rtc.bench.support.calls import Caller, Heard, Seen
+from echo_rtc.bench.support.calls import CALLER_BUFFER_MS, Caller, Heard, Seen
+from echo_rtc.bench.support.speaking import conversation, ways_ms
 from echo_rtc.bench.sync import BEEP_AMPLITUDE, Beeps, Recording, offsets, summary
 from echo_rtc.clips import MEDIA_RATE, ClipFormat
 from echo_rtc.engine.card import CardArtist, level_of
@@ -114,6 +115,25 @@ async def test_the_server_refuses_in_words_and_may_be_killed() -> None:
         process = psutil.Process(server.pid)
         server.kill()
     assert not process.is_running()
+
+
+@pytest.mark.parametrize(("way_s", "part", "found"), [(1.234, 1.0, True), (0.4, 1.0, True), (1.234, 0.0, False)])
+def test_the_way_of_speech_is_found_by_its_loudness(way_s: float, part: float, found: bool) -> None:
+    """Packets come up to 15 ms late by turns; what is no echo of the voice is not taken for one."""
+    chance, heard = np.random.default_rng(0), list[Heard]()
+    late = round(way_s * MEDIA_RATE)
+    for start in range(late - 48_000, round(20 * MEDIA_RATE), 960):
+        noise = chance.normal(0.0, 200.0, 960)
+        spoken = conversation(start - late, 960) if start >= late else np.zeros(960)
+        pcm = (part * spoken + noise).astype(np.int16)
+        heard.append(Heard(100.0 + start / MEDIA_RATE + chance.uniform(0.0, 0.015), 5_000 + start, pcm))
+    ways = ways_ms(conversation, 100.0, heard)
+    if found:
+        assert len(ways) >= 5
+        assert ways == pytest.approx([1000 * way_s + 7.5 - CALLER_BUFFER_MS] * len(ways), abs=2.5)
+    else:
+        assert ways == []
+    assert ways_ms(conversation, None, heard) == ways_ms(conversation, 100.0, []) == []
 
 
 async def test_a_call_through_the_server_is_measured() -> None:

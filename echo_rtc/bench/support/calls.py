@@ -29,6 +29,8 @@ Exchange = Callable[[str], Awaitable[str]]
 
 BLOCK_SAMPLES = 960
 CONNECT_TIMEOUT_S = 20.0
+CALLER_BUFFER_MS = 80.0
+"""What aiortc's receiver of sound holds back: 4 packets of 20 ms, as long as none is lost."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,6 +10,7 @@ import os
 import re
 import signal
 import sys
+import time
 from pathlib import Path
 from types import TracebackType
 
@@ -27,7 +28,8 @@ ADMIN_HEADERS = {"Authorization": f"Bearer {ADMIN_TOKEN}"}
 
 
 class RealServer:
-    """A server with these flags, on a free port of this machine. ``lines``: all that it has written on its console."""
+    """A server with these flags, on a free port of this machine. ``lines``: all that it has written on its console, and
+    ``lines_s``: when each came, in seconds since the start."""
 
     def __init__(
         self,
@@ -47,12 +49,15 @@ class RealServer:
         self._reader: asyncio.Task[None] | None = None
         self._ready: asyncio.Future[str] | None = None
         self.lines: list[str] = []
+        self.lines_s: list[float] = []
+        self._begun_s = 0.0
         self.url = ""
 
     async def __aenter__(self) -> RealServer:
         """Returns once it is ready. Raises InputError if it does not start."""
         environ = {key: value for key, value in os.environ.items() if not key.startswith("ECHO_RTC_")}
         environ["ECHO_RTC_ADMIN_TOKEN"] = ADMIN_TOKEN
+        self._begun_s = time.monotonic()
         self._child = await asyncio.create_subprocess_exec(
             *self._command,
             *("--port", "0", *self._flags),
@@ -107,6 +112,7 @@ class RealServer:
         assert self._child.stderr is not None
         assert self._ready is not None
         while raw := await self._child.stderr.readline():
+            self.lines_s.append(time.monotonic() - self._begun_s)
             self.lines.append(raw.decode("utf-8", "replace").rstrip("\n"))
             found = re.search(r"echo_rtc is ready: (\S+)", self.lines[-1])
             if found is not None and not self._ready.done():
