@@ -15,7 +15,7 @@ import argparse
 import gc
 import math
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -130,13 +130,13 @@ def random_weights(part: int) -> Make:
     return make
 
 
-def compare(make: Make, slowest: GeneratorSettings, compiled: bool) -> Iterator[Outcome]:
-    """Computes every combination and compares it with the slowest. Raises InputError or SettingsError."""
+def compare(make: Make, slowest: GeneratorSettings, wanted: Sequence[Combination]) -> Iterator[Outcome]:
+    """Computes the wanted combinations and compares each with the slowest. Raises InputError or SettingsError."""
     torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
     latents, images, _ = _render(make, slowest)
     expected = luma(images)
     plain = 0.0
-    for combination in combinations(slowest, compiled):
+    for combination in wanted:
         ours = _render(make, combination.settings, latents)
         errors = relative_error(ours[0], latents), relative_error(ours[1], images)
         pictures = luma(ours[2])
@@ -184,6 +184,7 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--steps", type=int, default=1, help="denoising steps [1]")
     parser.add_argument("--frames", type=int, default=12, help="frames of the clip [12]")
     parser.add_argument("--compiled", action="store_true", help="torch.compile, too, which takes a while [no]")
+    parser.add_argument("--only", default="", help="those with these letters in their names, as float16 [all]")
     arguments = parser.parse_args(argv)
     if arguments.device == "cuda" and not torch.cuda.is_available():
         raise SettingsError("--device is cuda, but PyTorch sees no CUDA device; choose cpu")
@@ -203,7 +204,10 @@ def main(argv: list[str]) -> int:
         sys.stderr.write(f"the weights take {weights_gb(torch.float32):.1f} GB in float32\n")
     reduced = 1 if arguments.full_size else REDUCED
     make = from_folder(arguments.folder) if arguments.folder is not None else random_weights(reduced)
-    outcomes = list(compare(make, slowest, arguments.compiled))
+    wanted = [each for each in combinations(slowest, arguments.compiled) if arguments.only in each.name]
+    if not wanted:
+        raise SettingsError(f"--only is {arguments.only}, which no combination here has in its name")
+    outcomes = list(compare(make, slowest, wanted))
     rows = [
         (
             each.combination.name,

@@ -14,7 +14,7 @@ import math
 import statistics
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -25,6 +25,7 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from echo_rtc.bench.support.kernels import Kernel, kernels_of, parts_of
 from echo_rtc.bench.support.report import report, table
 from echo_rtc.clips import ClipFormat
 from echo_rtc.engine.arrivals import Arrivals
@@ -50,6 +51,9 @@ AVATAR = "bench"
 
 _ASSETS = Path(__file__).resolve().parents[1] / "assets" / "embedded"
 _WARM_UP_CLIPS = 3
+_PROFILED_CLIPS = 5
+_LONGEST = 16
+"""Kernels that are told of a profile."""
 _CEILING_SIDE = 8192
 _WHISPER_TINY = WhisperDims(n_mels=80, n_audio_ctx=1500, n_audio_state=384, n_audio_head=6, n_audio_layer=4)
 _VAE: dict[str, Any] = {
@@ -164,12 +168,9 @@ def measure(networks: Networks, audio: AudioEncoder, settings: GeneratorSettings
     """Renders ``clips`` chained clips after the warm-up and measures each."""
     figures = Figures(settings)
     begun = time.perf_counter()
-    generator = ClipGenerator(networks, audio, settings)
-    generator.prepare_avatar(AVATAR, _ASSETS / "reference.png", _ASSETS / "poses")
-    clip = settings.format
-    samples = round(clip.history_s * clip.sample_rate) + clip.sample_of_frame(clip.clip_frames, clip.sample_rate)
-    noise = np.random.default_rng(0)
-    request = RenderRequest(AVATAR, np.zeros(samples, np.float32), clip.clip_frames, pose_position=0, seed=0)
+    generator = _generator(networks, audio, settings)
+    clip, request = settings.format, _request(settings)
+    samples, noise = len(request.audio), np.random.default_rng(0)
     cuda = generator.device.type == "cuda"
     for index in range(_WARM_UP_CLIPS + clips):
         sound = noise.normal(0.0, 0.1, samples).astype(np.float32)
@@ -191,6 +192,112 @@ def measure(networks: Networks, audio: AudioEncoder, settings: GeneratorSettings
         free, total = torch.cuda.mem_get_info(generator.device)
         figures.memory_gb = (total - free) / 1e9
     return figures
+
+
+def _generator(networks: Networks, audio: AudioEncoder, settings: GeneratorSettings) -> ClipGenerator:
+    generator = ClipGenerator(networks, audio, settings)
+    generator.prepare_avatar(AVATAR, _ASSETS / "reference.png", _ASSETS / "poses")
+    return generator
+
+
+def _request(settings: GeneratorSettings) -> RenderRequest:
+    """A clip of silence."""
+    clip = settings.format
+    samples = round(clip.history_s * clip.sample_rate) + clip.sample_of_frame(clip.clip_frames, clip.sample_rate)
+    return RenderRequest(AVATAR, np.zeros(samples, np.float32), clip.clip_frames, pose_position=0, seed=0)
+
+
+@dataclass(frozen=True, slots=True)
+class Profile:
+    """Where the time of a clip goes: the kernels of all its steps and of its decoder; and what steps and decoder take
+    alone, one after the other, and at the same time in two streams of the device (ms), the most that decoding a clip
+    under the first steps of the next could save."""
+
+    steps: list[Kernel]
+    decoder: list[Kernel]
+    steps_ms: float
+    decoder_ms: float
+    in_turn_ms: float
+    at_once_ms: float
+
+    @property
+    def parts(self) -> dict[str, dict[str, float]]:
+        """The sums of the parts of both (ms)."""
+        named = {"steps": self.steps, "decoder": self.decoder}
+        return {name: {part: round(ms, 2) for part, ms in parts_of(each).items()} for name, each in named.items()}
+
+    @property
+    def facts(self) -> dict[str, object]:
+        """All of it for programs; of the kernels, those that take longest."""
+        return {
+            "parts_ms": self.parts,
+            "kernels": [
+                [where, kernel.name, kernel.calls, round(kernel.ms, 3)]
+                for where, each in (("steps", self.steps), ("decoder", self.decoder))
+                for kernel in each[:_LONGEST]
+            ],
+            "steps_ms": round(self.steps_ms, 1),
+            "decoder_ms": round(self.decoder_ms, 1),
+            "in_turn_ms": round(self.in_turn_ms, 1),
+            "at_once_ms": round(self.at_once_ms, 1),
+        }
+
+
+@torch.inference_mode()
+def profiled(networks: Networks, audio: AudioEncoder, settings: GeneratorSettings, clips: int) -> Profile:
+    """Profiles ``clips`` clips, warmed up, after as many that have the device as hot as a run of clips has it."""
+    generator, beside = (_generator(networks, audio, settings) for _ in range(2))
+    request, device, run = _request(settings), generator.device, settings.decode_frames or settings.format.clip_frames
+    prepared = generator.prepare(request)
+    given = generator.latents(request).clone()
+
+    def steps() -> None:
+        generator.latents(request, prepared)
+
+    def decode(by: ClipGenerator = generator) -> None:
+        for _ in by.images(given, run):
+            pass
+
+    def in_turn() -> None:
+        steps()
+        decode()
+
+    def at_once() -> None:
+        # Of its own generator, because what one generator has recorded shares memory.
+        with _beside(device):
+            decode(beside)
+        steps()
+
+    for each in (in_turn, at_once):
+        each()
+    in_turn_ms, at_once_ms, steps_ms, decoder_ms = (
+        _taken_ms(each, device, clips) for each in (in_turn, at_once, steps, decode)
+    )
+    found = [kernels_of(each, device, clips) for each in (steps, decode)]
+    return Profile(found[0], found[1], steps_ms, decoder_ms, in_turn_ms, at_once_ms)
+
+
+@contextmanager
+def _beside(device: torch.device) -> Iterator[None]:
+    """What is computed inside goes to a stream of its own, where the device has any."""
+    if device.type != "cuda":
+        yield
+        return
+    stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+    with torch.cuda.stream(stream):
+        yield
+
+
+def _taken_ms(compute: Callable[[], object], device: torch.device, times: int) -> float:
+    """The median of so many ``times`` (ms), each until the device is done, after one that is not counted."""
+    taken = []
+    for _ in range(times + 1):
+        begun = time.perf_counter()
+        compute()
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        taken.append(1000 * (time.perf_counter() - begun))
+    return statistics.median(taken[1:])
 
 
 def count_tflop(settings: GeneratorSettings) -> float:
@@ -255,6 +362,7 @@ def _parser() -> argparse.ArgumentParser:
         choices=("all", "guided"),
         help="also measure other sizes, steps, lengths and flags, or numbers of guided steps [no]",
     )
+    parser.add_argument("--profile", action="store_true", help="also tell where a clip's time goes, by kernels [no]")
     return parser
 
 
@@ -292,6 +400,11 @@ def main(argv: list[str]) -> int:
         "cfg": settings.cfg,
         "clip_frames": arguments.clip_frames,
     }
+    if arguments.profile:
+        profile = profiled(networks, audio, settings, _PROFILED_CLIPS)
+        sums = [(where, part, ms) for where, parts in profile.parts.items() for part, ms in parts.items()]
+        sys.stdout.write(f"{table(('kernels of the', 'part', 'ms a clip'), sums)}\n\n")
+        result["profile"] = profile.facts
     if arguments.sweep:
         wanted = _guided(settings) if arguments.sweep == "guided" else _sweep(settings)
         others = [(name, _swept(networks, audio, other, arguments.clips)) for name, other in wanted]

@@ -477,9 +477,10 @@ class ClipGenerator:
         return KeysValues(dict(zip(names, zip(values[::2], values[1::2], strict=True), strict=True)))
 
     @torch.inference_mode()
-    def latents(self, request: RenderRequest) -> Tensor:
-        """The final latents of a clip, (1, C, F, h, w) float32; overwritten by the next clip."""
-        return self._denoise(request, Stopwatch(self.device))
+    def latents(self, request: RenderRequest, prepared: PreparedClip | None = None) -> Tensor:
+        """The final latents of a clip, (1, C, F, h, w) float32; overwritten by the next clip. ``prepared``: as in
+        :meth:`generate`."""
+        return self._denoise(request, Stopwatch(self.device), prepared)
 
     def images(self, latents: Tensor, run: int = _CHUNK) -> Iterator[Tensor]:
         """Final latents (1, C, F, h, w) -> images (n, 3, H, W) in about -1..1, in parts of ``run`` frames, each to be

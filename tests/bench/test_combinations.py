@@ -42,6 +42,11 @@ def test_random_weights_are_the_same_in_every_number_format(capsys: pytest.Captu
     assert weights_gb(torch.float32) == pytest.approx(8.86, abs=0.01)
 
 
+def test_only_what_is_named_is_compared(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["combinations", str(MINI), "--device", "cpu", "--size", "64", "--only", "float16"]) == 2
+    assert "--only is float16, which no combination here has" in capsys.readouterr().err
+
+
 def test_likeness_of_pictures_is_what_the_field_computes() -> None:
     """Of even pictures SSIM follows by hand; noise of 10 levels is 28.1 dB."""
     a, b = torch.full((2, 1, 32, 32), 100.0), torch.full((2, 1, 32, 32), 110.0)

@@ -9,6 +9,7 @@ import torch
 
 from echo_rtc.bench import generation
 from echo_rtc.bench.__main__ import main
+from echo_rtc.bench.support.kernels import Kernel
 from echo_rtc.clips import ClipFormat
 from echo_rtc.model.description import ModelDescription
 from echo_rtc.model.generator import ClipGenerator, GeneratorSettings
@@ -30,6 +31,36 @@ def test_clips_are_measured_after_the_warm_up() -> None:
     assert set(figures.stages) == {"audio", "denoise", "decode", "colour"}
     assert sum(figures.stages.values()) < 1.1 * figures.clip_ms + 1
     assert figures.start_s > sum(figures.clip_s) / 2
+
+
+def test_a_profile_tells_the_parts_of_steps_and_decoder() -> None:
+    chosen = settings(64, 6, 1, 2.5)
+    networks, audio = generation.random_networks(torch.device("cpu"), torch.float32, part=10)
+    seen = generation.profiled(networks, audio, chosen, clips=1)
+    assert {"products", "convolutions", "attention over pixels and sound"} <= set(seen.parts["steps"])
+    assert "convolutions" in seen.parts["decoder"]
+    assert sum(seen.parts["steps"].values()) == pytest.approx(sum(kernel.ms for kernel in seen.steps), abs=0.05)
+    assert seen.steps[0].ms == max(kernel.ms for kernel in seen.steps)
+    assert min(seen.steps_ms, seen.decoder_ms, seen.in_turn_ms, seen.at_once_ms) > 0
+    assert len(seen.facts["kernels"]) <= 32  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("name", "part"),
+    [
+        ("cudnn_generated_fort_native_sdpa_sm90_flash_fprop_wgmma_f16_knob_3", "attention over pixels and sound"),
+        ("_frame_attention_kernel", "attention over frames"),
+        ("nvjet_sm90_hsh_128x256_64x4_2x1_v_bz_coopA_NTN", "products"),
+        ("sm90_xmma_fprop_implicit_gemm_f16f16_f16f32_f32_nhwckrsc_nhwc_tilesize128x128x64", "convolutions"),
+        ("_geglu_kernel", "feed-forward's first product with its gate"),
+        ("_convolution_kernel", "convolutions"),
+        ("_add_moments_kernel", "group norms, residuals, moments"),
+        ("_add_layer_norm_kernel", "layer norms"),
+        ("Memcpy DtoD (Device -> Device)", "copies and the rest"),
+    ],
+)
+def test_kernels_belong_to_parts_by_their_names(name: str, part: str) -> None:
+    assert Kernel(name, 1, 1.0).part == part
 
 
 def test_operations_are_those_of_the_published_sizes() -> None:
