@@ -14,6 +14,8 @@ import numpy as np
 from echo_rtc.clips import MEDIA_RATE, F32Array, S16Array
 from echo_rtc.codec.sound import SOUND_TIME_BASE
 
+MIN_FILTERED_S = 0.01
+"""Pushed sound that is shorter as a whole is not worth a filter."""
 GAP_S = Fraction(1, 500)
 """A step of the time stamps of at least this much (s) is a gap; less is rounding in the stamps."""
 
@@ -76,11 +78,17 @@ class VoiceConverter:
 
 
 class PcmConverter:
-    """Contiguous 16-bit little-endian mono PCM at ``rate`` Hz in, mono int16 at 48 kHz out, a filter's lag late."""
+    """Contiguous 16-bit little-endian mono PCM at ``rate`` Hz in, mono int16 at 48 kHz out, a filter's lag late.
+
+    A filter takes a millisecond to make, so there is none before MIN_FILTERED_S of sound has come; what ends before is
+    interpolated.
+    """
 
     def __init__(self, rate: int) -> None:
         self.rate = rate
-        self._resampler = av.AudioResampler(format="s16", layout="mono", rate=MEDIA_RATE)
+        self._resampler: av.AudioResampler | None = None
+        self._held = np.zeros(0, np.int16)
+        """What has come before there is a filter."""
         self._in = 0
 
     def push(self, pcm: bytes) -> S16Array:
@@ -88,6 +96,12 @@ class PcmConverter:
         samples = np.frombuffer(pcm, "<i2").astype(np.int16)
         if self.rate == MEDIA_RATE or not len(samples):
             return samples
+        if self._resampler is None:
+            samples = np.concatenate((self._held, samples))
+            if len(samples) < MIN_FILTERED_S * self.rate:
+                self._held = samples
+                return np.zeros(0, np.int16)
+            self._resampler = av.AudioResampler(format="s16", layout="mono", rate=MEDIA_RATE)
         frame = av.AudioFrame.from_ndarray(samples.reshape(1, -1), format="s16", layout="mono")
         frame.sample_rate, frame.pts = self.rate, self._in
         self._in += len(samples)
@@ -95,7 +109,13 @@ class PcmConverter:
 
     def flush(self) -> S16Array:
         """What the filter still holds; the converter is used up."""
-        return self._joined(self._resampler.resample(None)) if self._in else np.zeros(0, np.int16)
+        if self._resampler is not None:
+            return self._joined(self._resampler.resample(None))
+        count = len(self._held) * MEDIA_RATE // self.rate
+        if not count:
+            return np.zeros(0, np.int16)
+        at = np.arange(count) * (self.rate / MEDIA_RATE)
+        return np.asarray(np.rint(np.interp(at, np.arange(len(self._held)), self._held)), np.int16)
 
     @staticmethod
     def _joined(frames: list[av.AudioFrame]) -> S16Array:

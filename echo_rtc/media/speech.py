@@ -45,12 +45,23 @@ DRY_GRACE_S = 0.04
 CLOSING_S = 0.15
 """Silence rendered after the last speech, so that the mouth closes."""
 
+CHUNK_S = 0.02
+"""Sound that is pushed in smaller pieces is kept in pieces of up to this length: each costs time as it is placed."""
+
+MIN_WORDS_S = 0.1
+"""Words that follow others sooner than this are shown together with them."""
+
+MAX_WORDS_CHARACTERS = 4096
+"""Words that are shown together; what would follow is left out."""
+
 FADE_S = 0.01
 """Sound that breaks off within an event fades out, and in again, for this long, so that it does not click."""
 
 _AHEAD = round(AHEAD_S * MEDIA_RATE)
 _MAX_QUEUED = round(MAX_QUEUED_S * MEDIA_RATE)
 _CLOSING = round(CLOSING_S * MEDIA_RATE)
+_CHUNK = round(CHUNK_S * MEDIA_RATE)
+_MIN_WORDS = round(MIN_WORDS_S * MEDIA_RATE)
 _FADE = round(FADE_S * MEDIA_RATE)
 _REBUFFER = round(REBUFFER_S * MEDIA_RATE)
 _DRY_GRACE = round(DRY_GRACE_S * MEDIA_RATE)
@@ -75,11 +86,21 @@ class MarkKind(StrEnum):
 
 @dataclass(slots=True, eq=False)
 class Words:
-    """Words of an event. ``samples``: how many samples (48 kHz) say them so far; ``complete``: no more follow."""
+    """Words of an event. ``samples``: how many samples (48 kHz) say them so far; ``complete``: no more follow;
+    ``begun``: their first sound has left."""
 
     text: str
     complete: bool = True
     samples: int = 0
+    begun: bool = False
+
+    def join(self, following: Words) -> bool:
+        """Takes words that follow at once, as far as there is room; whether it can."""
+        if self.begun or not (self.complete and following.complete):
+            return False
+        if len(self.text) + len(following.text) < MAX_WORDS_CHARACTERS:
+            self.text += f" {following.text}"
+        return True
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,9 +134,10 @@ class _Part:
 @dataclass(slots=True)
 class _Event:
     """An event: ``parts`` are its sound that waits, ``waiting`` samples in all, and ``next_words`` begin with the sound
-    that comes next; ``placed`` samples have their place in media time, in ``spans`` of (media sample, count).
-    ``complete``: no further sound comes; ``latest_s``: when the latest came. ``held``: when it has run out it waits for
-    its source, even if others wait behind it. ``broken_off``: it has run out, and has faded out."""
+    that comes next; ``words`` are the latest that began, with the sample ``words_at`` of the event. ``placed`` samples
+    have their place in media time, in ``spans`` of (media sample, count). ``complete``: no further sound comes;
+    ``latest_s``: when the latest came. ``held``: when it has run out it waits for its source, even if others wait
+    behind it. ``broken_off``: it has run out, and has faded out."""
 
     id: str
     latest_s: float
@@ -123,10 +145,37 @@ class _Event:
     held: bool = False
     parts: deque[_Part] = field(default_factory=deque)
     next_words: Words | None = None
+    words: Words | None = None
+    words_at: int = 0
     waiting: int = 0
     placed: int = 0
     spans: list[tuple[int, int]] = field(default_factory=list)
     broken_off: bool = False
+
+    def append(self, pcm: S16Array) -> Words | None:
+        """Appends sound, with which ``next_words`` begin; the words that these are shown with, if there are any."""
+        words, self.next_words = self.next_words, None
+        begins, at = words, self.placed + self.waiting
+        if words is not None and self.words is not None and at - self.words_at < _MIN_WORDS and self.words.join(words):
+            words, begins = self.words, None
+        elif words is not None:
+            self.words, self.words_at = words, at
+        if begins is None and self.parts and len(self.parts[-1].pcm) + len(pcm) <= _CHUNK:
+            last = self.parts.pop()
+            self.parts.append(_Part(np.concatenate((last.pcm, pcm)), last.words))
+        else:
+            self.parts.append(_Part(pcm.copy(), begins))
+        self.waiting += len(pcm)
+        return words
+
+    def place(self, start: int, count: int) -> None:
+        """The next ``count`` samples have their place from the media sample ``start`` on."""
+        if self.spans and sum(self.spans[-1]) == start:
+            begin, before = self.spans.pop()
+            self.spans.append((begin, before + count))
+        else:
+            self.spans.append((start, count))
+        self.placed += count
 
     def take(self, count: int) -> _Part:
         """The next samples of those that wait: ``count``, or fewer if further words begin before."""
@@ -259,11 +308,9 @@ class SpeechQueue:
             own.next_words = words
         if len(pcm):
             own.latest_s = now
-            begun, own.next_words = own.next_words, None
-            own.parts.append(_Part(pcm.copy(), begun))
-            own.waiting += len(pcm)
+            begun = own.append(pcm)
             self._queued += len(pcm)
-            if (said := words or begun) is not None:
+            if (said := begun or words) is not None:
                 said.samples += len(pcm)
 
     def complete(self, event: str) -> bool:
@@ -300,6 +347,8 @@ class SpeechQueue:
         while self._marks and self._marks[0].sample <= media_sample:
             mark = self._marks.popleft()
             passed.append(mark)
+            if mark.words is not None:
+                mark.words.begun = True
             if mark.kind is MarkKind.ENDED and self._leaving and self._leaving[0].id == mark.event:
                 self._leaving.popleft()
         return passed
@@ -437,8 +486,7 @@ class SpeechQueue:
             ramp = min(_FADE, len(pcm))
             pcm[:ramp] = np.rint(pcm[:ramp] * (np.arange(1, ramp + 1) / (ramp + 1)))
             event.broken_off = False
-        event.spans.append((self._head, len(pcm)))
-        event.placed += len(pcm)
+        event.place(self._head, len(pcm))
         self._queued -= len(pcm)
         if not self._open:
             self._wanted_from = self._head

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from echo_rtc.clips import F32Array, S16Array
-from echo_rtc.codec.resampling import SpeechResampler, VoiceConverter, mono, mono_mix
+from echo_rtc.codec.resampling import PcmConverter, SpeechResampler, VoiceConverter, mono, mono_mix
 
 LAYOUTS = {1: "mono", 2: "stereo"}
 
@@ -148,3 +148,21 @@ def test_frames_without_stamps_follow_on_each_other() -> None:
         assert len(pts) >= 9
         assert np.all(np.diff(pts) > 0)
     assert pts[-1] == pytest.approx(19 * 960, abs=100)
+
+
+@pytest.mark.parametrize("rate", [8_000, 24_000, 48_000])
+def test_pushed_pieces_are_what_the_whole_is(rate: int) -> None:
+    pcm = (np.sin(np.arange(rate // 10) * 2 * np.pi * 440 / rate) * 20_000).astype("<i2")
+    whole, pieces = PcmConverter(rate), PcmConverter(rate)
+    expected = np.concatenate([whole.push(pcm.tobytes()), whole.flush()])
+    made = [pieces.push(pcm[start : start + 7].tobytes()) for start in range(0, len(pcm), 7)]
+    assert np.array_equal(np.concatenate([*made, pieces.flush()]), expected)
+    assert abs(len(expected) - 4800) <= 96
+
+
+def test_sound_too_short_for_a_filter_is_interpolated(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(av, "AudioResampler", None)  # which takes a millisecond to make
+    converter = PcmConverter(24_000)
+    assert [len(converter.push(np.array([level], "<i2").tobytes())) for level in (100, 200, 300)] == [0, 0, 0]
+    assert converter.flush().tolist() == [100, 150, 200, 250, 300, 300]
+    assert PcmConverter(24_000).flush().tolist() == []

@@ -17,11 +17,13 @@ from echo_rtc.media.speech import (
     AHEAD_S,
     MAX_EVENTS,
     MAX_QUEUED_S,
+    MAX_WORDS_CHARACTERS,
     EventOverError,
     Mark,
     MarkKind,
     QueueFullError,
     SpeechQueue,
+    Words,
 )
 from tests.media.rig import FORMAT, IDLE, LEAD_S, Rig, numbered_frames, voice
 
@@ -296,3 +298,36 @@ def test_media_time_is_contiguous_whatever_comes(data: st.DataObject) -> None:
             pushed += len(pcm)
         assert head >= int(queue.arrived(now)) - 0.05 * MEDIA_RATE or queue.queued_samples
         assert head <= queue.arrived(now) + (AHEAD_S + 1.1) * MEDIA_RATE
+
+
+def test_sound_in_tiny_pieces_costs_no_more_than_in_large_ones() -> None:
+    queue, said = SpeechQueue(FORMAT), voice(2.0)[:48_000]
+    queue.advance(0.0)
+    for sample in range(len(said)):
+        queue.push("a", said[sample : sample + 1], 0.1, Words(f"{sample}"))
+    pieces = queue.advance(0.1)
+    spoken = np.concatenate([pcm for _, pcm in pieces])
+    begin = next(mark.sample for mark in queue.marks_until(1 << 40) if mark.kind is MarkKind.STARTED)
+    assert np.array_equal(spoken[begin - pieces[0][0] :][: len(said)], said)
+    assert len(pieces) < 20
+
+
+def test_words_that_follow_at_once_are_shown_together() -> None:
+    queue = SpeechQueue(FORMAT)
+    queue.advance(0.0)
+    words = [Words("one"), Words("two"), Words("x" * MAX_WORDS_CHARACTERS), Words("three")]
+    for each, samples in zip(words, (2400, 2400, 2400, 48_000), strict=True):
+        queue.push("a", np.ones(samples, np.int16), 0.1, each)
+    queue.complete("a")
+    queue.advance(0.1)
+    marks = [mark for mark in queue.marks_until(1 << 40) if mark.words is not None]
+    assert [mark.words.text for mark in marks if mark.words] == ["one two", words[2].text]
+    assert [mark.words.samples for mark in marks if mark.words] == [4800, 50_400]
+    assert marks[1].sample - marks[0].sample == 4800
+    # What viewers have seen begin is not changed any more.
+    queue.push("b", np.ones(480, np.int16), 0.2, first := Words("four"))
+    queue.push("b", np.ones(48_000, np.int16), 0.2)
+    queue.advance(0.2)
+    queue.marks_until(1 << 40)
+    queue.push("b", np.ones(480, np.int16), 0.3, Words("five"))
+    assert (first.begun, first.text) == (True, "four")
