@@ -170,9 +170,9 @@ async def running(engine: FleetEngine) -> AsyncIterator[FleetEngine]:
         await engine.close()
 
 
-def window(format: ClipFormat) -> F32Array:
+def window(clip_format: ClipFormat) -> F32Array:
     """A window of sound (history and clip) as loud as speech; what is said costs no more or less."""
-    samples = format.sample_of_frame(format.history_frames + format.clip_frames, format.sample_rate)
+    samples = clip_format.sample_of_frame(clip_format.history_frames + clip_format.clip_frames, clip_format.sample_rate)
     sound: F32Array = np.random.default_rng(0).normal(0.0, 0.1, samples).astype(np.float32)
     return sound
 
@@ -180,16 +180,16 @@ def window(format: ClipFormat) -> F32Array:
 async def throughput(engine: FleetEngine, streams: int, clips: int, ahead: int = AHEAD) -> Throughput:
     """Keeps ``streams`` streams of ``clips`` clips each going as fast as the workers can, and measures them after the
     first of each."""
-    format, joined = engine.format, engine.continuity
+    clip_format, joined = engine.format, engine.continuity
     loop = asyncio.get_running_loop()
     handovers: list[float] = []
     warm = asyncio.Event()
     begun = asyncio.Barrier(streams)
-    sound = window(format)
+    sound = window(clip_format)
 
     async def clip(stream: int, number: int) -> RenderResult:
-        first = number * format.clip_frames - joined.overlap_frames
-        frames = format.clip_frames + joined.overlap_frames
+        first = number * clip_format.clip_frames - joined.overlap_frames
+        frames = clip_format.clip_frames + joined.overlap_frames
         name = next(iter(engine.avatars))
         request = RenderRequest(name, sound, frames, first, stream, stream=f"bench {stream}")
         return await engine.render(replace(request, chained=joined.chained and number > 0))
@@ -219,7 +219,7 @@ async def throughput(engine: FleetEngine, streams: int, clips: int, ahead: int =
     elapsed = loop.time() - since
     rendering_s = sum(worker.rendering_s for worker in engine.workers) - before
     return Throughput(
-        streams * clips * format.clip_frames / elapsed,
+        streams * clips * clip_format.clip_frames / elapsed,
         1.0 - rendering_s / elapsed / len(engine.workers),
         statistics.median(handovers),
     )
@@ -231,8 +231,8 @@ async def recovery(engine: FleetEngine) -> float:
     assert worker.pid is not None
     loop = asyncio.get_running_loop()
     clips = worker.clips
-    format = engine.format
-    request = RenderRequest(next(iter(engine.avatars)), window(format), format.clip_frames, 0, 0)
+    clip_format = engine.format
+    request = RenderRequest(next(iter(engine.avatars)), window(clip_format), clip_format.clip_frames, 0, 0)
     begun = loop.time()
     os.kill(worker.pid, signal.SIGKILL)
     async with asyncio.timeout(RECOVERY_S):
@@ -269,12 +269,12 @@ async def offline(engine: FleetEngine, seconds: float) -> float:
         return sum(done) / (asyncio.get_running_loop().time() - begun)
 
 
-def onsets_voice(format: ClipFormat) -> tuple[Callable[[int, int], S16Array], list[int]]:
+def onsets_voice(clip_format: ClipFormat) -> tuple[Callable[[int, int], S16Array], list[int]]:
     """A voice that begins to speak ONSETS times, at odd places within a clip; and where (samples at 48 kHz)."""
     starts = []
     at = SILENCE_S
     for number in range(ONSETS):
-        starts.append(round((at + (number * 0.37) % 1.0 * float(format.clip_duration)) * MEDIA_RATE))
+        starts.append(round((at + (number * 0.37) % 1.0 * float(clip_format.clip_duration)) * MEDIA_RATE))
         at += SPEECH_S + SILENCE_S
 
     def voice(start: int, count: int) -> S16Array:
@@ -288,10 +288,10 @@ def onsets_voice(format: ClipFormat) -> tuple[Callable[[int, int], S16Array], li
     return voice, starts
 
 
-async def speech_to_motion(format: ClipFormat, clip_s: float) -> list[float]:
+async def speech_to_motion(clip_format: ClipFormat, clip_s: float) -> list[float]:
     """Milliseconds from the first sample of speech at the microphone to the first moving frame at the caller, for each
     onset, at a worker process that takes ``clip_s`` for a clip."""
-    voice, starts = onsets_voice(format)
+    voice, starts = onsets_voice(clip_format)
     seen: list[tuple[float, bool]] = []
 
     def see(frame: Seen) -> None:
@@ -300,8 +300,8 @@ async def speech_to_motion(format: ClipFormat, clip_s: float) -> list[float]:
         except CardError:
             seen.append((frame.arrived_s, True))
 
-    specs = [WorkerSpec("card", CardLoader(format, clip_s))]
-    async with running(LocalEngine(format, lambda: specs)) as engine, calls(engine, 1) as call:
+    specs = [WorkerSpec("card", CardLoader(clip_format, clip_s))]
+    async with running(LocalEngine(clip_format, lambda: specs)) as engine, calls(engine, 1) as call:
         caller = Caller(voice, on_picture=see, codec="H264")
         try:
             await call(caller)
@@ -367,7 +367,7 @@ def main(argv: list[str]) -> int:
 
 async def measure(settings: Settings, specs: Sequence[WorkerSpec], clips: int) -> int:
     """All figures but the long run's, with the first worker alone and with all of them."""
-    format, options, workers = settings.clip_format, fleet_options(settings), len(specs)
+    clip_format, options, workers = settings.clip_format, fleet_options(settings), len(specs)
     rows: list[list[object]] = []
 
     def note(what: str, measured: Throughput) -> Throughput:
@@ -379,7 +379,7 @@ async def measure(settings: Settings, specs: Sequence[WorkerSpec], clips: int) -
         before = note("1 worker, nothing prepared", await throughput(engine, 1, clips))
     async with running(over(settings, one, options)) as engine:
         alone = note("1 worker", await throughput(engine, 1, clips))
-        movie_s = workers * clips * float(format.clip_duration)
+        movie_s = workers * clips * float(clip_format.clip_duration)
         movie_alone = await offline(engine, movie_s)
         rows.append(["1 worker, to a movie", movie_alone, "", ""])
         clip_s = engine.workers[0].p50_s or 0.0
@@ -401,16 +401,16 @@ async def measure(settings: Settings, specs: Sequence[WorkerSpec], clips: int) -
                     await throughput(engine, 1, clips * workers, ahead=AHEAD * workers),
                 )
             figures["one_stream_scaling"] = round(shared.frames_per_second / alone.frames_per_second, 3)
-    motions = await speech_to_motion(format, clip_s)
+    motions = await speech_to_motion(clip_format, clip_s)
     if motions:
         rows.append(["speech to motion, ms (median, most)", statistics.median(motions), max(motions), ""])
         figures["speech_to_motion_ms"] = round(statistics.median(motions), 1)
-        figures["speech_to_motion_bound_ms"] = round((float(format.clip_duration) + clip_s) * 1000 + 150, 1)
+        figures["speech_to_motion_bound_ms"] = round((float(clip_format.clip_duration) + clip_s) * 1000 + 150, 1)
     figures |= {
         "idle_share_unprepared": round(before.idle_share, 4),
         "idle_share": round(alone.idle_share, 4),
         "device": specs[0].name,
-        "size": f"{format.width}x{format.height}",
+        "size": f"{clip_format.width}x{clip_format.height}",
     }
     report(["", "frames/s", "idle %", "hand-over ms"], rows, figures)
     return 0

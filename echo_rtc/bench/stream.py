@@ -31,15 +31,15 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--size", type=int, default=512, help="width and height of the picture (pixels)")
     parser.add_argument("--fps", type=int, default=24, help="frames per second")
     arguments = parser.parse_args(argv)
-    format = {"width": arguments.size, "height": arguments.size, "fps": arguments.fps}
+    clip_format = {"width": arguments.size, "height": arguments.size, "fps": arguments.fps}
     figures: dict[str, object] = {}
     rows: list[list[object]] = []
     for codec in ("H264", "VP8"):
-        core, kbit, fps = asyncio.run(measure(codec, format, arguments.seconds))
+        core, kbit, fps = asyncio.run(measure(codec, clip_format, arguments.seconds))
         figures[f"{codec.lower()}_core"] = round(core, 4)
         rows.append([codec, core, kbit, fps])
     with tempfile.TemporaryDirectory() as folder:
-        core, kbit, fps = asyncio.run(measure("H264", format, arguments.seconds, record=Path(folder)))
+        core, kbit, fps = asyncio.run(measure("H264", clip_format, arguments.seconds, record=Path(folder)))
     figures["recorded_core"] = round(core, 4)
     rows.append(["H264, recorded", core, kbit, fps])
     report(["codec", "cores", "kbit/s sent", "frames/s"], rows, figures)
@@ -47,11 +47,11 @@ def main(argv: list[str]) -> int:
 
 
 async def measure(
-    codec: str, format: dict[str, int], seconds: float, settle_s: float = SETTLE_S, record: Path | None = None
+    codec: str, clip_format: dict[str, int], seconds: float, settle_s: float = SETTLE_S, record: Path | None = None
 ) -> tuple[float, float, float]:
     """(CPU seconds of the server's process a second, kbit/s of picture and sound, frames a second) of one call, which
     is recorded into the folder ``record``."""
-    async with CallServer(format, record=record) as server:
+    async with CallServer(clip_format, record=record) as server:
         caller = Caller(babble, codec=codec)
         stream_id = ""
 

@@ -73,9 +73,9 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--fps", type=int, default=24, help="frames per second")
     parser.add_argument("--codec", choices=("H264", "VP8"), default="H264", help="picture codec")
     arguments = parser.parse_args(argv)
-    format = {"width": arguments.size, "height": arguments.size, "fps": arguments.fps}
+    clip_format = {"width": arguments.size, "height": arguments.size, "fps": arguments.fps}
     counts = sorted({1, arguments.viewers})
-    measured = [asyncio.run(measure(count, arguments.codec, format, arguments.seconds)) for count in counts]
+    measured = [asyncio.run(measure(count, arguments.codec, clip_format, arguments.seconds)) for count in counts]
     rows = [[m.viewers, m.core, m.core / m.viewers, m.frames, m.dropped, m.kbit_s, m.worst_late_ms] for m in measured]
     report(["viewers", "cores", "cores a viewer", "frames", "dropped", "kbit/s", "latest ms"], rows, figures(measured))
     return int(measured[-1].dropped > 0)
@@ -91,13 +91,13 @@ def figures(measured: Sequence[Measured]) -> dict[str, float | int]:
 
 
 async def measure(
-    count: int, codec: str, format: dict[str, int], seconds: float, settle_s: float = SETTLE_S
+    count: int, codec: str, clip_format: dict[str, int], seconds: float, settle_s: float = SETTLE_S
 ) -> Measured:
     """A server, its publisher and ``count`` viewers for some seconds."""
     cores = sorted(os.sched_getaffinity(0))
     async with AsyncExitStack() as life:
         # The last core is the server's, the others are left to the viewers.
-        server = await life.enter_async_context(CallServer(format, core=cores[-1]))
+        server = await life.enter_async_context(CallServer(clip_format, core=cores[-1]))
         if len(cores) > 1:
             os.sched_setaffinity(0, set(cores[:-1]))
             life.callback(os.sched_setaffinity, 0, cores)
@@ -124,8 +124,8 @@ async def measure(
         frames = [spectator.frames[mark:] for spectator, mark in zip(spectators, marks, strict=True)]
     elapsed, cpu, skipped = after.at_s - before.at_s, after.cpu_s - before.cpu_s, after.skipped - before.skipped
     kbit_s = (after.received - before.received) * 8 / 1000 / elapsed
-    due = round(elapsed * format["fps"])
-    missing = [missing_frames(stamps, format["fps"]) for stamps in frames]
+    due = round(elapsed * clip_format["fps"])
+    missing = [missing_frames(stamps, clip_format["fps"]) for stamps in frames]
     return Measured(count, cpu / elapsed, due, sum(missing) + skipped * count, kbit_s, after.worst_late_ms)
 
 

@@ -32,17 +32,17 @@ U16Array = NDArray[np.uint16]
 class BurnedMark:
     """Lays the mark over frames of one size. Raises SettingsError where they are too small for it."""
 
-    def __init__(self, format: ClipFormat) -> None:
+    def __init__(self, clip_format: ClipFormat) -> None:
         opacity, brightness = _drawn(
-            max(LEAST_TEXT_SIZE, round(TEXT_SIZE * math.sqrt(min(format.width, format.height))))
+            max(LEAST_TEXT_SIZE, round(TEXT_SIZE * math.sqrt(min(clip_format.width, clip_format.height))))
         )
         height, width = opacity.shape
         margin = 2 * max(2, height // 4)
-        top, left = format.height - height - margin, format.width - width - margin
+        top, left = clip_format.height - height - margin, clip_format.width - width - margin
         if top < 0 or left < 0:
             raise SettingsError(
                 f"burn_mark needs pictures of at least {width + margin} x {height + margin}, and they have "
-                f"{format.width} x {format.height}; raise width and height, or leave burn_mark out"
+                f"{clip_format.width} x {clip_format.height}; raise width and height, or leave burn_mark out"
             )
         top, left = top - top % 2, left - left % 2
         self._luma = _Block(slice(top, top + height), slice(left, left + width), opacity, brightness)

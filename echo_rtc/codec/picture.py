@@ -82,19 +82,19 @@ class PictureEncoder:
     Each keyframe of H.264 has the ``mark`` in it. VP8 has no place for one.
     """
 
-    def __init__(self, codec: VideoCodec, format: ClipFormat, bitrate: int, mark: Mark) -> None:
+    def __init__(self, codec: VideoCodec, clip_format: ClipFormat, bitrate: int, mark: Mark) -> None:
         self.bitrate = bitrate
         self._mark = mark.nal_unit() if codec is VideoCodec.H264 else None
         context = av.CodecContext.create("libx264" if codec is VideoCodec.H264 else "libvpx", "w")
         assert isinstance(context, VideoCodecContext)
-        context.width, context.height = format.width, format.height
+        context.width, context.height = clip_format.width, clip_format.height
         context.pix_fmt = "yuv420p"
-        context.framerate = Fraction(format.fps)
-        context.time_base = Fraction(1, format.fps)
+        context.framerate = Fraction(clip_format.fps)
+        context.time_base = Fraction(1, clip_format.fps)
         context.bit_rate = bitrate
-        context.gop_size = KEY_FRAME_INTERVAL_S * format.fps
+        context.gop_size = KEY_FRAME_INTERVAL_S * clip_format.fps
         context.thread_count = 1
-        context.options = _h264_options(format, bitrate) if codec is VideoCodec.H264 else _vp8_options(bitrate)
+        context.options = _h264_options(clip_format, bitrate) if codec is VideoCodec.H264 else _vp8_options(bitrate)
         self._codec = context
         self._count = 0
 
@@ -134,14 +134,14 @@ def marked_packet(packet: av.Packet[Any], nal_unit: bytes) -> av.Packet[Any]:
     return made
 
 
-def _h264_options(format: ClipFormat, bitrate: int) -> dict[str, str]:
+def _h264_options(clip_format: ClipFormat, bitrate: int) -> dict[str, str]:
     # Constrained baseline (42e01f is what every browser decodes), headers before every keyframe, and a buffer of
     # half a second so that a keyframe does not leave as a burst ten times an ordinary frame: nothing paces packets.
     return {
         "preset": "ultrafast",
         "tune": "zerolatency",
         "profile": "baseline",
-        "level": h264_level(format),
+        "level": h264_level(clip_format),
         "forced-idr": "1",
         "maxrate": str(bitrate),
         "bufsize": str(bitrate // 2),
@@ -162,9 +162,9 @@ def _vp8_options(bitrate: int) -> dict[str, str]:
     }
 
 
-def h264_level(format: ClipFormat) -> str:
+def h264_level(clip_format: ClipFormat) -> str:
     """The lowest level from 3.1 on whose macroblock limits (H.264 table A-1) hold the format: "31" to "52"."""
-    blocks = -(-format.width // 16) * -(-format.height // 16)
+    blocks = -(-clip_format.width // 16) * -(-clip_format.height // 16)
     for level, blocks_per_s, blocks_per_frame in (
         ("31", 108_000, 3_600),
         ("32", 216_000, 5_120),
@@ -172,15 +172,15 @@ def h264_level(format: ClipFormat) -> str:
         ("50", 589_824, 22_080),
         ("51", 983_040, 36_864),
     ):
-        if blocks <= blocks_per_frame and blocks * format.fps <= blocks_per_s:
+        if blocks <= blocks_per_frame and blocks * clip_format.fps <= blocks_per_s:
             return level
     return "52"
 
 
-def codec_preference(format: ClipFormat) -> tuple[VideoCodec, ...]:
+def codec_preference(clip_format: ClipFormat) -> tuple[VideoCodec, ...]:
     """The codecs in the order in which they are wanted. H.264 costs a third of VP8; but what browsers offer for it is
     level 3.1, and some show black above what was agreed, so larger pictures prefer VP8."""
-    if h264_level(format) == "31":
+    if h264_level(clip_format) == "31":
         return VideoCodec.H264, VideoCodec.VP8
     return VideoCodec.VP8, VideoCodec.H264
 

@@ -18,15 +18,15 @@ class Arrivals:
     been late. ``slack_s``: the least time by which a frame came before it was due; negative if one was late."""
 
     def __init__(
-        self, format: ClipFormat, request: RenderRequest, on_frames: TakeFrames, clock: Callable[[], float]
+        self, clip_format: ClipFormat, request: RenderRequest, on_frames: TakeFrames, clock: Callable[[], float]
     ) -> None:
         """Times are of ``clock``, in seconds."""
         self._on_frames: TakeFrames | None = on_frames
         self._clock = clock
-        self._fps = format.fps
-        self._overlap = max(0, request.frames - format.clip_frames)
+        self._fps = clip_format.fps
+        self._overlap = max(0, request.frames - clip_format.clip_frames)
         """Frames that are due with those of the clip before, and only lead over to this one."""
-        self._due_s = request.deadline_s - (format.clip_frames - 1) / format.fps
+        self._due_s = request.deadline_s - (clip_format.clip_frames - 1) / clip_format.fps
         self._begun_s = 0.0
         self._came = 0
         self.need_s = 0.0

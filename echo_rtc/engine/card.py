@@ -202,9 +202,9 @@ class _Numbers:
 class CardArtist:
     """Draws cards of one format. Everything that does not change from frame to frame is drawn once, here."""
 
-    def __init__(self, format: ClipFormat) -> None:
-        self._format = format
-        width, height = format.width, format.height
+    def __init__(self, clip_format: ClipFormat) -> None:
+        self._format = clip_format
+        width, height = clip_format.width, clip_format.height
         unit = min(width, height)
         self._lamp = _lamp_box(height, width)
         self._meter = _Box(_even(width * 0.60), self._lamp.y0, _even(width * 0.68), self._lamp.y1)

@@ -74,11 +74,11 @@ class FleetOptions:
     min_steps: int = 1
     avatar_name: str = DEFAULT_AVATAR
 
-    def budget(self, format: ClipFormat) -> Budget:
+    def budget(self, clip_format: ClipFormat) -> Budget:
         """What these options and the clips' format leave for a clip."""
-        overlap = self.overlap_frames / format.clip_frames
+        overlap = self.overlap_frames / clip_format.clip_frames
         least = min(self.min_steps, self.steps)
-        return Budget(float(format.clip_duration), self.steps, least, overlap, self.use_init_latent)
+        return Budget(float(clip_format.clip_duration), self.steps, least, overlap, self.use_init_latent)
 
     def wait_s(self, deaths: int) -> float:
         """How long to wait before replacing a worker that has died ``deaths`` times in a row (1 = the first)."""
@@ -95,20 +95,20 @@ class FleetEngine:
 
     def __init__(
         self,
-        format: ClipFormat,
+        clip_format: ClipFormat,
         specs: Callable[[], Awaitable[Sequence[WorkerSpec]]],
         open_worker: OpenWorker,
         options: FleetOptions | None = None,
     ) -> None:
-        self._format = format
+        self._format = clip_format
         self._specs = specs
         self._open_worker = open_worker
         self._options = options or FleetOptions()
-        self._budget = self._options.budget(format)
+        self._budget = self._options.budget(clip_format)
         self._scheduler = Scheduler(self._options.prefetch, self._budget)
         self._slots: dict[str, Slot] = {}
         job_rules = JobRules(
-            format,
+            clip_format,
             self._ticket,
             lambda: self._timeout_s,
             lambda slot, worker: self._supervisor.go_down(slot, worker),
@@ -119,7 +119,7 @@ class FleetEngine:
             self._options.start_timeout_s,
             lambda: self._piece_timeout_s,
             self._options.wait_s,
-            format.clip_frames,
+            clip_format.clip_frames,
             self._options.overlap_frames,
             self._budget,
         )

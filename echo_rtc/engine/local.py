@@ -18,20 +18,22 @@ class LocalEngine(FleetEngine):
     devices) and raise SettingsError. Nothing of torch is loaded here."""
 
     def __init__(
-        self, format: ClipFormat, specs: Callable[[], Sequence[WorkerSpec]], options: FleetOptions | None = None
+        self, clip_format: ClipFormat, specs: Callable[[], Sequence[WorkerSpec]], options: FleetOptions | None = None
     ) -> None:
         super().__init__(
-            format,
+            clip_format,
             lambda: asyncio.to_thread(specs),
-            lambda spec, progress, on_gone: _opened(spec, format, progress, on_gone),
+            lambda spec, progress, on_gone: _opened(spec, clip_format, progress, on_gone),
             options,
         )
 
 
-def _opened(spec: WorkerSpec, format: ClipFormat, progress: Progress, on_gone: Callable[[], None]) -> WorkerProcess:
+def _opened(
+    spec: WorkerSpec, clip_format: ClipFormat, progress: Progress, on_gone: Callable[[], None]
+) -> WorkerProcess:
     """A worker process that has not started yet. Raises StorageError where the memory to share with it is lacking."""
     try:
-        return WorkerProcess(spec, format, progress, on_gone)
+        return WorkerProcess(spec, clip_format, progress, on_gone)
     except OSError as error:
         raise StorageError(
             f"the memory that processes share (/dev/shm) cannot be had: {error.strerror or error}; make it larger, for "

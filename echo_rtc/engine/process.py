@@ -81,25 +81,27 @@ class Arriving:
 class WorkerProcess:
     """One worker process, from start to exit. Not reusable: a replacement is a new object."""
 
-    def __init__(self, spec: WorkerSpec, format: ClipFormat, progress: Progress, on_gone: Callable[[], None]) -> None:
+    def __init__(
+        self, spec: WorkerSpec, clip_format: ClipFormat, progress: Progress, on_gone: Callable[[], None]
+    ) -> None:
         """``on_gone`` is called once, when the process is dead."""
         self._spec = spec
         self._progress = progress
         self._on_gone = on_gone
         context = multiprocessing.get_context("spawn")
-        frame_bytes = format.width * format.height * 3 // 2
+        frame_bytes = clip_format.width * clip_format.height * 3 // 2
         self._requests = tuple(Area(context, REQUEST_BYTES) for _ in range(REQUEST_AREAS))
         self._free_areas: asyncio.Queue[int] = asyncio.Queue()
         for area in range(REQUEST_AREAS):
             self._free_areas.put_nowait(area)
         self._handed: set[int] = set()
         self._arriving: Arriving | None = None
-        self._results = Area(context, RESULT_CLIPS * format.clip_frames * frame_bytes + RESULT_EXTRA_BYTES)
+        self._results = Area(context, RESULT_CLIPS * clip_format.clip_frames * frame_bytes + RESULT_EXTRA_BYTES)
         self._messages, self._theirs = context.Pipe(duplex=False)
         self._their_commands, self._commands = context.Pipe(duplex=False)
         level = logging.getLogger().getEffectiveLevel()
         channels = WorkerChannels(
-            spec, format, level, self._requests, self._results, self._theirs, self._their_commands
+            spec, clip_format, level, self._requests, self._results, self._theirs, self._their_commands
         )
         self._pool = ProcessPoolExecutor(1, context, child.initialise, (channels,))
         self._reader = threading.Thread(

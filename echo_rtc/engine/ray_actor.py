@@ -106,11 +106,11 @@ class RayClipWorker:
     3. B sees that the call names A, and answers OtherIncarnation; the server takes that for the death of A.
     """
 
-    def __init__(self, spec: WorkerSpec, format: ClipFormat, log_level: int) -> None:
+    def __init__(self, spec: WorkerSpec, clip_format: ClipFormat, log_level: int) -> None:
         self._messages: queue.SimpleQueue[Message] = queue.SimpleQueue()
         # Ray logs to files of its own; what the worker has to say goes to the server's log instead.
         logging.basicConfig(handlers=[logging.handlers.QueueHandler(self._messages)], level=log_level, force=True)
-        self._worker = ClipWorker(spec, format)
+        self._worker = ClipWorker(spec, clip_format)
         self._avatar: tuple[AvatarFiles, tempfile.TemporaryDirectory[str]] | None = None
         self._incarnation = secrets.token_hex(8)
         if spec.niceness and hasattr(os, "nice"):

@@ -68,9 +68,9 @@ class RayEngine(FleetEngine):
     """A fleet of Ray actors. One engine of this kind at a time in a process: a process has one connection to Ray."""
 
     def __init__(
-        self, format: ClipFormat, make_spec: MakeSpec, ray_options: RayOptions, options: FleetOptions | None = None
+        self, clip_format: ClipFormat, make_spec: MakeSpec, ray_options: RayOptions, options: FleetOptions | None = None
     ) -> None:
-        super().__init__(format, self._connect, self._open_actor, options)
+        super().__init__(clip_format, self._connect, self._open_actor, options)
         self._make_spec = make_spec
         self._ray_options = ray_options
         self._actors: dict[str, _Actor] = {}
@@ -279,13 +279,13 @@ def _keep_alive(connection: socket.socket) -> None:
 class _Actor:
     """One actor through all its incarnations: Ray restarts it whenever it dies, until :meth:`end`."""
 
-    def __init__(self, spec: WorkerSpec, format: ClipFormat, gpus: int, cpus: float) -> None:
+    def __init__(self, spec: WorkerSpec, clip_format: ClipFormat, gpus: int, cpus: float) -> None:
         remote = ray.remote(concurrency_groups=CONCURRENCY_GROUPS)(RayClipWorker)
         options = {"num_gpus": gpus, "num_cpus": cpus, "max_restarts": -1, "max_task_retries": 0}
         level = logging.getLogger().getEffectiveLevel()
         self.name = spec.name
         self.needs = "a free GPU" if gpus else f"{cpus:g} free CPUs"
-        self.handle: Any = remote.options(**options).remote(spec, format, level)
+        self.handle: Any = remote.options(**options).remote(spec, clip_format, level)
         self.past_incarnations: set[str] = set()
 
     def restart(self) -> None:

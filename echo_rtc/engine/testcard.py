@@ -103,10 +103,10 @@ class CardRenderer:
     hands over frames while it seems to decode, as a model would: for tests and benches of whole workers.
     """
 
-    def __init__(self, format: ClipFormat, clip_s: float = 0.0, steps: int = 1, avatar_name: str = AVATAR) -> None:
-        self._format = format
+    def __init__(self, clip_format: ClipFormat, clip_s: float = 0.0, steps: int = 1, avatar_name: str = AVATAR) -> None:
+        self._format = clip_format
         self._steps = steps
-        self._artist = CardArtist(format)
+        self._artist = CardArtist(clip_format)
         self._clip_s = clip_s
         self._avatars = [avatar_name]
 
@@ -175,12 +175,12 @@ class CardWorker:
     """A worker without a process: it draws in the event loop, and does what its script says meanwhile."""
 
     def __init__(
-        self, spec: WorkerSpec, format: ClipFormat, script: Script, steps: int, on_gone: Callable[[], None]
+        self, spec: WorkerSpec, clip_format: ClipFormat, script: Script, steps: int, on_gone: Callable[[], None]
     ) -> None:
         """``steps``: of an ordinary clip; one with fewer steps or frames takes less of the script's time."""
         self._spec = spec
         self._steps = steps
-        self._format = format
+        self._format = clip_format
         self._script = script
         self._on_gone = on_gone
         self._renderer: Renderer | None = None
@@ -283,7 +283,7 @@ class TestCardEngine(FleetEngine):
 
     def __init__(
         self,
-        format: ClipFormat,
+        clip_format: ClipFormat,
         script: Script | None = None,
         workers: int = 1,
         capacity: int | None = None,
@@ -293,15 +293,15 @@ class TestCardEngine(FleetEngine):
         names = ["testcard"] if workers == 1 else [f"testcard {number + 1}" for number in range(workers)]
 
         async def specs() -> list[WorkerSpec]:
-            return [WorkerSpec(name, CardLoader(format, avatar_name=chosen_options.avatar_name)) for name in names]
+            return [WorkerSpec(name, CardLoader(clip_format, avatar_name=chosen_options.avatar_name)) for name in names]
 
         chosen_options = options or FleetOptions()
         steps = chosen_options.steps
 
         def open_worker(spec: WorkerSpec, progress: Progress, on_gone: Callable[[], None]) -> CardWorker:
-            return CardWorker(spec, format, chosen, steps, on_gone)
+            return CardWorker(spec, clip_format, chosen, steps, on_gone)
 
-        super().__init__(format, specs, open_worker, options)
+        super().__init__(clip_format, specs, open_worker, options)
         self._admitted = capacity or max(1, math.floor(usable_cores() * USABLE_CORES / STREAM_CORES))
         self._first_s = chosen(0).delay_s
 
@@ -319,12 +319,15 @@ def _sleep_until(when_s: float) -> None:
     time.sleep(max(0.0, when_s - time.perf_counter()))
 
 
-def frame_levels(request: RenderRequest, format: ClipFormat) -> list[float]:
+def frame_levels(request: RenderRequest, clip_format: ClipFormat) -> list[float]:
     """The level of each frame's own samples: those from ``floor(n / fps * rate)`` of frame n to that of the next.
 
     Raises RenderError if the request's audio is shorter than its frames.
     """
-    edges = [format.sample_of_frame(request.pose_position + i, format.sample_rate) for i in range(request.frames + 1)]
+    edges = [
+        clip_format.sample_of_frame(request.pose_position + i, clip_format.sample_rate)
+        for i in range(request.frames + 1)
+    ]
     own = edges[-1] - edges[0]
     if len(request.audio) < own:
         raise RenderError(

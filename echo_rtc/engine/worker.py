@@ -110,9 +110,9 @@ class WorkerReport:
 class ClipWorker:
     """A renderer at work. Rendering is called from one thread, :meth:`prepare` and :meth:`discard` from another."""
 
-    def __init__(self, spec: WorkerSpec, format: ClipFormat) -> None:
+    def __init__(self, spec: WorkerSpec, clip_format: ClipFormat) -> None:
         self._spec = spec
-        self._format = format
+        self._format = clip_format
         self._renderer: Renderer | None = None
         self._prepared: dict[int, Future[tuple[RenderRequest, Any]]] = {}
         self._turn = threading.Lock()
@@ -256,7 +256,7 @@ class ClipWorker:
 
 def measure(
     renderer: Renderer,
-    format: ClipFormat,
+    clip_format: ClipFormat,
     frames: int,
     other_steps: Sequence[int] = (),
     clock: Callable[[], float] = time.perf_counter,
@@ -267,11 +267,13 @@ def measure(
 
     def note(run: YuvFrames) -> None:
         nonlocal came, need_s
-        need_s = max(need_s, clock() - begun - came / format.fps)
+        need_s = max(need_s, clock() - begun - came / clip_format.fps)
         came += len(run)
 
-    rate = format.sample_rate
-    samples = format.sample_of_frame(format.history_frames, rate) + format.sample_of_frame(format.clip_frames, rate)
+    rate = clip_format.sample_rate
+    samples = clip_format.sample_of_frame(clip_format.history_frames, rate) + clip_format.sample_of_frame(
+        clip_format.clip_frames, rate
+    )
     request = RenderRequest(renderer.avatars[0], np.zeros(samples, np.float32), frames, pose_position=0, seed=0)
     for steps in other_steps:
         renderer.render(replace(request, steps=steps), renderer.prepare(request), note)

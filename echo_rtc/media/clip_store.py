@@ -30,8 +30,8 @@ class ClipStore:
     ``dropped``: rendered frames that came late, were skipped or fell to a cut. ``lost``: clips reported lost.
     """
 
-    def __init__(self, format: ClipFormat) -> None:
-        self._format = format
+    def __init__(self, clip_format: ClipFormat) -> None:
+        self._format = clip_format
         self._clips: dict[int, _Clip] = {}
         self._oldest_clip = 0
         self._oldest_frames = 0

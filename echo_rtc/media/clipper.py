@@ -19,9 +19,9 @@ class Clipper:
     border so that the model can drop the history by whole frames.
     """
 
-    def __init__(self, format: ClipFormat) -> None:
-        self._format = format
-        self._reach = format.history_frames
+    def __init__(self, clip_format: ClipFormat) -> None:
+        self._format = clip_format
+        self._reach = clip_format.history_frames
         self._index = 0
         first = self._sample(-self._reach)
         self._pieces: list[F32Array] = [np.zeros(-first, np.float32)]

@@ -101,15 +101,15 @@ class DelayLine:
     and for how many samples, silence left because no sound was there.
     """
 
-    def __init__(self, format: ClipFormat, policy: DelayPolicy) -> None:
+    def __init__(self, clip_format: ClipFormat, policy: DelayPolicy) -> None:
         """Raises ValueError if the policy's ``max_latency_s`` is not longer than a clip."""
-        clip_s = float(format.clip_duration)
+        clip_s = float(clip_format.clip_duration)
         if policy.max_latency_s <= clip_s:
             raise ValueError(f"max_latency_s is {policy.max_latency_s}; it must be longer than a clip ({clip_s:.3f} s)")
-        self._format = format
+        self._format = clip_format
         self._policy = policy
         self._clip_s = clip_s
-        self._frame_samples = MEDIA_RATE / format.fps
+        self._frame_samples = MEDIA_RATE / clip_format.fps
         ahead_s = policy.ahead_s + 2 * clip_s if policy.ahead_s else 0.0
         self.ring = SoundRing(math.ceil((policy.max_latency_s + SLACK_S + ahead_s) * MEDIA_RATE))
         self._clock: SlewedClock | None = None

@@ -84,7 +84,9 @@ class Playout:
     ``max_latency_s`` + SLACK_S whether anything is asked for or not.
     """
 
-    def __init__(self, format: ClipFormat, idle: YuvFrames, policy: DelayPolicy, walk: IdleWalk | None = None) -> None:
+    def __init__(
+        self, clip_format: ClipFormat, idle: YuvFrames, policy: DelayPolicy, walk: IdleWalk | None = None
+    ) -> None:
         """``idle`` is the avatar's loop, of the format's size; ``walk`` the way through it (None: in its order).
 
         Raises ValueError if it is empty or of another size, or if the policy's ``max_latency_s`` is not longer than a
@@ -92,13 +94,13 @@ class Playout:
         """
         if not len(idle):
             raise ValueError("the idle loop is empty; at least one frame is needed")
-        self._format = format
-        self._line = DelayLine(format, policy)
-        self._store = ClipStore(format)
+        self._format = clip_format
+        self._line = DelayLine(clip_format, policy)
+        self._store = ClipStore(clip_format)
         self._check_size(idle, "the idle loop")
         self._idle = idle
-        self._walk = walk or IdleWalk(len(idle), format.clip_frames)
-        self._hold_limit = round(HOLD_LIMIT_S * format.fps)
+        self._walk = walk or IdleWalk(len(idle), clip_format.clip_frames)
+        self._hold_limit = round(HOLD_LIMIT_S * clip_format.fps)
         self._next_frame = 0
         self._shown_source = -1
         self._shown: tuple[YuvFrames, FrameKind] | None = None

@@ -203,8 +203,8 @@ class SpeechQueue:
     :meth:`arrived`, :meth:`media_sample`, :meth:`statistics`.
     """
 
-    def __init__(self, format: ClipFormat) -> None:
-        self._format = format
+    def __init__(self, clip_format: ClipFormat) -> None:
+        self._format = clip_format
         self._clip_samples = self._border(1)
         self._ahead = min(_AHEAD, MAX_AHEAD_CLIPS * self._clip_samples)
         self._origin_s: float | None = None

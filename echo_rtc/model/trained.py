@@ -63,15 +63,15 @@ class Trained:
             renderings_only=_flag(section, "renderings_only"),
         )
 
-    def render_size(self, format: ClipFormat) -> tuple[int, int]:
+    def render_size(self, clip_format: ClipFormat) -> tuple[int, int]:
         """Width and height of the pictures that the model makes for this output."""
-        return self.size or (format.width, format.height)
+        return self.size or (clip_format.width, clip_format.height)
 
-    def check(self, format: ClipFormat, steps: int) -> None:
+    def check(self, clip_format: ClipFormat, steps: int) -> None:
         """Raises SettingsError for a format that was not tested."""
         for key, value, tested in (
-            ("fps", format.fps, self.frame_rates),
-            ("clip_frames", format.clip_frames, self.clip_frames),
+            ("fps", clip_format.fps, self.frame_rates),
+            ("clip_frames", clip_format.clip_frames, self.clip_frames),
             ("steps", steps, self.steps),
         ):
             if tested is not None and value not in tested:

@@ -225,12 +225,12 @@ class MovieFile:
     well, and is removed otherwise. Its keyframes and its metadata say that it is synthetic. Raises InputError wherever
     it cannot be written."""
 
-    def __init__(self, path: Path, format: ClipFormat, channels: int, marking: MovieMarking | None = None) -> None:
+    def __init__(self, path: Path, clip_format: ClipFormat, channels: int, marking: MovieMarking | None = None) -> None:
         check_movie_path(path)
         self._path = path
         self._marking = marking or MovieMarking()
         self._nal_unit = self._marking.mark.nal_unit()
-        self._format = format
+        self._format = clip_format
         self._layout = "mono" if channels == 1 else "stereo"
         self._frames = 0
         self._samples = 0

@@ -121,9 +121,9 @@ def even_parts(clips: int, workers: int) -> int:
 class _Sound:
     """A file's sound on its two ways: cut into clips for the engine, and as it is for the movie."""
 
-    def __init__(self, source: SoundFile, format: ClipFormat) -> None:
+    def __init__(self, source: SoundFile, clip_format: ClipFormat) -> None:
         self._source = source
-        self._format = format
+        self._format = clip_format
         self._waiting: deque[S16Array] = deque()
         self._taken = 0
         self._read = 0

@@ -24,10 +24,10 @@ LEAST_BITRATE = 400_000
 class RoomOutput:
     """The two tracks of an avatar. To be made and closed in the event loop."""
 
-    def __init__(self, format: ClipFormat) -> None:
-        self._format = format
+    def __init__(self, clip_format: ClipFormat) -> None:
+        self._format = clip_format
         self._sound = rtc.AudioSource(MEDIA_RATE, 1, queue_size_ms=0)
-        self._picture = rtc.VideoSource(format.width, format.height)
+        self._picture = rtc.VideoSource(clip_format.width, clip_format.height)
 
     async def publish(self, participant: rtc.LocalParticipant) -> None:
         """Publishes both tracks. Raises what the library raises."""

@@ -74,12 +74,12 @@ class Rooms:
     def __init__(
         self,
         streams: Streams,
-        format: Callable[[], ClipFormat],
+        clip_format: Callable[[], ClipFormat],
         hosts: AllowedHosts,
         library: Library | None = None,
     ) -> None:
         self._streams = streams
-        self._format = format
+        self._format = clip_format
         self._hosts = hosts
         self._library = library or Library()
         self._inside: dict[asyncio.Task[None], Stream] = {}

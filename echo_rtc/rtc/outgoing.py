@@ -155,11 +155,11 @@ class OutgoingPeer:
             self._lease.release()
 
 
-def _sent(answer: Offer, format: ClipFormat) -> Sent:
+def _sent(answer: Offer, clip_format: ClipFormat) -> Sent:
     """What an answer accepts. Raises UnsupportedMediaError where that is nothing."""
     picture, sound = answer.sections
     # Of several, aiortc takes the one that was preferred in the offer.
-    known = (codec for codec in codec_preference(format) if codec.lower() in picture.codecs)
+    known = (codec for codec in codec_preference(clip_format) if codec.lower() in picture.codecs)
     codec = next(known, None) if picture.receives else None
     with_sound = sound.receives and "opus" in sound.codecs
     if codec is None and not with_sound:

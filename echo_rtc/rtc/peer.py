@@ -113,7 +113,7 @@ class Peer:
         self._connection.on("datachannel", self._on_channel)
 
     @classmethod
-    async def answer(cls, terms: Terms, stream: Stream, format: ClipFormat, options: PeerOptions) -> Peer:
+    async def answer(cls, terms: Terms, stream: Stream, clip_format: ClipFormat, options: PeerOptions) -> Peer:
         """Answers an offer: its microphone, if the plan has one, drives ``stream``; picture and sound of the stream go
         where the plan says.
 
@@ -121,7 +121,7 @@ class Peer:
         UDP port is free; nothing is left of the connection then.
         """
         peer = cls(terms, stream, options)
-        await negotiate(peer._answer(format), peer.close, "answer an offer")
+        await negotiate(peer._answer(clip_format), peer.close, "answer an offer")
         if not peer.ended.done():
             # From the answer on: finding the server's own candidates takes time of its own.
             loop = asyncio.get_running_loop()
@@ -162,8 +162,8 @@ class Peer:
             self._closing = asyncio.create_task(self._close(), name="close a peer")
         await asyncio.shield(self._closing)
 
-    async def _answer(self, format: ClipFormat) -> None:
-        transceivers = self._add_transceivers(format)
+    async def _answer(self, clip_format: ClipFormat) -> None:
+        transceivers = self._add_transceivers(clip_format)
         try:
             await self._connection.setRemoteDescription(RTCSessionDescription(self._terms.negotiation.sdp, "offer"))
         except OperationError as error:
@@ -190,7 +190,7 @@ class Peer:
         answer = with_inband_fec(with_rtcp_mux_only(self._network.seen_from_outside(answer)))
         self.answer_sdp = self._terms.negotiation.answer(answer)
 
-    def _add_transceivers(self, format: ClipFormat) -> dict[int, RTCRtpTransceiver]:
+    def _add_transceivers(self, clip_format: ClipFormat) -> dict[int, RTCRtpTransceiver]:
         """One per section of sound or picture, in the offer's order, which is how aiortc pairs them."""
         plan = self._plan
         directions: dict[int | None, str] = {plan.picture: "sendonly", plan.sound: "sendonly"}
@@ -201,7 +201,7 @@ class Peer:
                 continue
             transceiver = self._connection.addTransceiver(section.kind, directions.get(i, "inactive"))
             if i in directions:
-                transceiver.setCodecPreferences(codec_preferences(section.kind, format))
+                transceiver.setCodecPreferences(codec_preferences(section.kind, clip_format))
             transceivers[i] = transceiver
         return transceivers
 

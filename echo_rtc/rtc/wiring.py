@@ -37,13 +37,13 @@ def _send(sender: RTCRtpSender, track: PacketTrack) -> None:
     report_due_times(sender, lambda: track.due_s, asyncio.get_running_loop().time)
 
 
-def codec_preferences(kind: str, format: ClipFormat) -> list[RTCRtpCodecCapability]:
+def codec_preferences(kind: str, clip_format: ClipFormat) -> list[RTCRtpCodecCapability]:
     """What is offered or accepted, best first: Opus alone for sound; H.264 (constrained baseline before baseline) and
     VP8 for pictures, with retransmission."""
     capabilities = RTCRtpSender.getCapabilities(kind).codecs
     if kind == "audio":
         return [codec for codec in capabilities if codec.name.lower() == "opus"]
-    order = [str(codec) for codec in codec_preference(format)]
+    order = [str(codec) for codec in codec_preference(clip_format)]
     known = [codec for codec in capabilities if codec.name in order]
     known.sort(key=lambda codec: (order.index(codec.name), codec.parameters.get("profile-level-id") != "42e01f"))
     return known + [codec for codec in capabilities if codec.name.lower() == "rtx"]

@@ -148,16 +148,16 @@ class EncoderBank:
 
     def __init__(
         self,
-        format: ClipFormat,
+        clip_format: ClipFormat,
         packetizer: PacketizerFactory,
         log: StreamLog,
         bitrates: Mapping[VideoCodec, BitrateRange] | None = None,
         mark: Mark | None = None,
     ) -> None:
         """``mark``: what keyframes of H.264 say of themselves."""
-        self._format = format
+        self._format = clip_format
         self._mark = mark or Mark()
-        self._bitrates = bitrates_for(format.width, format.height) if bitrates is None else bitrates
+        self._bitrates = bitrates_for(clip_format.width, clip_format.height) if bitrates is None else bitrates
         self._complaints = Complaints(log)
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="echo-encoder")
         self._sound = SoundEncoder()

@@ -42,13 +42,13 @@ class ClipSink(Protocol):
 class ClipFeed:
     """Media time to the echo, and cut into clips that are rendered or shown as idle."""
 
-    def __init__(self, format: ClipFormat, vad_threshold: float, playout: SoundSink, clips: ClipSink) -> None:
+    def __init__(self, clip_format: ClipFormat, vad_threshold: float, playout: SoundSink, clips: ClipSink) -> None:
         """``vad_threshold``: RMS 0..1 from which on a clip is speech; 0 renders every clip."""
         self._playout = playout
         self._clips = clips
-        self._resampler = SpeechResampler(format.sample_rate)
-        self._clipper = Clipper(format)
-        self._gate = SpeechGate(vad_threshold, format.sample_rate)
+        self._resampler = SpeechResampler(clip_format.sample_rate)
+        self._clipper = Clipper(clip_format)
+        self._gate = SpeechGate(vad_threshold, clip_format.sample_rate)
 
     def take(
         self, pieces: list[tuple[int, S16Array]], now: float, wanted: Callable[[AudioClip], bool] = lambda _: True

@@ -127,19 +127,19 @@ class Pump:
 
     def __init__(
         self,
-        format: ClipFormat,
+        clip_format: ClipFormat,
         source: Source,
         bank: PortionEncoder,
         audience: Receivers,
         options: PumpOptions | None = None,
     ) -> None:
         self._options = options or PumpOptions()
-        self._format = format
+        self._format = clip_format
         self._source = source
         self._bank = bank
         self._audience = audience
         self._clock = asyncio.get_running_loop().time
-        self._shown: deque[tuple[float, FrameKind]] = deque(maxlen=2 * math.ceil((RECENT_S + LEAD_S) * format.fps))
+        self._shown: deque[tuple[float, FrameKind]] = deque(maxlen=2 * math.ceil((RECENT_S + LEAD_S) * clip_format.fps))
         self.counters = PumpCounters()
         self.sync = SyncMeter()
 

@@ -78,15 +78,15 @@ class Speaker:
     """Says pushed events, one after the other."""
 
     def __init__(
-        self, format: ClipFormat, feed: ClipFeed, playout: Playout, clips: Dispatcher, events: EventFeed
+        self, clip_format: ClipFormat, feed: ClipFeed, playout: Playout, clips: Dispatcher, events: EventFeed
     ) -> None:
         self._loop = asyncio.get_running_loop()
-        self._format = format
+        self._format = clip_format
         self._feed = feed
         self._playout = playout
         self._clips = clips
         self._events = events
-        self.timeline = SpeechQueue(format)
+        self.timeline = SpeechQueue(clip_format)
         self._begun = False
         self._timer: asyncio.TimerHandle | None = None
         self._reporters: list[Callable[[SpeechReport], object]] = []

@@ -125,15 +125,15 @@ class Health:
         """What the page shows and needs before a call. ``avatars`` is empty until the engine has started. Without
         a token where one is needed ``avatars`` is left out, which may name people, and ``ice_servers``, which would
         give away the relay."""
-        format, known = self.engine.format, bool(grant_of(request).rights)
+        clip_format, known = self.engine.format, bool(grant_of(request).rights)
         ice_servers = [dict(server) for server in self.ice_servers()] if known else []
         return _json(
             {
                 "engine": self.engine_name,
                 "status": str(self.lifecycle.phase),
-                "width": format.width,
-                "height": format.height,
-                "fps": format.fps,
+                "width": clip_format.width,
+                "height": clip_format.height,
+                "fps": clip_format.fps,
                 "avatars": list(self.engine.avatars) if known else [],
                 "ice_servers": ice_servers,
                 "quality": self.lifecycle.quality,

@@ -26,14 +26,14 @@ SMALL = {"width": 160, "height": 160, "fps": 24}
 
 def recording_of(beeps: Beeps, seconds: float, picture_late_s: float) -> Recording:
     """What a perfect server sends back of these beeps, its picture late by so much."""
-    format = ClipFormat(**SMALL)
-    artist = CardArtist(format)
-    recording = Recording(format.fps)
+    clip_format = ClipFormat(**SMALL)
+    artist = CardArtist(clip_format)
+    recording = Recording(clip_format.fps)
     for start in range(0, round(seconds * MEDIA_RATE), 960):
         recording.hear(Heard(start / MEDIA_RATE + 1.0, start, beeps.voice(start, 960)))
-    for frame in range(round(seconds * format.fps)):
-        first = round((frame / format.fps - picture_late_s) * MEDIA_RATE)
-        samples = beeps.voice(first, MEDIA_RATE // format.fps) / 32_768
+    for frame in range(round(seconds * clip_format.fps)):
+        first = round((frame / clip_format.fps - picture_late_s) * MEDIA_RATE)
+        samples = beeps.voice(first, MEDIA_RATE // clip_format.fps) / 32_768
         level = level_of(float(np.sqrt(np.mean(np.square(samples)))))
         card = artist.draw(frame, [level], mark=1, idle=False)
         recording.see(Seen(0.0, frame * 3_750, card.y[0]))

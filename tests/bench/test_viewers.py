@@ -33,7 +33,7 @@ async def test_viewers_of_a_server_are_measured() -> None:
 
 
 def test_the_figures_are_the_last_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    async def scripted(count: int, codec: str, format: dict[str, int], seconds: float) -> Measured:
+    async def scripted(count: int, codec: str, clip_format: dict[str, int], seconds: float) -> Measured:
         return Measured(count, 0.1 + 0.01 * count, 480, 0 if count == 1 else 3, 500.0, 5.0)
 
     monkeypatch.setattr(viewers, "measure", scripted)

@@ -15,10 +15,10 @@ from tests.codec.test_marking import decoded
 SIZES = [(384, 384), (512, 512), (1280, 720), (720, 1280)]
 
 
-def grey(format: ClipFormat, luma: int, frames: int = 2) -> YuvFrames:
+def grey(clip_format: ClipFormat, luma: int, frames: int = 2) -> YuvFrames:
     """Coloured, so that a mark that leaves the chroma shows."""
-    y = np.full((frames, format.height, format.width), luma, np.uint8)
-    chroma = np.full((frames, format.height // 2, format.width // 2), 90, np.uint8)
+    y = np.full((frames, clip_format.height, clip_format.width), luma, np.uint8)
+    chroma = np.full((frames, clip_format.height // 2, clip_format.width // 2), 90, np.uint8)
     return YuvFrames(y, chroma, chroma.copy())
 
 
@@ -30,9 +30,9 @@ def box(changed: np.ndarray) -> tuple[int, int, int, int]:
 
 @pytest.mark.parametrize(("width", "height"), SIZES)
 def test_it_is_small_and_in_the_corner(width: int, height: int) -> None:
-    format = ClipFormat(width=width, height=height)
-    before = grey(format, 128)
-    after = BurnedMark(format).on(before)
+    clip_format = ClipFormat(width=width, height=height)
+    before = grey(clip_format, 128)
+    after = BurnedMark(clip_format).on(before)
     assert (before.y == 128).all(), "frames of the idle loop are shown again and again"
     top, left, bottom, right = box((after.y != before.y)[1])
     assert 0.01 * width < width - right < 0.05 * width
@@ -47,10 +47,10 @@ def test_it_is_small_and_in_the_corner(width: int, height: int) -> None:
 @pytest.mark.parametrize("luma", [20, 128, 230])
 @pytest.mark.parametrize(("width", "height"), SIZES[::2])
 def test_it_can_be_read_on_any_picture_after_encoding(luma: int, width: int, height: int) -> None:
-    format = ClipFormat(width=width, height=height)
-    drawn = BurnedMark(format).on(grey(format, luma, 1))
+    clip_format = ClipFormat(width=width, height=height)
+    drawn = BurnedMark(clip_format).on(grey(clip_format, luma, 1))
     bitrate = bitrates_for(width, height)[VideoCodec.H264].minimum
-    (packet,) = PictureEncoder(VideoCodec.H264, format, bitrate, Mark()).encode(video_frame(drawn), 0, key=True)
+    (packet,) = PictureEncoder(VideoCodec.H264, clip_format, bitrate, Mark()).encode(video_frame(drawn), 0, key=True)
     (frame,) = decoded([packet])
     top, left, bottom, right = box((drawn.y != luma)[0])
     inside = (slice(top, bottom), slice(left, right))

@@ -21,11 +21,11 @@ from echo_rtc.codec.picture import (
 FORMAT = ClipFormat(width=66, height=98)
 
 
-def picture(level: int, format: ClipFormat = FORMAT) -> YuvFrames:
+def picture(level: int, clip_format: ClipFormat = FORMAT) -> YuvFrames:
     """A frame of one grey with a slope in it, so that a wrong line length shows."""
-    y = np.clip(level + np.arange(format.width) // 4, 16, 235).astype(np.uint8)
-    chroma = np.full((1, format.height // 2, format.width // 2), 128, np.uint8)
-    return YuvFrames(np.broadcast_to(y, (1, format.height, format.width)).copy(), chroma, chroma.copy())
+    y = np.clip(level + np.arange(clip_format.width) // 4, 16, 235).astype(np.uint8)
+    chroma = np.full((1, clip_format.height // 2, clip_format.width // 2), 128, np.uint8)
+    return YuvFrames(np.broadcast_to(y, (1, clip_format.height, clip_format.width)).copy(), chroma, chroma.copy())
 
 
 def test_h264_is_what_every_browser_decodes() -> None:

@@ -88,14 +88,14 @@ def test_many_channels_are_their_mean() -> None:
     assert mono_mix(six[:, :2]).tolist() == [1, -2]
 
 
-def frame(pts: int | None, samples: int, rate: int, format: str = "s16", channels: int = 1) -> av.AudioFrame:
+def frame(pts: int | None, samples: int, rate: int, sample_format: str = "s16", channels: int = 1) -> av.AudioFrame:
     """A piece of a 300 Hz tone of half scale that begins at time 0, from sample ``pts`` on."""
     when = (np.arange(samples) + (pts or 0)) / rate
     tone = 0.5 * np.sin(2 * np.pi * 300 * when)
-    packed = not format.endswith("p")
-    scaled = (tone * 32_767).astype(np.int16) if format.startswith("s16") else tone.astype(np.float32)
+    packed = not sample_format.endswith("p")
+    scaled = (tone * 32_767).astype(np.int16) if sample_format.startswith("s16") else tone.astype(np.float32)
     data: Any = np.repeat(scaled, channels).reshape(1, -1) if packed else np.tile(scaled, (channels, 1))
-    made = av.AudioFrame.from_ndarray(data, format=format, layout=LAYOUTS[channels])
+    made = av.AudioFrame.from_ndarray(data, format=sample_format, layout=LAYOUTS[channels])
     made.sample_rate = rate
     made.pts, made.time_base = pts, Fraction(1, rate)
     return made
@@ -115,12 +115,14 @@ def placed(frames: list[av.AudioFrame]) -> np.ndarray[Any, np.dtype[np.int16]]:
 
 
 @pytest.mark.parametrize(
-    ("rate", "format", "channels"),
+    ("rate", "sample_format", "channels"),
     [(48_000, "s16", 2), (24_000, "s16", 1), (44_100, "fltp", 2), (16_000, "flt", 1), (8_000, "s16p", 1)],
 )
-def test_the_sound_stays_where_it_was(rate: int, format: str, channels: int) -> None:
+def test_the_sound_stays_where_it_was(rate: int, sample_format: str, channels: int) -> None:
     converter, block = VoiceConverter(), rate // 50
-    made = [part for n in range(100) for part in converter.convert(frame(n * block, block, rate, format, channels))]
+    made = [
+        part for n in range(100) for part in converter.convert(frame(n * block, block, rate, sample_format, channels))
+    ]
     line = placed(made)
     assert len(line) == pytest.approx(96_000, abs=200)
     expected = 0.5 * 32_767 * np.sin(2 * np.pi * 300 * np.arange(len(line)) / 48_000)

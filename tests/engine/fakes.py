@@ -68,8 +68,8 @@ class FakeRenderer:
     """All samples of a clip's frames are its pose position, its latent's too, plus the initial one. The first frames
     are handed over one by one, FIRST_FRAMES of them."""
 
-    def __init__(self, format: ClipFormat) -> None:
-        self._format = format
+    def __init__(self, clip_format: ClipFormat) -> None:
+        self._format = clip_format
         self.avatars: tuple[str, ...] = ("default",)
 
     def prepare(self, request: RenderRequest) -> int:

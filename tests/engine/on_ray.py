@@ -17,12 +17,12 @@ class GivenRayEngine(RayEngine):
 
     def __init__(
         self,
-        format: ClipFormat,
+        clip_format: ClipFormat,
         specs: Callable[[], Sequence[WorkerSpec]],
         address: str,
         options: FleetOptions | None = None,
     ) -> None:
-        super().__init__(format, lambda name, device, cores: specs()[0], RayOptions(address, workers=1), options)
+        super().__init__(clip_format, lambda name, device, cores: specs()[0], RayOptions(address, workers=1), options)
         self._given = specs
 
     async def _connect(self) -> Sequence[WorkerSpec]:

@@ -15,8 +15,8 @@ from tests.engine.fakes import FakeLoader
 
 
 async def main() -> None:
-    format = ClipFormat(width=64, height=64)
-    engine = LocalEngine(format, lambda: [WorkerSpec(name, FakeLoader(format)) for name in ("one", "two")])
+    clip_format = ClipFormat(width=64, height=64)
+    engine = LocalEngine(clip_format, lambda: [WorkerSpec(name, FakeLoader(clip_format)) for name in ("one", "two")])
     await engine.start(lambda line: None)
     sys.stdout.write(" ".join(map(str, engine.worker_pids)) + "\n")
     sys.stdout.flush()

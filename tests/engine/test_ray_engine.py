@@ -66,8 +66,8 @@ Make = Callable[..., RayEngine]
 def ray_engine(ray_cluster: Any, monkeypatch: pytest.MonkeyPatch) -> Make:
     """Makes a Ray engine; the tests of the local engine get one where they ask for a local one."""
 
-    def engine(format: ClipFormat, specs: Any, options: FleetOptions | None = None) -> RayEngine:
-        return GivenRayEngine(format, specs, ray_cluster.address, options)
+    def engine(clip_format: ClipFormat, specs: Any, options: FleetOptions | None = None) -> RayEngine:
+        return GivenRayEngine(clip_format, specs, ray_cluster.address, options)
 
     monkeypatch.setattr(test_local, "LocalEngine", engine)
     return engine

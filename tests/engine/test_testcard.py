@@ -48,35 +48,38 @@ def run(work: Coroutine[Any, Any, T]) -> T:
         return runner.run(work)
 
 
-async def started(format: ClipFormat = FORMAT, script: ScriptedFaults | None = None, workers: int = 1) -> Engine:
-    engine = TestCardEngine(format, script, workers=workers)
+async def started(clip_format: ClipFormat = FORMAT, script: ScriptedFaults | None = None, workers: int = 1) -> Engine:
+    engine = TestCardEngine(clip_format, script, workers=workers)
     assert not engine.ready
     await engine.start(lambda line: None)
     assert engine.ready
     return engine
 
 
-def request(format: ClipFormat, clip: int, sound: F32Array, seed: int = 1) -> RenderRequest:
+def request(clip_format: ClipFormat, clip: int, sound: F32Array, seed: int = 1) -> RenderRequest:
     """A clip of the sound (samples from media time 0 on), with its history."""
-    first = clip * format.clip_frames
-    begin, end = (format.sample_of_frame(frame, format.sample_rate) for frame in (first, first + format.clip_frames))
-    history = round(format.history_s * format.sample_rate)
+    first = clip * clip_format.clip_frames
+    begin, end = (
+        clip_format.sample_of_frame(frame, clip_format.sample_rate)
+        for frame in (first, first + clip_format.clip_frames)
+    )
+    history = round(clip_format.history_s * clip_format.sample_rate)
     padded = np.concatenate([np.zeros(history, np.float32), sound, np.zeros(end, np.float32)])
-    return RenderRequest("default", padded[begin : end + history], format.clip_frames, first, seed)
+    return RenderRequest("default", padded[begin : end + history], clip_format.clip_frames, first, seed)
 
 
 @pytest.mark.parametrize("fps", [24, 25, 30, 7])
 @pytest.mark.parametrize("frame", [0, 11, 12, 17, 35])
 def test_a_beep_shows_in_its_own_frames_and_in_no_other(fps: int, frame: int) -> None:
-    format = ClipFormat(width=64, height=64, fps=fps)
-    begin = format.sample_of_frame(frame, format.sample_rate)
-    end = format.sample_of_frame(frame + 2, format.sample_rate)
+    clip_format = ClipFormat(width=64, height=64, fps=fps)
+    begin = clip_format.sample_of_frame(frame, clip_format.sample_rate)
+    end = clip_format.sample_of_frame(frame + 2, clip_format.sample_rate)
     sound = np.zeros(120_000, np.float32)
     sound[begin:end] = 0.5 * np.sign(np.sin(np.arange(end - begin)))
 
     async def work() -> list[float]:
-        engine = await started(format)
-        results = [await engine.render(request(format, clip, sound)) for clip in range(4)]
+        engine = await started(clip_format)
+        results = [await engine.render(request(clip_format, clip, sound)) for clip in range(4)]
         cards = [read_card(luma) for result in results for luma in result.frames.y]
         assert [card.frame for card in cards] == list(range(48))
         return [card.level for card in cards]
@@ -189,11 +192,11 @@ def test_what_cannot_be_rendered_is_refused() -> None:
 
 def test_it_costs_next_to_nothing() -> None:
     """A clip at 512 x 512 is half a second of a stream; a tenth of the 0.15 cores a stream may cost is 7.5 ms."""
-    format = ClipFormat()
+    clip_format = ClipFormat()
 
     async def work() -> float:
-        engine = await started(format)
-        clip = request(format, 0, np.zeros(0, np.float32))
+        engine = await started(clip_format)
+        clip = request(clip_format, 0, np.zeros(0, np.float32))
         await engine.render(clip)
         costs = []
         for _ in range(10):

@@ -16,18 +16,18 @@ def numbered(count: int) -> F32Array:
     return np.arange(1, count + 1, dtype=np.float32)
 
 
-def one_shot(audio: F32Array, format: ClipFormat) -> list[AudioClip]:
+def one_shot(audio: F32Array, clip_format: ClipFormat) -> list[AudioClip]:
     """The slow path: every clip sliced from the whole audio with silence before it."""
-    rate, frames = format.sample_rate, format.clip_frames
-    reach = format.history_frames
-    before = -format.sample_of_frame(-reach, rate)
+    rate, frames = clip_format.sample_rate, clip_format.clip_frames
+    reach = clip_format.history_frames
+    before = -clip_format.sample_of_frame(-reach, rate)
     padded = np.concatenate([np.zeros(before, np.float32), audio])
     clips = []
     index = 0
-    while format.sample_of_frame((index + 1) * frames, rate) <= len(audio):
-        begin = format.sample_of_frame(index * frames - reach, rate)
-        end = format.sample_of_frame((index + 1) * frames, rate)
-        own = end - format.sample_of_frame(index * frames, rate)
+    while clip_format.sample_of_frame((index + 1) * frames, rate) <= len(audio):
+        begin = clip_format.sample_of_frame(index * frames - reach, rate)
+        end = clip_format.sample_of_frame((index + 1) * frames, rate)
+        own = end - clip_format.sample_of_frame(index * frames, rate)
         clips.append(AudioClip(index, index * frames, frames, padded[begin + before : end + before], own))
         index += 1
     return clips
@@ -68,8 +68,8 @@ def test_windows_belong_to_the_caller() -> None:
 
 
 def test_borders_stay_exact_for_three_hours_at_an_odd_rate() -> None:
-    format = ClipFormat(fps=29, clip_frames=13, sample_rate=16_001, history_s=0.1)
-    clipper = Clipper(format)
+    clip_format = ClipFormat(fps=29, clip_frames=13, sample_rate=16_001, history_s=0.1)
+    clipper = Clipper(clip_format)
     block = np.zeros(16_001 * 60, np.float32)
     total, last = 0, None
     for _ in range(180):
@@ -78,8 +78,8 @@ def test_borders_stay_exact_for_three_hours_at_an_odd_rate() -> None:
             total += clip.own_samples
             last = clip
     assert last is not None
-    assert total == format.sample_of_frame(last.first_frame + last.frames, format.sample_rate)
-    assert sum(len(piece) for piece in clipper._pieces) < format.sample_rate
+    assert total == clip_format.sample_of_frame(last.first_frame + last.frames, clip_format.sample_rate)
+    assert sum(len(piece) for piece in clipper._pieces) < clip_format.sample_rate
 
 
 FORMATS = st.builds(
@@ -95,15 +95,15 @@ FORMATS = st.builds(
 
 @settings(max_examples=200, deadline=None)
 @given(FORMATS, st.lists(st.integers(0, 3000), max_size=12))
-def test_pushing_in_pieces_is_slicing_at_once(format: ClipFormat, sizes: list[int]) -> None:
+def test_pushing_in_pieces_is_slicing_at_once(clip_format: ClipFormat, sizes: list[int]) -> None:
     audio = numbered(sum(sizes))
-    clipper = Clipper(format)
+    clipper = Clipper(clip_format)
     clips: list[AudioClip] = []
     at = 0
     for size in sizes:
         clips += clipper.push(audio[at : at + size])
         at += size
-    expected = one_shot(audio, format)
+    expected = one_shot(audio, clip_format)
     assert len(clips) == len(expected)
     assert all(same(clip, other) for clip, other in zip(clips, expected, strict=True))
 

@@ -21,9 +21,9 @@ DELAY_S = 0.5 + 0.1 + 0.2
 CLIP = MEDIA_RATE // 2
 
 
-def clip(index: int, format: ClipFormat = FORMAT) -> AudioClip:
-    frames = format.clip_frames
-    own = format.sample_of_frame(frames, format.sample_rate)
+def clip(index: int, clip_format: ClipFormat = FORMAT) -> AudioClip:
+    frames = clip_format.clip_frames
+    own = clip_format.sample_of_frame(frames, clip_format.sample_rate)
     return AudioClip(index, index * frames, frames, np.zeros(own, np.float32), own)
 
 

@@ -198,11 +198,11 @@ def test_each_kind_of_layer_is_compiled_once(monkeypatch: pytest.MonkeyPatch) ->
     """With the backend that compiles nothing: what counts is how many graphs there are, and that they are right."""
     compile_function, modes = torch.compile, set()
 
-    def compile(function: Any, mode: str, dynamic: bool) -> Any:
+    def compile_eagerly(function: Any, mode: str, dynamic: bool) -> Any:
         modes.add(mode)
         return compile_function(function, backend="eager", dynamic=dynamic)
 
-    monkeypatch.setattr(torch, "compile", compile)
+    monkeypatch.setattr(torch, "compile", compile_eagerly)
     one_level: dict[str, Any] = {
         "layers_per_block": 3,
         "block_out_channels": [32],

@@ -43,7 +43,7 @@ def loud(seconds: float) -> S16Array:
 class Output:
     """Keeps when loud blocks came, instead of publishing them."""
 
-    def __init__(self, format: ClipFormat) -> None:
+    def __init__(self, clip_format: ClipFormat) -> None:
         self.loud_s: list[float] = []
         self.closed = False
 
@@ -123,8 +123,8 @@ async def staged(speech_timeout_s: float = 0.0) -> AsyncIterator[Stage]:
         made.append(Room(hub, stage.refuses))
         return made[-1]
 
-    def make_output(format: ClipFormat) -> Output:
-        outputs.append(Output(format))
+    def make_output(clip_format: ClipFormat) -> Output:
+        outputs.append(Output(clip_format))
         return outputs[-1]
 
     async def knock(url: str, token: str) -> None:

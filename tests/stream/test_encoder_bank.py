@@ -30,17 +30,17 @@ SILENCE = np.zeros(960, np.int16)
 LOG = StreamLog(logging.getLogger("test"), "0123456789")
 
 
-def picture(level: int, format: ClipFormat = FORMAT) -> YuvFrames:
+def picture(level: int, clip_format: ClipFormat = FORMAT) -> YuvFrames:
     """A frame of one grey with a slope in it, so that a wrong line length shows."""
-    y = np.clip(level + np.arange(format.width) // 4, 16, 235).astype(np.uint8)
-    chroma = np.full((1, format.height // 2, format.width // 2), 128, np.uint8)
-    return YuvFrames(np.broadcast_to(y, (1, format.height, format.width)).copy(), chroma, chroma.copy())
+    y = np.clip(level + np.arange(clip_format.width) // 4, 16, 235).astype(np.uint8)
+    chroma = np.full((1, clip_format.height // 2, clip_format.width // 2), 128, np.uint8)
+    return YuvFrames(np.broadcast_to(y, (1, clip_format.height, clip_format.width)).copy(), chroma, chroma.copy())
 
 
-def noise(number: int, format: ClipFormat) -> YuvFrames:
+def noise(number: int, clip_format: ClipFormat) -> YuvFrames:
     chance = np.random.default_rng(number)
-    y = chance.integers(100, 130, (1, format.height, format.width), np.uint8)
-    chroma = np.full((1, format.height // 2, format.width // 2), 128, np.uint8)
+    y = chance.integers(100, 130, (1, clip_format.height, clip_format.width), np.uint8)
+    chroma = np.full((1, clip_format.height // 2, clip_format.width // 2), 128, np.uint8)
     return YuvFrames(y, chroma, chroma.copy())
 
 
@@ -132,10 +132,10 @@ async def test_a_viewer_that_keeps_losing_packets_does_not_blur_others(bank: Enc
 
 
 async def test_frames_are_cut_for_the_network_once(bank: EncoderBank) -> None:
-    format = ClipFormat(width=192, height=192)
-    large = EncoderBank(format, packetizer, LOG)
+    clip_format = ClipFormat(width=192, height=192)
+    large = EncoderBank(clip_format, packetizer, LOG)
     large.use([VideoCodec.VP8, VideoCodec.H264])
-    encoded = await encode(large, 0, shown=noise(0, format))
+    encoded = await encode(large, 0, shown=noise(0, clip_format))
     await large.close()
     for (parcel,) in encoded.pictures.values():
         assert len(parcel.payloads) > 2
@@ -182,13 +182,13 @@ async def test_one_slow_viewer_of_two_does_not_lower_the_bitrate(bank: EncoderBa
 
 @pytest.mark.parametrize("codec", list(VideoCodec))
 async def test_the_bitrate_is_kept(codec: VideoCodec) -> None:
-    format = ClipFormat(width=192, height=192)
+    clip_format = ClipFormat(width=192, height=192)
     rate = 300_000
-    bank = EncoderBank(format, packetizer, LOG, {codec: BitrateRange(rate, rate, rate)})
+    bank = EncoderBank(clip_format, packetizer, LOG, {codec: BitrateRange(rate, rate, rate)})
     bank.use([codec])
     sizes: list[int] = []
     for number in range(72):
-        packets = (await encode(bank, number, shown=noise(number % 4, format))).pictures[codec]
+        packets = (await encode(bank, number, shown=noise(number % 4, clip_format))).pictures[codec]
         sizes += [packet.size for packet in packets]
     await bank.close()
     # The first second is left out: noise is the worst there is, and the key frame is not to count.

@@ -65,9 +65,9 @@ class Watched:
 
 @asynccontextmanager
 async def talking(
-    faults: ScriptedFaults | None = None, timeout_s: float = 0.0, format: ClipFormat = FORMAT
+    faults: ScriptedFaults | None = None, timeout_s: float = 0.0, clip_format: ClipFormat = FORMAT
 ) -> AsyncIterator[Watched]:
-    engine = TestCardEngine(format, faults or ScriptedFaults(delay_s=RENDER_S))
+    engine = TestCardEngine(clip_format, faults or ScriptedFaults(delay_s=RENDER_S))
     await engine.start(lambda _: None)
     options = StreamOptions(source=VoiceSource.PUSHED, voice_timeout_s=timeout_s)
     stream = Stream(engine, engine.avatars[AVATAR], options, whole)
@@ -238,7 +238,7 @@ def test_streams_spoken_to_at_once_stay_apart() -> None:
 
 def test_short_clips_ahead_do_not_overflow() -> None:
     async def live() -> None:
-        async with talking(ScriptedFaults(delay_s=0.1), format=replace(FORMAT, clip_frames=6)) as watched:
+        async with talking(ScriptedFaults(delay_s=0.1), clip_format=replace(FORMAT, clip_frames=6)) as watched:
             watched.speaker.say("a", loud(6.0))
             watched.speaker.complete("a")
             await asyncio.sleep(9.0)

@@ -32,18 +32,18 @@ class CallServer:
 
     def __init__(
         self,
-        format: Mapping[str, int],
+        clip_format: Mapping[str, int],
         delay_s: float = 0.0,
         core: int | None = None,
         record: Path | None = None,
         decode_s: float = 0.0,
     ) -> None:
-        """``format``: arguments of ClipFormat; ``delay_s``: what each clip takes to render, of which ``decode_s`` while
-        its frames come; ``core``: the number of the one processor core that all of it runs on, None for any;
+        """``clip_format``: arguments of ClipFormat; ``delay_s``: what each clip takes to render, of which ``decode_s``
+        while its frames come; ``core``: the number of the one processor core that all of it runs on, None for any;
         ``record``: the folder into which every stream is recorded, None for no recordings."""
         self._options = json.dumps(
             {
-                "format": dict(format),
+                "format": dict(clip_format),
                 "delay_s": delay_s,
                 "decode_s": decode_s,
                 "core": core,
@@ -124,13 +124,13 @@ class CallServer:
 
 async def serve(options: Mapping[str, object]) -> None:
     """Answers requests on standard input until it ends."""
-    format, delay_s, decode_s = options["format"], options["delay_s"], options["decode_s"]
-    assert isinstance(format, dict)
+    clip_format, delay_s, decode_s = options["format"], options["delay_s"], options["decode_s"]
+    assert isinstance(clip_format, dict)
     assert isinstance(delay_s, float)
     assert isinstance(decode_s, float)
     if isinstance(core := options["core"], int):
         os.sched_setaffinity(0, {core})
-    engine = TestCardEngine(ClipFormat(**format), ScriptedFaults(delay_s=delay_s, decode_s=decode_s))
+    engine = TestCardEngine(ClipFormat(**clip_format), ScriptedFaults(delay_s=delay_s, decode_s=decode_s))
     await engine.start(lambda _: None)
     manager = StreamManager(engine, ManagerOptions())
     recordings = None
