@@ -231,7 +231,9 @@ class DelayLine:
         if media_frame < frame - last.frames:
             raise ValueError(f"media frame {media_frame} is over; frame {frame - last.frames} is next")
         samples = self._sample(frame) - self._sample(media_frame)
-        self._add_shift(_Shift(frame, asked, frame - media_frame, samples, _JUMP_FADE), asked)
+        # After silence there is nothing to fade out, and what begins next would be heard although it is left out.
+        before = self.ring.read(asked - last.samples - _JUMP_FADE, _JUMP_FADE)
+        self._add_shift(_Shift(frame, asked, frame - media_frame, samples, _JUMP_FADE if before.any() else 0), asked)
         jumped = last.samples - samples
         arrived, when = self._arrived
         self._arrived = (arrived + jumped, when)

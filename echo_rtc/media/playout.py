@@ -185,8 +185,8 @@ class Playout:
     def jump(self, media_frame: int, now: float) -> int:
         """Goes on with ``media_frame``, at the next frame, and leaves out all media time before it that has not left.
 
-        The sound fades out over JUMP_FADE_S at :meth:`next_sample`; the frame of sound before ``media_frame`` must be
-        silence. The picture is cross-faded over LEAD_OVER_S. The delay stays: the caller must set the clock of
+        Sound that is heard fades out over JUMP_FADE_S at :meth:`next_sample`; the frame of sound before ``media_frame``
+        must be silence. The picture is cross-faded over LEAD_OVER_S. The delay stays: the caller must set the clock of
         media time forward by the samples that it returns. Raises ValueError for a frame that has been shown.
         """
         frame, jumped = self._line.jump(media_frame, now, self._next_frame)

@@ -407,3 +407,20 @@ def test_loudest_finds_the_loudest_hundredth() -> None:
     line.push(pcm)
     assert line.loudest(0, 9600) == pytest.approx(0.1, rel=1e-3)
     assert line.loudest(5280, 9600) == 0.0
+
+
+@pytest.mark.parametrize("heard_ms", [0, 20])
+def test_a_jump_lets_nothing_begin_that_was_not_heard(heard_ms: int) -> None:
+    """Speech that begins just behind what has left is not heard at all; speech that is heard fades out."""
+    playout = Playout(FORMAT, IDLE, POLICY)
+    playout.discipline(0.0, 100.0)
+    begin, heard = 4_800, heard_ms * 48
+    pcm = np.zeros(MEDIA_RATE, np.int16)
+    pcm[begin : MEDIA_RATE // 2] = 8000
+    playout.push_sound(0, pcm, 101.0)
+    left = begin - 48 + heard
+    before = playout.sound(0, left)
+    playout.jump(FORMAT.frame_of_sample(MEDIA_RATE // 2, MEDIA_RATE) + 2, 100.0 + DELAY_S + left / MEDIA_RATE)
+    whole = np.concatenate((before, playout.sound(left, 4_800))).astype(np.int32)
+    assert np.abs(np.diff(whole)[left - 1 :]).max() < 100, "no click"
+    assert np.count_nonzero(whole) <= (max(0, heard - 48) + 480 if heard else 0)
