@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from echo_rtc.cli import serve
+from echo_rtc.cli import parts
 from echo_rtc.errors import SettingsError
 from echo_rtc.settings import Settings, load_settings
 
@@ -34,8 +34,8 @@ def entry() -> list[str]:
 def assert_closed(settings: Settings) -> None:
     """Such a server starts with a token only."""
     with pytest.raises(SettingsError, match="there is no token"):
-        serve._access(settings)
-    serve._access(replace(settings, auth_token="a-token-for-everything"))
+        parts.access_of(settings)
+    parts.access_of(replace(settings, auth_token="a-token-for-everything"))
 
 
 def test_the_units_command_is_understood(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -22,7 +22,7 @@ import pytest
 from aiortc import RTCConfiguration, RTCPeerConnection, RTCSessionDescription
 from aiortc.mediastreams import AudioStreamTrack
 
-from echo_rtc.cli import serve
+from echo_rtc.cli import parts, serve
 from echo_rtc.clips import ClipFormat
 from echo_rtc.errors import InputError, RenderError, SettingsError
 from echo_rtc.logs import LogFile
@@ -419,8 +419,8 @@ async def test_a_token_that_is_required_and_missing_is_one_sentence(tmp_path: Pa
     [line] = [line for line in running.lines if "ERROR" in line]
     assert "require_token is set and there is no token" in line
     with pytest.raises(SettingsError, match="no-require-token"):
-        serve._access(Settings(engine="testcard", require_token=True, admin_token="an-administrators-token"))
-    serve._access(Settings(engine="testcard", require_token=True, token_secret="x" * 32))
+        parts.access_of(Settings(engine="testcard", require_token=True, admin_token="an-administrators-token"))
+    parts.access_of(Settings(engine="testcard", require_token=True, token_secret="x" * 32))
 
 
 async def test_a_signal_that_is_ignored_stays_so() -> None:

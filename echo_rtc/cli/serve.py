@@ -28,43 +28,42 @@ import av
 from aiohttp import web
 
 from echo_rtc import __version__
-from echo_rtc.avatar import stream_options
 from echo_rtc.avatars.library import MAX_PICTURE_BYTES, MAX_POSES_BYTES, AvatarLibrary, Shelf
 from echo_rtc.avatars.lock import locked
+from echo_rtc.cli.parts import (
+    LOOPBACK,
+    access_of,
+    log_options,
+    manager_options,
+    network_of,
+    output_options,
+    recording_options,
+    voice_of,
+)
 from echo_rtc.cli.progress import LoadingBar
 from echo_rtc.cli.signals import signals_handled
 from echo_rtc.engine.factory import MakeSpecs, create_engine
 from echo_rtc.engine.ladder import settled
 from echo_rtc.errors import EchoRtcError, SettingsError
-from echo_rtc.logs import LogFile, LogOptions, logging_to
+from echo_rtc.logs import LogFile, logging_to
 from echo_rtc.model.description import ModelDescription
 from echo_rtc.model.quality import Able
-from echo_rtc.offline.credentials import CredentialsSigner
 from echo_rtc.operations.performance import PerformanceLog
-from echo_rtc.outputs.hosts import HostRules
-from echo_rtc.outputs.outputs import OutputOptions, Outputs
+from echo_rtc.outputs.outputs import Outputs
 from echo_rtc.participant.addresses import AllowedHosts
-from echo_rtc.recording.options import RecordingLimits, RecordingOptions
 from echo_rtc.recording.recordings import Recordings
 from echo_rtc.rendering import Engine
 from echo_rtc.resources import STATIC
-from echo_rtc.rtc.manager import ManagerOptions, StreamManager
+from echo_rtc.rtc.manager import StreamManager
 from echo_rtc.rtc.memory import Sweeper, frozen_heap
 from echo_rtc.rtc.network import Network
-from echo_rtc.rtc.peer import PeerOptions
 from echo_rtc.rtc.seams.selfcheck import check_seams
 from echo_rtc.settings import Settings, load_settings
-from echo_rtc.tts.voices import Voice, make_voice
 from echo_rtc.web.app import Access, AppOptions, Outlets, create_app
-from echo_rtc.web.auth import Authorisation
 from echo_rtc.web.avatars import Gallery
-from echo_rtc.web.clients import Clients
 from echo_rtc.web.connections import ConnectionLimits, Places, bind, listening, raise_descriptor_limit
-from echo_rtc.web.cors import CrossOrigin
 from echo_rtc.web.health import Health, Lifecycle, Phase
-from echo_rtc.web.limits import LimitOptions
 from echo_rtc.web.metrics import Watch
-from echo_rtc.web.pages import frame_sources
 from echo_rtc.web.text_speech import TextSpeeches
 from echo_rtc.web.tls import Certificate, TlsOptions, keep_renewed, own_names
 
@@ -73,8 +72,6 @@ if TYPE_CHECKING:
 
 EVERYWHERE = ("0.0.0.0", "::")
 """Hosts that listen on every address of this machine."""
-LOOPBACK = ("127.0.0.1", "::1", "localhost")
-"""Hosts that only programs of this machine can reach."""
 CLOSE_STREAMS_S = 2.5
 CLOSE_OUTLETS_S = 1.0
 """Outputs tell the other side; a recording that is not finished by then is finished by the next start."""
@@ -106,7 +103,7 @@ def main(
     except SettingsError as error:
         sys.stderr.write(f"{prog}: {error}\n")
         return 2
-    with logging_to(_log_settings(settings)) as log_file:
+    with logging_to(log_options(settings)) as log_file:
         if log_file.path is not None:
             logger.info("logging to %s", log_file.path)
         try:
@@ -134,7 +131,7 @@ async def serve(settings: Settings, log_file: LogFile, specs: MakeSpecs | None =
     async with AsyncExitStack() as life:
         stop = life.enter_context(_stop_signal())
         await check_seams()
-        access, network = _access(settings), _network(settings)
+        access, network = access_of(settings), network_of(settings)
         limits = ConnectionLimits.of(settings.max_connections_per_address, raise_descriptor_limit())
         places = Places(limits, access.clients)
         tls = TlsOptions.of(settings.tls_cert, settings.tls_key, settings.tls_self_signed).certificate()
@@ -150,13 +147,13 @@ async def serve(settings: Settings, log_file: LogFile, specs: MakeSpecs | None =
         lifecycle.quality = quality.facts if quality else {"rung": settings.quality} if settings.quality else None
         engine = create_engine(settings, specs)
         life.push_async_callback(_within, CLOSE_ENGINE_S, engine.close, "the engine")
-        streams = StreamManager(engine, _stream_settings(settings, network))
+        streams = StreamManager(engine, manager_options(settings, network))
         recordings, outputs = await _recordings(settings, streams, life), _outputs(settings, streams, network)
         life.push_async_callback(
             _within, CLOSE_OUTLETS_S, lambda: _close_outlets(recordings, outputs), "recordings and outputs"
         )
         life.push_async_callback(_within, CLOSE_STREAMS_S, lambda: streams.close(stop.back_after_s), "the streams")
-        texts = TextSpeeches(_voice(settings))
+        texts = TextSpeeches(voice_of(settings))
         life.push_async_callback(texts.close)
         health = Health(
             engine,
@@ -225,33 +222,11 @@ def _stop_signal() -> Iterator[Stop]:
         yield stop
 
 
-def _log_settings(settings: Settings) -> LogOptions:
-    """The log's part of the settings."""
-    return LogOptions(
-        level=settings.log_level,
-        folder=settings.log_dir,
-        as_json=settings.log_format == "json",
-        file_bytes=round(settings.log_file_size * 1024 * 1024),
-        old_files=settings.log_files,
-    )
-
-
-def _stream_settings(settings: Settings, network: Network) -> ManagerOptions:
-    """The streams' part of the settings."""
-    return ManagerOptions(
-        stream=replace(stream_options(settings), voice_timeout_s=settings.voice_timeout),
-        speech_timeout_s=settings.speech_timeout,
-        max_streams=settings.max_streams,
-        max_peers=settings.max_peers_per_stream,
-        peer=PeerOptions(connect_timeout_s=settings.connect_timeout, network=network),
-    )
-
-
 async def _recordings(settings: Settings, streams: StreamManager, life: AsyncExitStack) -> Recordings | None:
     """The recordings, where there is a folder for them, which is this server's while ``life`` lasts; what a server that
     was killed has left in it is finished first. Raises SettingsError, InputError and
     StorageError."""
-    options = _recording_settings(settings)
+    options = recording_options(settings)
     if options is None:
         return None
     if "libx264" not in av.codecs_available:
@@ -265,37 +240,13 @@ async def _recordings(settings: Settings, streams: StreamManager, life: AsyncExi
 
 def _outputs(settings: Settings, streams: StreamManager, network: Network) -> Outputs | None:
     """The outputs, where there are hosts for them. Raises SettingsError."""
-    if not settings.output_host:
-        return None
-    rules = HostRules.of(settings.output_host)
-    options = OutputOptions(rules, settings.max_outputs, settings.max_outputs_per_stream, network)
-    return Outputs(options, lambda stream_id: streams.streams.get(stream_id))
+    options = output_options(settings, network)
+    return None if options is None else Outputs(options, lambda stream_id: streams.streams.get(stream_id))
 
 
 async def _close_outlets(recordings: Recordings | None, outputs: Outputs | None) -> None:
     """Waits for what is left of streams that have ended."""
     await asyncio.gather(*(outlet.close() for outlet in (recordings, outputs) if outlet is not None))
-
-
-def _recording_settings(settings: Settings) -> RecordingOptions | None:
-    """The recordings' part of the settings. Raises SettingsError for a certificate that could not sign."""
-    signer = CredentialsSigner.of(settings.c2pa_cert, settings.c2pa_key)
-    if settings.recording_dir is None:
-        return None
-    limits = RecordingLimits(
-        most_bytes=round(settings.max_recording_size * 1024 * 1024),
-        most_s=settings.max_recording_time,
-        least_free_bytes=round(settings.min_free_disk * 1024 * 1024),
-    )
-    finishing = () if signer is None else (signer.finish,)
-    return RecordingOptions(settings.recording_dir, settings.record == "all", limits, finishing)
-
-
-def _voice(settings: Settings) -> Voice | None:
-    """What says texts, by the settings. Raises SettingsError."""
-    if settings.tts_url is None:
-        return None
-    return make_voice(settings.tts_url, settings.tts_model, settings.tts_voice, settings.tts_key)
 
 
 def _rooms(settings: Settings, streams: StreamManager, engine: Engine) -> Rooms | None:
@@ -311,38 +262,6 @@ def _rooms(settings: Settings, streams: StreamManager, engine: Engine) -> Rooms 
             f'livekit_host is set and {error.name} is not installed; run pip install "echo-rtc[livekit]"'
         ) from None
     return Rooms(streams, lambda: engine.format, hosts)
-
-
-def _network(settings: Settings) -> Network:
-    """How peers get through to each other, by the settings. Raises SettingsError."""
-    return Network.of(
-        settings.ice_server,
-        settings.turn_secret,
-        settings.udp_ports,
-        settings.public_ip,
-        private_peers=not settings.public_peers_only,
-    )
-
-
-def _access(settings: Settings) -> Access:
-    """Tokens, origins and limits of clients, by the settings. Raises SettingsError."""
-    authorisation = Authorisation.of(settings.auth_token, settings.token_secret, settings.admin_token)
-    if settings.require_token and not authorisation.required:
-        raise SettingsError(
-            "require_token is set and there is no token; set ECHO_RTC_AUTH_TOKEN or ECHO_RTC_TOKEN_SECRET, or take "
-            "--no-require-token to admit every client"
-        )
-    return Access(
-        authorisation=authorisation if authorisation.administered else authorisation.with_admin(),
-        clients=Clients.of(settings.trusted_proxy),
-        limits=LimitOptions(
-            settings.max_offers_per_minute, settings.max_texts_per_minute, settings.max_peers_per_address
-        ),
-        cross_origin=CrossOrigin.of(settings.allow_origin),
-        frame_ancestors=frame_sources(settings.frame_ancestors),
-        loopback=settings.host in LOOPBACK,
-        base_path=(settings.base_path or "").rstrip("/"),
-    )
 
 
 def _log_access(settings: Settings, access: Access) -> None:
