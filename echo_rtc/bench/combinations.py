@@ -29,7 +29,7 @@ from echo_rtc.bench.parity import TOLERANCE, relative_error
 from echo_rtc.bench.support.pictures import luma, psnr, ssim
 from echo_rtc.bench.support.report import report
 from echo_rtc.clips import ClipFormat
-from echo_rtc.errors import SettingsError
+from echo_rtc.errors import SettingsError, first_line
 from echo_rtc.model.description import ModelDescription
 from echo_rtc.model.generator import DTYPES, ClipGenerator, GeneratorSettings
 from echo_rtc.model.kernels import launch
@@ -64,7 +64,8 @@ class Outcome:
     """The relative errors of a combination: of the final latents, and of images of the same latents. ``psnr_db`` and
     ``ssim``: of the pictures of its own latents.
 
-    ``allowed`` is the most that either error may be; None where nothing is promised.
+    ``allowed`` is the most that either error may be; None where nothing is promised. ``why``: why it could not be
+    computed here; its errors are not a number then.
     """
 
     combination: Combination
@@ -73,6 +74,7 @@ class Outcome:
     allowed: float | None
     psnr_db: float = math.inf
     ssim: float = 1.0
+    why: str = ""
 
     @property
     def passed(self) -> bool:
@@ -137,7 +139,13 @@ def compare(make: Make, slowest: GeneratorSettings, wanted: Sequence[Combination
     expected = luma(images)
     plain = 0.0
     for combination in wanted:
-        ours = _render(make, combination.settings, latents)
+        try:
+            ours = _render(make, combination.settings, latents)
+        except Exception as error:  # whatever a library raises that cannot do it here; the others can
+            failed = Outcome(combination, math.nan, math.nan, None, math.nan, math.nan, first_line(error))
+            sys.stderr.write(f"{combination.name}: {failed.why}\n")
+            yield failed
+            continue
         errors = relative_error(ours[0], latents), relative_error(ours[1], images)
         pictures = luma(ours[2])
         half = combination.settings.dtype != "float32"
@@ -145,6 +153,7 @@ def compare(make: Make, slowest: GeneratorSettings, wanted: Sequence[Combination
             plain = max(errors)
         allowed = max(_SLACK * plain, _LEAST) if half else TOLERANCE
         likeness = psnr(pictures, expected), ssim(pictures, expected)
+        sys.stderr.write(f"{combination.name}: {errors[0]:.1e}, {likeness[0]:.1f} dB\n")
         yield Outcome(combination, *errors, None if combination.lossy else allowed, *likeness)
 
 
@@ -167,7 +176,7 @@ def _images(generator: ClipGenerator, latents: Tensor) -> Tensor:
 
 
 def main(argv: list[str]) -> int:
-    """Prints the errors of all combinations, and the worst as JSON; 1 if one is beyond what it may be."""
+    """Prints the errors of all combinations, and the worst as JSON; 1 if one is beyond what it may be or fails."""
     parser = argparse.ArgumentParser(
         prog="echo-rtc bench combinations", description="Compares every way to compute with the slowest."
     )
@@ -215,15 +224,16 @@ def main(argv: list[str]) -> int:
             f"{each.images:.1e}",
             f"{each.psnr_db:.1f}",
             f"{each.ssim:.4f}",
-            "lossy" if each.allowed is None else f"{each.allowed:.1e}",
-            "" if each.passed else "TOO MUCH",
+            "" if each.why else "lossy" if each.allowed is None else f"{each.allowed:.1e}",
+            each.why or ("" if each.passed else "TOO MUCH"),
         )
         for each in outcomes
     ]
-    exact = [max(each.latents, each.images) for each in outcomes if each.combination.settings.dtype == "float32"]
+    computed = [each for each in outcomes if not each.why]
+    exact = [max(each.latents, each.images) for each in computed if each.combination.settings.dtype == "float32"]
     half = [
         max(each.latents, each.images)
-        for each in outcomes
+        for each in computed
         if each.combination.settings.dtype != "float32" and not each.combination.lossy
     ]
     figures: dict[str, object] = {
@@ -232,15 +242,16 @@ def main(argv: list[str]) -> int:
         "worst_float32": max(exact, default=0.0),
         "worst_half": max(half, default=0.0),
     }
-    lossless = [each for each in outcomes if not each.combination.lossy]
+    lossless = [each for each in computed if not each.combination.lossy]
     figures |= {
         "least_psnr_db": min((each.psnr_db for each in lossless), default=math.inf),
         "least_ssim": min((each.ssim for each in lossless), default=1.0),
         "lossy": {
             each.combination.name: [each.latents, each.psnr_db, each.ssim]
-            for each in outcomes
+            for each in computed
             if each.combination.lossy
         },
+        "not_computed": {each.combination.name: each.why for each in outcomes if each.why},
     }
     report(("combination", "latents", "images", "PSNR, dB", "SSIM", "allowed", ""), rows, figures)
     return 1 if figures["failed"] else 0

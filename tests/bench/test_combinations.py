@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -40,6 +41,19 @@ def test_random_weights_are_the_same_in_every_number_format(capsys: pytest.Captu
     assert figures["worst_half"] < 0.1
     assert figures["least_ssim"] > 0.9
     assert weights_gb(torch.float32) == pytest.approx(8.86, abs=0.01)
+
+
+def test_a_combination_that_fails_leaves_the_others(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plain = replace(SLOWEST, untrained=True, low_ram=True)
+    ways = [Combination("bad", replace(plain, vae="tiny")), Combination("bfloat16", replace(plain, dtype="bfloat16"))]
+    monkeypatch.setattr(combinations, "combinations", lambda slowest, compiled: ways)
+    assert combinations.main([str(MINI), "--device", "cpu", "--size", "64"]) == 1
+    figures = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert figures["not_computed"]["bad"].startswith("the distilled decoder")
+    assert figures["failed"] == 1
+    assert 0 < figures["worst_half"] < 0.2
 
 
 def test_only_what_is_named_is_compared(capsys: pytest.CaptureFixture[str]) -> None:
