@@ -32,7 +32,7 @@ def read_ticket(token: str, now: float | None = None) -> Ticket:
         )
     try:
         claims = jwt.decode(token, options={"verify_signature": False})
-    except (jwt.PyJWTError, RecursionError):
+    except (jwt.PyJWTError, ValueError, RecursionError):
         raise TicketError("the livekit_token cannot be read; send an access token of LiveKit, which is a JWT") from None
     expiry = claims.get("exp")
     if isinstance(expiry, int | float) and expiry <= (time.time() if now is None else now):

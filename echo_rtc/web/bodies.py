@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -15,7 +16,10 @@ from echo_rtc.web.problems import Problem
 PLAIN = ("", "identity")
 """Values of Content-Encoding that change nothing."""
 
+_SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
+
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+BaseHandler = Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]
 
 
 def refusing_packed_bodies() -> Middleware:
@@ -36,12 +40,25 @@ def refusing_packed_bodies() -> Middleware:
     return middleware
 
 
-async def await_body(request: web.Request) -> None:
+async def await_body(_: web.Request) -> None:
     """aiohttp's hook for ``Expect: 100-continue``: says nothing yet, because the request is not authorised; reading the
-    body does. Raises HTTPExpectationFailed for any other expectation."""
-    expectation = request.headers.get(hdrs.EXPECT, "")
-    if request.version >= HttpVersion11 and expectation.lower() != "100-continue":
-        raise web.HTTPExpectationFailed
+    body does."""
+
+
+def refusing_expectations(handle: BaseHandler) -> BaseHandler:
+    """``handle``, with 417 for every request that expects something else than to be asked for its body.
+
+    Around the whole application: aiohttp looks at expectations before its middlewares, and for paths that are not there
+    by a hook of its own, which fails at what is no text.
+    """
+
+    async def refuse_or_handle(request: web.BaseRequest) -> web.StreamResponse:
+        expectation = request.headers.get(hdrs.EXPECT, "")
+        if request.version >= HttpVersion11 and expectation.lower() not in ("", "100-continue"):
+            return Problem(417, "The header Expect may be 100-continue; leave it out.").response()
+        return await handle(request)
+
+    return refuse_or_handle
 
 
 async def read_body(request: web.Request, most: int, within_s: float, cut_off: Problem) -> bytes:
@@ -68,13 +85,29 @@ async def read_body(request: web.Request, most: int, within_s: float, cut_off: P
     return bytes(body)
 
 
+def read_json(text: str) -> Any:
+    """A value of JSON. Raises ValueError for everything else, such as NaN, too deep a nesting, or half of a surrogate
+    pair, which no encoder takes further on."""
+    try:
+        content = json.loads(text, parse_constant=_refuse)
+        if _SURROGATE.search(text):
+            json.dumps(content, ensure_ascii=False).encode()
+    except RecursionError:
+        raise ValueError("the nesting is too deep") from None
+    return content
+
+
+def _refuse(constant: str) -> None:
+    raise ValueError(f"{constant} is no JSON")
+
+
 def json_object(request: web.Request, body: bytes, example: str) -> dict[str, Any]:
     """The body as a JSON object. Raises Problem 415 for another content type, 400 with ``example`` for another body."""
     if request.content_type != "application/json":
         raise Problem(415, f"The content type is {request.content_type[:80]!r}; send application/json.")
     try:
-        content = json.loads(body.decode("utf-8"))
-    except (UnicodeDecodeError, ValueError, RecursionError):
+        content = read_json(body.decode("utf-8"))
+    except ValueError:
         content = None
     if not isinstance(content, dict):
         raise Problem(400, f"The body is not a JSON object; send {example}.")

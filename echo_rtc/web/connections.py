@@ -27,6 +27,7 @@ from aiohttp import hdrs, web
 
 from echo_rtc.counting import Names
 from echo_rtc.web.access_log import RouteLogger
+from echo_rtc.web.bodies import refusing_expectations
 from echo_rtc.web.clients import Clients, parse_address, rate_limit_key
 from echo_rtc.web.protocol_log import protocol_logger
 
@@ -478,6 +479,7 @@ async def listening(
     runner = web.AppRunner(app, handle_signals=False, shutdown_timeout=FINISH_S)
     await runner.setup()
     assert runner.server is not None
+    runner.server.request_handler = refusing_expectations(runner.server.request_handler)
     listener = Listener(runner.server, places, tls, on_failure)
     listener.start(sockets)
     try:

@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import base64
 import binascii
-import json
 from collections import deque
 from collections.abc import Callable
 from typing import Protocol, TypeAlias
 
 from echo_rtc.stream.speech import Speaker, SpeechReport, SpeechStep
 from echo_rtc.stream.speech_input import SpeechInput, SpeechRefusedError
+from echo_rtc.web.bodies import read_json
 from echo_rtc.web.text_speech import MAX_TEXT_CHARACTERS, NOT_CONFIGURED, checked_text
 
 SPEECH_RATE = 24_000
@@ -105,8 +105,8 @@ class SpeechMessages:
 
     def _follow(self, data: str) -> None:
         try:
-            message = json.loads(data)
-        except (ValueError, RecursionError):
+            message = read_json(data)
+        except ValueError:
             raise MessageError("bad_message", "the message is not JSON") from None
         if not isinstance(message, dict):
             raise MessageError("bad_message", "the message is not a JSON object")

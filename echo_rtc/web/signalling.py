@@ -5,8 +5,6 @@ Everything about a request is checked here before the streams hear of it; what a
 
 from __future__ import annotations
 
-import json
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Protocol
@@ -16,7 +14,7 @@ from aiohttp import web
 from echo_rtc.rtc.session import Caller, Opened
 from echo_rtc.stream.stream import VoiceSource
 from echo_rtc.web.auth import grant_of, require_name
-from echo_rtc.web.bodies import read_body
+from echo_rtc.web.bodies import read_body, read_json
 from echo_rtc.web.health import Health
 from echo_rtc.web.limits import CLAIM
 from echo_rtc.web.problems import Problem, ProblemType
@@ -108,10 +106,10 @@ def parse_offer(body: bytes) -> OfferBody:
     """Reads ``{"sdp": ..., "type": "offer", "avatar": ...?, "name": ...?, "source": ...?}``. Raises Problem 400 with
     what is wrong."""
     try:
-        content = json.loads(body.decode("utf-8"))
+        content = read_json(body.decode("utf-8"))
     except UnicodeDecodeError:
         raise _bad_offer("The body is not UTF-8 text; send JSON in UTF-8.") from None
-    except (ValueError, RecursionError):
+    except ValueError:
         raise _bad_offer('The body is not JSON; send {"sdp": "...", "type": "offer"}.') from None
     if not isinstance(content, dict):
         raise _bad_offer('The body is not a JSON object; send {"sdp": "...", "type": "offer"}.')
@@ -120,8 +118,6 @@ def parse_offer(body: bytes) -> OfferBody:
     sdp = content.get("sdp")
     if not isinstance(sdp, str) or not sdp.strip():
         raise _bad_offer(f"sdp is {_shown(content, 'sdp')}; it must be the session description as text.")
-    if re.search("[\ud800-\udfff]", sdp):
-        raise _bad_offer("sdp has half of a surrogate pair, which is no text; send it as the browser made it.")
     avatar = content.get("avatar")
     if avatar is not None and not isinstance(avatar, str):
         raise _bad_offer(f"avatar is {_shown(content, 'avatar')}; it must be an avatar's name, or left out.")

@@ -18,7 +18,7 @@ from echo_rtc.rtc.session import OpenedSpeech
 from echo_rtc.stream.speech import Speaker
 from echo_rtc.stream.speech_input import SpeechRefusedError
 from echo_rtc.web.auth import REALM, Authorisation, Grant, Right, grant_of, require_name
-from echo_rtc.web.bodies import json_object
+from echo_rtc.web.bodies import json_object, read_json
 from echo_rtc.web.connections import protect
 from echo_rtc.web.cors import CrossOrigin
 from echo_rtc.web.health import Health
@@ -186,11 +186,11 @@ class SpeechChannels:
         if message.type is not WSMsgType.TEXT or len(message.data) > 16 * 1024:
             return False
         try:
-            content = json.loads(message.data)
+            content = read_json(message.data)
             if not isinstance(content, dict) or content.get("type") != "auth":
                 return False
             grant = self._access.authorisation.grant(str(content.get("token", "")))
-        except (ValueError, RecursionError, Problem):
+        except (ValueError, Problem):
             return False
         return self._access.may_publish(grant, self._streams.name_of(key))
 

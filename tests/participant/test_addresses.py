@@ -104,6 +104,7 @@ def test_a_ticket_says_whose_room_it_is_for() -> None:
     [
         ("", "cannot be read"),
         ("a.b.c", "cannot be read"),
+        ("\ud800.b.c", "cannot be read"),
         ("x" * 9000, "more than 8192"),
         (ticket(exp=1), "has expired"),
         (ticket(video={"roomJoin": True}), "does not allow to join"),

@@ -430,3 +430,19 @@ async def test_of_what_is_no_http_nothing_is_kept() -> None:
             assert kept < 2**20
     finally:
         gc.enable()
+
+
+@pytest.mark.parametrize("path", ["/", "/nothing"])
+@pytest.mark.parametrize("expectation", [b"a miracle", b"\xff"])
+async def test_a_strange_expectation_is_refused_for_every_path(
+    path: str, expectation: bytes, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with served() as (_, _, port):
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        head = f"POST {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\nExpect: "
+        writer.write(head.encode() + expectation + b"\r\n\r\n")
+        answer = await said(reader)
+        writer.close()
+    assert answer.startswith(b"HTTP/1.1 417 ")
+    assert b"application/problem+json" in answer
+    assert "Traceback" not in caplog.text

@@ -130,6 +130,8 @@ def test_control_messages_reach_the_speaker() -> None:
         ("{", "bad_message"),
         ("[1]", "bad_message"),
         ("[" * 100_000, "bad_message"),
+        ('{"type": "session.keep_alive", "text": "\\ud800"}', "bad_message"),
+        ('{"type": "session.keep_alive", "text": NaN}', "bad_message"),
         (json.dumps({"type": "agent.dance"}), "unknown_type"),
         (json.dumps({"type": ["agent.speak"]}), "unknown_type"),
         (json.dumps({"type": "agent.speak", "audio": 5}), "bad_audio"),
