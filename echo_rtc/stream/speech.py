@@ -12,7 +12,7 @@ from enum import StrEnum
 
 from echo_rtc.clips import MEDIA_RATE, AudioClip, ClipFormat, S16Array
 from echo_rtc.media.playout import Playout
-from echo_rtc.media.speech import Cut, Mark, MarkKind, SpeechQueue, Words
+from echo_rtc.media.speech import Cut, EventOverError, Mark, MarkKind, SpeechQueue, Words
 from echo_rtc.stream.dispatch import Dispatcher
 from echo_rtc.stream.events import EventFeed, EventType
 from echo_rtc.stream.links import Reception
@@ -87,7 +87,7 @@ class Speaker:
         self._clips = clips
         self._events = events
         self.timeline = SpeechQueue(clip_format)
-        self._begun = False
+        self._begun = self._closed = False
         self._timer: asyncio.TimerHandle | None = None
         self._reporters: list[Callable[[SpeechReport], object]] = []
         self.drop_prepared: Callable[[], None] = lambda: None
@@ -133,6 +133,8 @@ class Speaker:
         self.tick()
 
     def close(self) -> None:
+        """Ends it; what is pushed from now on is refused."""
+        self._closed = True
         if self._timer is not None:
             self._timer.cancel()
         self._feed.close()
@@ -161,17 +163,20 @@ class Speaker:
 
     def require_place(self, event: str, samples: int) -> None:
         """Raises as :meth:`say` would for so many samples of ``event``: QueueFullError or EventOverError."""
+        self._require_open()
         self.timeline.require_place(event, samples)
 
     def hold(self, event: str) -> None:
         """Queues ``event`` up, if it is new, and keeps it open until :meth:`complete`. Raises QueueFullError and
         EventOverError."""
+        self._require_open()
         self.timeline.hold(event, self._loop.time())
         self.keep_alive()
 
     def say(self, event: str, pcm: S16Array, words: Words | None = None) -> None:
         """Appends ``pcm`` (n,) int16 mono at 48 kHz to ``event``, which queues up if it is new; ``words`` are shown
-        with it. Raises QueueFullError and EventOverError."""
+        with it. Raises QueueFullError, and EventOverError also where the stream is over."""
+        self._require_open()
         self.timeline.push(event, pcm, self._loop.time(), words)
         self.counters.blocks += 1
         self.listening = False
@@ -190,7 +195,7 @@ class Speaker:
         heard."""
         self.keep_alive()
         self.drop_prepared()
-        cuts = self._silence() if self._begun else []
+        cuts = self._silence() if self._begun and not self._closed else []
         reports = [SpeechReport(SpeechStep.INTERRUPTED, cut.event, cut.played / MEDIA_RATE) for cut in cuts]
         for report in reports:
             self._report(report)
@@ -223,7 +228,7 @@ class Speaker:
 
     def tick(self) -> None:
         """Media time goes on by our clock and by what was pushed."""
-        if not self._begun:
+        if not self._begun or self._closed:
             return
         now = self._loop.time()
         left = self._playout.next_sample(now)
@@ -235,6 +240,10 @@ class Speaker:
         self._pass_marks()
         if self._caption is not None and self._caption.words.complete:
             self._show_caption()
+
+    def _require_open(self) -> None:
+        if self._closed:
+            raise EventOverError("the stream is over; open another one")
 
     def _wanted(self, clip: AudioClip) -> bool:
         return self.timeline.wanted(clip.first_frame, clip.frames)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Protocol
 from urllib.parse import urlsplit
@@ -120,7 +121,8 @@ class SpeechChannels:
             await socket.close(code=WSCloseCode.POLICY_VIOLATION, message=b"unauthorised")
             return socket
         if speaker.claimed:
-            await socket.send_str(json.dumps({"type": "error", "code": "busy", "detail": "another client speaks"}))
+            with suppress(ConnectionError):
+                await socket.send_str(json.dumps({"type": "error", "code": "busy", "detail": "another client speaks"}))
             await socket.close(code=WSCloseCode.POLICY_VIOLATION, message=b"busy")
             return socket
         speaker.claimed = True
@@ -253,9 +255,10 @@ class _Channel:
             await self._socket.send_str(json.dumps(message))
 
     async def _flush(self) -> None:
-        """What still waits is sent before the channel closes."""
-        while not self._out.empty():
-            await self._socket.send_str(json.dumps(self._out.get_nowait()))
+        """What still waits is sent before the channel closes, unless the client has hung up."""
+        with suppress(ConnectionError):
+            while not self._out.empty():
+                await self._socket.send_str(json.dumps(self._out.get_nowait()))
 
     async def _tell_buffer(self) -> None:
         told = False

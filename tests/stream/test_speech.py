@@ -16,6 +16,7 @@ from echo_rtc.engine.testcard import AVATAR, ScriptedFaults, TestCardEngine
 from echo_rtc.media.speech import EventOverError, Words
 from echo_rtc.stream.queues import QueueClosedError
 from echo_rtc.stream.speech import Speaker, SpeechReport, SpeechStep
+from echo_rtc.stream.speech_input import SpeechInput, SpeechRefusedError
 from echo_rtc.stream.stream import Stream, StreamOptions, StreamState, VoiceSource
 from tests.stream.test_stream import whole
 from tests.support.virtual import run
@@ -291,5 +292,25 @@ def test_an_event_without_an_end_can_be_interrupted(after_s: float) -> None:
             watched.loud_s.clear()
             await asyncio.sleep(3.0)
             assert 0.02 * len(watched.loud_s) <= 0.1
+
+    run(live())
+
+
+def test_speech_for_a_stream_that_is_over_is_refused() -> None:
+    """A client may push, end or interrupt events while its stream closes."""
+
+    async def live() -> None:
+        async with talking() as watched:
+            pushed = SpeechInput(watched.speaker)
+            pushed.push("a", loud(1.0).tobytes(), 24_000)
+        with pytest.raises(SpeechRefusedError, match="the stream is over") as refused:
+            pushed.push("b", loud(1.0).tobytes(), 24_000)
+        assert refused.value.code == "event_over"
+        with pytest.raises(SpeechRefusedError, match="the stream is over"):
+            pushed.hold("c")
+        pushed.complete_all()
+        watched.speaker.complete("a")
+        assert watched.speaker.interrupt() == []
+        watched.speaker.tick()
 
     run(live())

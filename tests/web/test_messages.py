@@ -9,11 +9,13 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import pytest
+from aiohttp import ClientConnectionResetError, WSCloseCode, WSMessage, WSMsgType
 
 from echo_rtc.clips import S16Array
 from echo_rtc.media.speech import EventOverError, QueueFullError, Words
 from echo_rtc.stream.speech import SpeechReport, SpeechStep
 from echo_rtc.web.messages import MAX_PCM_BYTES, Message, SpeechMessages
+from echo_rtc.web.speech import _Channel
 
 PCM = np.full(2400, 1000, "<i2").tobytes()
 TENTH = base64.b64encode(PCM).decode()
@@ -32,6 +34,9 @@ class FakeSpeaker:
     running: str | None = None
     failures: list[tuple[str, str, str]] = field(default_factory=list)
     drop_prepared: Callable[[], None] = lambda: None
+
+    def report_to(self, reporter: Callable[[SpeechReport], object]) -> Callable[[], None]:
+        return lambda: None
 
     def say(self, event: str, pcm: S16Array, words: Words | None = None) -> None:
         if self.failure is not None:
@@ -205,3 +210,27 @@ def test_events_that_are_never_ended_are_all_said() -> None:
         assert desk.send(type="agent.speak", audio=TENTH, event_id=str(number))
     assert desk.codes == []
     assert len({event for event, _, _ in desk.speaker.said}) == 300
+
+
+async def test_a_client_that_breaks_a_bound_and_hangs_up_is_no_fault() -> None:
+    class Gone:
+        """A socket that brings one message too large, and takes nothing any more."""
+
+        messages = iter([WSMessage(WSMsgType.BINARY, bytes(MAX_PCM_BYTES + 2), None)])
+        closed: int | None = None
+
+        def __aiter__(self) -> Gone:
+            return self
+
+        async def __anext__(self) -> WSMessage:
+            return next(self.messages)
+
+        async def send_str(self, _: str) -> None:
+            raise ClientConnectionResetError("Cannot write to closing transport")
+
+        async def close(self, code: int, message: bytes = b"") -> None:
+            self.closed = code
+
+    socket = Gone()
+    await _Channel(socket, FakeSpeaker(), 24_000, None, None).run()  # type: ignore[arg-type]
+    assert socket.closed == WSCloseCode.POLICY_VIOLATION
