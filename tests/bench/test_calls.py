@@ -136,6 +136,20 @@ def test_the_way_of_speech_is_found_by_its_loudness(way_s: float, part: float, f
     assert ways_ms(conversation, None, heard) == ways_ms(conversation, 100.0, []) == []
 
 
+def test_the_way_is_found_although_it_changes_in_a_pause() -> None:
+    def heard_at(start: int) -> int:
+        """What the sound that arrives is delayed by, in samples: less from the first pause on."""
+        return round((1.3 if start < 9.5 * MEDIA_RATE else 0.9) * MEDIA_RATE)
+
+    heard = []
+    for start in range(0, round(18 * MEDIA_RATE), 960):
+        spoken = start - heard_at(start)
+        pcm = conversation(spoken, 960) if spoken >= 0 else np.zeros(960, np.int16)
+        heard.append(Heard(start / MEDIA_RATE, start, pcm))
+    ways = [way + CALLER_BUFFER_MS for way in ways_ms(conversation, 0.0, heard)]
+    assert {round(way, -1) for way in ways} == {1300, 900}
+
+
 async def test_a_call_through_the_server_is_measured() -> None:
     core, kbit, fps = await stream.measure("H264", SMALL, seconds=2.0, settle_s=1.5)
     assert 0.005 < core < 1.5

@@ -18,8 +18,9 @@ SPEECH_S, PAUSE_S = 7.0, 1.5
 LONGEST_WAY_S = 6.0
 """Sound is looked for up to so long after it was spoken."""
 
-_WINDOW_S, _HOP_S = SPEECH_S + PAUSE_S, 2.0
-"""Sound is compared in windows of this length, each with a pause in it, which begin at these distances."""
+_WINDOW_S, _HOP_S = 5.0, 1.0
+"""Sound is compared in windows of this length, which begin at these distances: as long as can be, and so short that
+some have no pause in them, in which the delay may change."""
 
 _LIKE = 0.8
 """How alike (correlation) what was spoken and what is heard must be at the best place to count."""
@@ -45,18 +46,18 @@ def ways_ms(voice: Voice, began_s: float | None, heard: Sequence[Heard]) -> list
     played_s = float(np.median([block.arrived_s - (block.pts - first) / MEDIA_RATE for block in heard]))
     since_ms = round(1000 * (played_s - began_s))
     loud = _loudness(line)
-    spoken = _loudness(voice(0, max(0, since_ms + len(loud)) * MEDIA_RATE // 1000))
     window, longest = round(1000 * _WINDOW_S), round(1000 * LONGEST_WAY_S)
+    # Before the microphone began there was silence.
+    spoken = np.pad(_loudness(voice(0, max(0, since_ms + len(loud)) * MEDIA_RATE // 1000)), (longest, 0))
     found = []
     for start in range(0, len(loud) - window + 1, round(1000 * _HOP_S)):
-        now = since_ms + start
-        earliest = max(0, now - longest)
-        if now < earliest:
+        now = since_ms + start  # where in ``spoken`` the earliest place is that is looked at
+        if now < 0:
             continue
-        likeness = _correlation(spoken[earliest : now + window], loud[start : start + window])
+        likeness = _correlation(spoken[now : now + longest + window], loud[start : start + window])
         best = int(np.argmax(likeness))
         if likeness[best] >= _LIKE:
-            found.append(float(now - earliest - best) - CALLER_BUFFER_MS)
+            found.append(float(longest - best) - CALLER_BUFFER_MS)
     return found
 
 
