@@ -48,7 +48,7 @@ def main(argv: Sequence[str]) -> int:
         try:
             report = Report(path, inspected(path), credentials_in(path) if looked else None, looked)
         except InputError as error:
-            sys.stderr.write(f"{PROG}: {error}\n")
+            sys.stderr.write(_printable(f"{PROG}: {error}") + "\n")
             code = 1
             continue
         code = code if report.is_marked else 1
@@ -73,7 +73,7 @@ def _as_text(report: Report) -> list[str]:
     lines = [f"mark in {counted}: {_words(mark)}" for mark in found.marks] or [f"no mark: {counted}"]
     lines.append(f"Content Credentials: {_credentials_words(report)}")
     verdict = "is marked as AI-generated" if report.is_marked else "is not marked as AI-generated"
-    return [f"{report.path} {verdict}", *(f"  {line}" for line in lines)]
+    return [_printable(f"{report.path} {verdict}"), *(f"  {line}" for line in lines)]
 
 
 def _credentials_words(report: Report) -> str:
@@ -93,5 +93,5 @@ def _words(mark: Mapping[str, Any]) -> str:
 
 
 def _printable(text: str) -> str:
-    """Text from a file without control characters, which a terminal would obey."""
+    """Text from a file, or its name, without control characters, which a terminal would obey, and what is no text."""
     return "".join(character if character.isprintable() else "?" for character in text)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import importlib
+import io
 import sys
 from collections.abc import Callable, Sequence
 
@@ -40,6 +41,9 @@ def usage() -> str:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs a command; returns its exit code, 2 where there is no such command."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        # Names of files need not be text; to print one must not fail after the work is done.
+        sys.stdout.reconfigure(errors="backslashreplace")
     words = list(sys.argv[1:] if argv is None else argv)
     if not words:
         sys.stderr.write(usage())

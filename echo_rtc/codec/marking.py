@@ -78,12 +78,14 @@ def marked(picture: bytes, nal_unit: bytes) -> bytes:
 
 
 def mark_in(message: bytes) -> dict[str, Any] | None:
-    """The content of a message (UUID and what follows it) of the kind user data unregistered; None where it is not
-    ours."""
+    """The content of a message (UUID and what follows it) of the kind user data unregistered, in which nothing is
+    nested; None where it is not ours."""
     if len(message) > MAX_MARK_BYTES or message[:16] != MARK_UUID.bytes:
         return None
     try:
-        content = json.loads(message[16:])
+        content = json.loads(message[16:], parse_constant=str)
     except (ValueError, RecursionError):
         return None
-    return content if isinstance(content, dict) else None
+    if not isinstance(content, dict) or any(isinstance(value, dict | list) for value in content.values()):
+        return None
+    return content

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import av
@@ -53,6 +56,16 @@ def test_one_file_without_a_mark_is_enough_for_a_no(tmp_path: Path, capsys: pyte
     assert "no mark: 0 of 2 keyframes (h264)" in out
     assert "\x1b" not in out
     assert err == ""
+
+
+def test_a_name_that_is_no_text_is_printed_all_the_same(tmp_path: Path) -> None:
+    path = movie(tmp_path / os.fsdecode(b"\x1b[31m\xff.mp4"), "nia")
+    environment = {**os.environ, "PYTHONIOENCODING": "utf-8"}
+    for flags in ([], ["--json"]):
+        command = [sys.executable, "-m", "echo_rtc", "inspect", *flags, str(path)]
+        done = subprocess.run(command, capture_output=True, env=environment, timeout=60, check=False)
+        assert (done.returncode, done.stderr) == (0, b"")
+        assert b"\x1b" not in done.stdout
 
 
 @pytest.mark.parametrize("content", [None, b"", b"no movie"])

@@ -95,7 +95,10 @@ def test_the_mark_stands_before_the_first_slice() -> None:
         marked(b"\0\0\1\x67sps\0\0\1", unit)
 
 
-@pytest.mark.parametrize("content", [b"", b"no JSON", b"[1]", b"[" * 4_000, b'{"a":1}' + b" " * 5_000])
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"no JSON", b"[1]", b"[" * 4_000, b'{"a":' + b"[" * 900 + b"]" * 900 + b"}", b'{"a":1}' + b" " * 5_000],
+)
 def test_what_is_not_ours_is_no_mark(content: bytes) -> None:
     assert mark_in(MARK_UUID.bytes + content) is None
     assert mark_in(content) is None
