@@ -23,6 +23,8 @@ from echo_rtc.stream.speech import SpeechReport, SpeechStep
 CONNECT_TIMEOUT_S = 15.0
 QUEUE_S = 5.0
 """While more than this waits to be said, nothing further is sent."""
+MAX_PLAYED_MS = 1e9
+"""No event is longer: 11 days."""
 PIECE_SAMPLES = 2 * MEDIA_RATE
 """Sound is sent in messages of this length at most."""
 
@@ -239,9 +241,7 @@ class RemoteFace:
         kind, event = message.get("type"), message.get("event_id")
         step = _STEPS.get(kind) if isinstance(kind, str) else None
         if step is not None and isinstance(event, str):
-            played_ms = message.get("played_ms")
-            played_s = played_ms / 1000 if isinstance(played_ms, int | float) else 0.0
-            self._report_when_heard(SpeechReport(step, event, played_s))
+            self._report_when_heard(SpeechReport(step, event, _played_s(message.get("played_ms"))))
         elif kind == "error":
             logger.warning("the server says: %s", message.get("detail"))
             if message.get("code") in _REFUSALS and isinstance(event, str) and event in self._open:
@@ -258,6 +258,13 @@ class RemoteFace:
             self._changed.set()
         for reporter in tuple(self._reporters):
             reporter(report)
+
+
+def _played_s(played_ms: object) -> float:
+    """Seconds of what a server says to be milliseconds; 0.0 where that is no length of speech."""
+    if isinstance(played_ms, int | float) and 0 <= played_ms <= MAX_PLAYED_MS:
+        return played_ms / 1000
+    return 0.0
 
 
 def _detail(text: str) -> str:

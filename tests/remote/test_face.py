@@ -137,8 +137,11 @@ def test_a_malformed_message_is_ignored() -> None:
             await server.tell("{", "[" * 100_000, [], {}, {"type": ["error"]}, {"type": "agent.speak_ended"})
             await server.tell({"type": "error", "code": "queue_full", "event_id": ["a"]})
             await server.tell({"type": "error", "code": ["queue_full"], "event_id": "a"})
-            await server.tell({"type": "agent.speak_started", "event_id": "a", "played_ms": "1"})
-            assert server.reports == [SpeechReport(SpeechStep.STARTED, "a")]
+            lengths: list[object] = ["1", 10**400, -1, float("nan"), float("inf")]
+            await server.tell(
+                *({"type": "agent.speak_started", "event_id": "a", "played_ms": length} for length in lengths)
+            )
+            assert server.reports == [SpeechReport(SpeechStep.STARTED, "a")] * len(lengths)
             assert not face._ended.is_set()
 
     run(live())
