@@ -130,7 +130,7 @@ class WorkerStatus:
     rendered, without hand-over and preparation. ``restarts``: how often it was replaced.
     ``waiting``: clips that wait for it. ``p50_s``, ``p95_s``: quantiles of the seconds that its latest clips took, from
     hand-over to hand-back; None before the first. ``frames_per_second``: with all denoising steps, as measured at the
-    start or lately; None before.
+    start or lately; None before. ``notice``: what users should know of how it computes, a sentence; empty if nothing.
     """
 
     name: str
@@ -145,6 +145,7 @@ class WorkerStatus:
     p95_s: float | None
     rendering_s: float = 0.0
     frames_per_second: float | None = None
+    notice: str = ""
 
 
 @dataclass(frozen=True, slots=True)

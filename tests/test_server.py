@@ -12,7 +12,7 @@ import sys
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -490,11 +490,11 @@ async def test_a_wrong_model_is_one_sentence(tmp_path: Path) -> None:
 
 
 async def test_a_worker_slower_than_real_time_says_so(begin: Begin, caplog: pytest.LogCaptureFixture) -> None:
-    """On the console and to the page; one that is quick enough is not named."""
+    """On the console and to the page, after what workers say of themselves; one that is quick enough is not named."""
     engine = ScriptedEngine(capacity_steps=4)
     for name, speed in (("cuda:0", 19.96), ("cuda:1", 24.0), ("cuda:2", None)):
         status = WorkerStatus(name, True, None, 0, 0, 0.0, 0, 0, None, None, frames_per_second=speed)
-        engine.workers.append(status)
+        engine.workers.append(replace(status, notice="" if speed == 24.0 else "Computed in 8-bit integers."))
     life = await begin(engine)
     engine.go.set()
     async with aiohttp.ClientSession() as session:
@@ -505,7 +505,8 @@ async def test_a_worker_slower_than_real_time_says_so(begin: Begin, caplog: pyte
 
         while (page := await told())["status"] != "ready":
             pass
-    (notice,) = page["notices"]
+    chosen, notice = page["notices"]
+    assert chosen == "Computed in 8-bit integers.", "once for all that have chosen so"
     assert notice.startswith("Worker cuda:0 is slower than real time, 20.0 of 24 frames/s: clips get fewer")
     assert page["quality"] is None
     assert notice in caplog.text

@@ -185,7 +185,7 @@ async def serve(settings: Settings, log_file: LogFile, specs: MakeSpecs | None =
         if await _started(engine, library, lifecycle, stop):
             lifecycle.phase = Phase.READY
             logger.info("echo_rtc is ready: %s", url)
-            lifecycle.notices = [*_slowness(engine, settings), *([str(quality)] if quality else [])]
+            lifecycle.notices = [*_of_workers(engine, settings), *([str(quality)] if quality else [])]
             _say_what_to_open(url, settings)
             life.enter_context(frozen_heap())
             async with _running(PerformanceLog(streams, watch.workers, watch.usage).run(), "performance log"):
@@ -302,8 +302,12 @@ def _say_how_it_is_reached(settings: Settings, url: str, tls: Certificate | None
         )
 
 
-def _slowness(engine: Engine, settings: Settings) -> Iterator[str]:
-    """Says of each worker that was measured slower than real time that it is, in the log, too."""
+def _of_workers(engine: Engine, settings: Settings) -> Iterator[str]:
+    """Says how workers have chosen to compute, and of each that was measured slower than real time that it is; in the
+    log, too."""
+    for chosen in dict.fromkeys(filter(None, (worker.notice for worker in engine.workers))):
+        logger.info("%s", chosen)
+        yield chosen
     fewer = f"clips get fewer denoising steps, down to {settings.min_steps}, or " if engine.capacity_steps > 1 else ""
     for worker in engine.workers:
         speed = worker.frames_per_second

@@ -186,7 +186,8 @@ class FleetEngine:
             pid=None if slot.worker is None else slot.worker.pid,
             waiting=self._scheduler.waiting + max(0, self._scheduler.queue_of(slot.name) - 1),
         )
-        return replace(status, frames_per_second=None if speed is None else speed.frames_per_second)
+        rate = None if speed is None else speed.frames_per_second
+        return replace(status, frames_per_second=rate, notice=slot.notice)
 
     @property
     def worker_pids(self) -> list[int]:

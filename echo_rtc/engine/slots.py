@@ -144,6 +144,8 @@ class Slot:
         """Whether a task sees to its replacement."""
         self.meter = WorkerMeter()
         self.at_start: Speed | None = None
+        self.notice = ""
+        """What users should know of how the worker computes, a sentence; empty if nothing."""
         self.recent_s: deque[float] = deque(maxlen=RECENT_CLIPS)
         """What ordinary clips took lately, or would have."""
         self.recent_needs_s: deque[float] = deque(maxlen=RECENT_CLIPS)

@@ -77,7 +77,7 @@ class Supervisor:
         starts = [self._open_in(slot).start(self._rules.start_timeout_s) for slot in slots]
         reports: list[WorkerReport] = await all_or_first_error(starts)
         for slot, report in zip(slots, reports, strict=True):
-            slot.at_start = report.speed
+            slot.at_start, slot.notice = report.speed, report.notice
         await self._prepare_overlap()
         return reports[0]
 
@@ -221,7 +221,7 @@ class Supervisor:
         if self._overlaps:
             frames = self._rules.clip_frames + self._rules.overlap_frames
             await worker.measure(frames, self._rules.start_timeout_s)
-        slot.at_start = report.speed
+        slot.at_start, slot.notice = report.speed, report.notice
         async with self._roster.lock:
             await self._roster.restore(slot)
             if slot.state is not SlotState.STARTING:

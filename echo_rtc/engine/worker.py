@@ -7,9 +7,11 @@ of processes, of streams or of scheduling.
 
 from __future__ import annotations
 
+import ctypes
 import logging
 import math
 import os
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -17,11 +19,12 @@ from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import numpy as np
 
 from echo_rtc.clips import DEFAULT_AVATAR, ClipFormat, F16Array, YuvFrames
+from echo_rtc.engine.arithmetic import settle
 from echo_rtc.engine.devices import usable_cores
 from echo_rtc.engine.speed import Speed
 from echo_rtc.errors import EchoRtcError, RenderError, first_line
@@ -39,6 +42,10 @@ AVATAR = DEFAULT_AVATAR
 MEASURED_CLIPS = 5
 MEASURE_S = 10.0
 """The speed is measured over this many clips, or as many as fit into this time (s); at least one."""
+
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
+_KEPT_BLOCK, _KEPT_MEMORY = 32 << 20, 1 << 30
+"""Parameters of glibc's mallopt(3), and their values in bytes: the first is the most that it takes."""
 
 CPU_NICENESS = 5
 """A worker on the CPU yields to the server's media threads: a late clip is held frames, a late packet is a gap. Where
@@ -84,6 +91,14 @@ class Renderer(Protocol):
         ...
 
 
+@runtime_checkable
+class Choosing(Protocol):
+    """A renderer that has chosen by itself how it computes."""
+
+    notice: str
+    """What users should know of it, a sentence; empty if nothing."""
+
+
 Loader = Callable[[Progress], Renderer]
 """Makes the renderer, in the worker. Must be picklable. Raises InputError or SettingsError for what a user can mend."""
 
@@ -101,10 +116,12 @@ class WorkerSpec:
 
 @dataclass(frozen=True, slots=True)
 class WorkerReport:
-    """What a worker says when it is loaded and warm."""
+    """What a worker says when it is loaded and warm. ``notice``: what users should know of how it computes, a
+    sentence; empty if nothing."""
 
     avatars: tuple[str, ...]
     speed: Speed
+    notice: str = ""
 
 
 class ClipWorker:
@@ -134,7 +151,8 @@ class ClipWorker:
             logger.exception("worker %s could not start", self._spec.name)
             raise RenderError(f"worker {self._spec.name} could not start: {_sentence(error)}") from None
         progress(f"ready, {speed.frames_per_second:.1f} frames/s")
-        return WorkerReport(tuple(self._renderer.avatars), speed)
+        notice = self._renderer.notice if isinstance(self._renderer, Choosing) else ""
+        return WorkerReport(tuple(self._renderer.avatars), speed, notice)
 
     def measure(self, frames: int) -> Speed:
         """The speed of clips of ``frames`` frames, which the renderer is warm for afterwards. Raises RenderError."""
@@ -290,6 +308,13 @@ def measure(
     return Speed(frames, tuple(clip_s), tuple(needs_s))
 
 
+def _silent_clip(renderer: Renderer, clip: ClipFormat, frames: int) -> RenderRequest:
+    """A clip of ``frames`` frames in silence, of a renderer's first avatar."""
+    rate = clip.sample_rate
+    samples = clip.sample_of_frame(clip.history_frames, rate) + clip.sample_of_frame(clip.clip_frames, rate)
+    return RenderRequest(renderer.avatars[0], np.zeros(samples, np.float32), frames, pose_position=0, seed=0)
+
+
 def _sentence(error: Exception) -> str:
     name = type(error).__name__
     return f"{name}: {first_line(error)}" if str(error) else name
@@ -340,6 +365,7 @@ class ModelLoader:
 
         on_cpu = self.device == "cpu"
         if on_cpu:
+            keep_memory()
             torch.set_num_threads(math.ceil(self.cores or usable_cores()))
         else:
             torch.cuda.set_device(self.device)
@@ -348,7 +374,12 @@ class ModelLoader:
         generator = load_generator(settings, progress)
         progress(f"preparing avatar {self.avatar_name}")
         generator.prepare_avatar(self.avatar_name, self.reference_image, self.pose_dir, self.idle_pose_dir)
-        return _ModelRenderer(generator, self.use_init_latent)
+        renderer = _ModelRenderer(generator, self.use_init_latent)
+        if on_cpu and self.options.dtype == "auto" and dtype == "float32":
+            progress("measuring float32 against 8-bit integers")
+            clip = _silent_clip(renderer, self.format, self.format.clip_frames)
+            renderer.notice = settle(renderer, generator, clip, self.format.fps)
+        return renderer
 
     def _described(self) -> Callable[[GeneratorSettings, Progress], ClipGenerator]:
         """What loads the generator, once its description was found to be sound. Raises InputError or SettingsError."""
@@ -377,8 +408,23 @@ def keep_compiled(folder: Path) -> None:
         logger.warning("compile_cache is %s, which cannot be used (%s); kernels are compiled again", folder, error)
 
 
+def keep_memory() -> None:
+    """Has the C library keep what a clip frees for the next one. Otherwise tens of megabytes go back to the system and
+    come again page by page with each clip, which takes a tenth of its time on a CPU. Only glibc has this to tell."""
+    if not sys.platform.startswith("linux"):
+        return
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (OSError, AttributeError):
+        return
+    mallopt(_M_MMAP_THRESHOLD, _KEPT_BLOCK)
+    mallopt(_M_TRIM_THRESHOLD, _KEPT_MEMORY)
+
+
 class _ModelRenderer:
     """A clip generator as a Renderer."""
+
+    notice = ""
 
     def __init__(self, generator: ClipGenerator, chained: bool) -> None:
         self._generator = generator

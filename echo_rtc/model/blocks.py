@@ -47,14 +47,22 @@ class Pointwise(nn.Conv2d):
     def __init__(self, in_channels: int, out_channels: int) -> None:
         super().__init__(in_channels, out_channels, 1)
 
-    def over_tokens(self, tokens: Tensor) -> Tensor:
-        """(N, L, C) -> (N, L, C')."""
-        out: Tensor = F.linear(tokens, self.weight.flatten(1), self.bias)
-        return out
-
     def forward(self, x: Tensor) -> Tensor:
-        """(N, C, h, w) -> (N, C', h, w), channels_last."""
-        return image_of(self.over_tokens(tokens_of(x)), *x.shape[2:])
+        """Tokens (N, L, C) -> (N, L, C'), or an image (N, C, h, w) -> (N, C', h, w), channels_last."""
+        if x.dim() == 3:
+            out: Tensor = F.linear(x, self.weight.flatten(1), self.bias)
+            return out
+        return image_of(self(tokens_of(x)), *x.shape[2:])
+
+
+class ShiftedConv2d(nn.Conv2d):
+    """A convolution with a vector that is added to its bias, at no pass of its own."""
+
+    def forward(self, x: Tensor, shift: Tensor | None = None) -> Tensor:
+        """(N, C, h, w) and (C',) -> (N, C', h, w)."""
+        bias = self.bias if shift is None or self.bias is None else self.bias + shift
+        out: Tensor = self._conv_forward(x, self.weight, bias)
+        return out
 
 
 class GroupNorm(nn.GroupNorm):
@@ -127,7 +135,7 @@ class ResnetBlock(nn.Module):
     def __init__(self, in_channels: int, out_channels: int, config: UNetConfig) -> None:
         super().__init__()
         self.norm1 = GroupNorm(config.norm_groups, in_channels, eps=config.norm_eps)
-        self.conv1 = nn.Conv2d(in_channels, out_channels, 3, padding=1)
+        self.conv1 = ShiftedConv2d(in_channels, out_channels, 3, padding=1)
         self.time_emb_proj = nn.Linear(4 * config.widths[0], out_channels)
         self.norm2 = GroupNorm(config.norm_groups, out_channels, eps=config.norm_eps)
         self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1)
@@ -138,7 +146,7 @@ class ResnetBlock(nn.Module):
         y = F.silu(self.norm1(x))
         shift = self.time_emb_proj(time)  # (1 or B, C')
         if len(shift) == 1:  # one timestep for all: it is part of the convolution's bias, no pass of its own
-            y = F.conv2d(y, self.conv1.weight, self.conv1.bias + shift[0], padding=1)
+            y = self.conv1(y, shift[0])
         else:
             shift = shift.repeat_interleave(len(x) // len(shift), dim=0)
             y = self.conv1(y) + shift[:, :, None, None]

@@ -36,10 +36,12 @@ from echo_rtc.model.description import ModelDescription
 from echo_rtc.model.fused import FusedDenoiser
 from echo_rtc.model.fused_decoder import FusedDecoder
 from echo_rtc.model.image import load_reference_image
+from echo_rtc.model.integers import Integers, Seen, watched, weight_limit
 from echo_rtc.model.kernels import launch
 from echo_rtc.model.kl_autoencoder import KLAutoencoder
 from echo_rtc.model.leaps import cells_of, find_leaps
 from echo_rtc.model.loading import Networks, load_networks
+from echo_rtc.model.options import INTEGERS
 from echo_rtc.model.options import GeneratorSettings as GeneratorSettings
 from echo_rtc.model.photographs import refuse_photograph
 from echo_rtc.model.pose_files import load_pose_sequence
@@ -59,13 +61,20 @@ from echo_rtc.rendering import Avatar, RenderRequest, RenderResult, TakeFrames
 
 log = logging.getLogger(__name__)
 
-DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+DTYPES = {
+    **{"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16},
+    INTEGERS: torch.float32,
+}
+"""Number formats by name; of 8-bit integers, what is between the layers."""
 
 _CHUNK = 16
 """Frames that the pose encoder and the autoencoder take at a time: bounds their memory."""
 
 _BACKGROUND_CHUNK = 4
 """Frames whose poses are encoded at a time beside clips: a clip that comes meanwhile waits for them."""
+
+_WATCHED_CLIPS = 3
+"""Clips, spread over the pose sequence, that show what numbers layers are given."""
 
 _IDLE_CHUNK = 4
 """Frames of an idle loop that are decoded at a time where a clip is not one piece."""
@@ -229,6 +238,7 @@ class ClipGenerator:
         self._dtype = DTYPES[settings.dtype]
         self._avatars: dict[str, _Prepared] = {}
         self._samplers: dict[int, Sampler] = {}
+        self._integers: Integers | None = None
         self._side = torch.cuda.Stream(self.device) if self.device.type == "cuda" else None  # type: ignore[no-untyped-call]
         attend = AttentionChoice(settings.attention)
         self._denoiser, decode = _quickest(networks, settings, attend)
@@ -314,6 +324,48 @@ class ClipGenerator:
             else:
                 yield from track.keep()
         self._avatars[name] = _Prepared(reference, bank, track)
+        if self.settings.dtype == INTEGERS and self._integers is None:
+            self.use_integers(name)
+
+    @torch.inference_mode()
+    def use_integers(self, avatar: str) -> None:
+        """Has the layers that cost most compute in 8-bit integers, which a few clips of an avatar fit to them, in
+        place of float32. Raises SettingsError where there are none."""
+        if self._integers is None:
+            _check_integers(replace(self.settings, dtype=INTEGERS))
+            roots = [self.networks.denoiser, *self._decoders()]
+            self._integers = Integers(roots, self._watched(avatar, roots))
+        self._integers.use(True)
+        self.settings = replace(self.settings, dtype=INTEGERS)
+
+    def use_floats(self) -> None:
+        """Has float32 computed again."""
+        if self._integers is not None:
+            self._integers.use(False)
+            self.settings = replace(self.settings, dtype="float32")
+
+    def _decoders(self) -> list[torch.nn.Module]:
+        """The network that decodes."""
+        decoder = self.networks.tiny if self.settings.vae == "tiny" else self.networks.autoencoder
+        return [decoder] if isinstance(decoder, torch.nn.Module) else []
+
+    def _watched(self, avatar: str, roots: Sequence[torch.nn.Module]) -> Seen:
+        """What the layers are given in a few clips of an avatar, in silence and in noise as loud as speech."""
+        count = self.settings.format.clip_frames
+        length = len(self._avatar(avatar).poses.choreography.speaking)
+        noise = np.random.default_rng(0).normal(0.0, 0.1, self._window_samples(count)).astype(np.float32)
+        request = RenderRequest(avatar, noise, count, pose_position=0, seed=0)
+        seen: Seen = {}
+        for number in range(_WATCHED_CLIPS):
+            audio = noise * np.float32(number % 2 == 0)
+            request = replace(request, audio=audio, pose_position=number * length // _WATCHED_CLIPS)
+            prepared = self.prepare(request)
+            with watched(roots, seen):
+                latents = self._denoise(request, Stopwatch(self.device), prepared)
+                for _ in self.images(latents):
+                    pass
+            request = replace(request, init_latent=_last_latent(latents))
+        return seen
 
     @torch.inference_mode()
     def work_ahead(self) -> bool:
@@ -627,6 +679,16 @@ def _quickest(
     return FusedDenoiser(networks.denoiser, attend, eight_bits), decode
 
 
+def _check_integers(settings: GeneratorSettings) -> None:
+    """Raises SettingsError, in one sentence, where 8-bit integers cannot be computed."""
+    if torch.device(settings.device).type != "cpu":
+        raise SettingsError(
+            f"dtype is {INTEGERS}, which is for the CPU, but the device is {settings.device}; "
+            "leave it out and set quantize_fp8"
+        )
+    weight_limit()
+
+
 def _to_device(value: Tensor, device: torch.device) -> Tensor:
     """An asynchronous copy of a CPU tensor on the device."""
     return value.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else value.to(device)
@@ -681,6 +743,8 @@ def _device(settings: GeneratorSettings) -> torch.device:
         raise SettingsError(f"the device {settings.device!r} is unknown; it must be cpu, cuda or cuda:N") from error
     if device.type == "cpu" and settings.dtype == "float16":
         raise SettingsError("dtype float16 needs a CUDA device; use float32 on the CPU")
+    if settings.dtype == INTEGERS:
+        _check_integers(settings)
     return device
 
 

@@ -14,7 +14,8 @@ from echo_rtc.clips import ClipFormat
 from echo_rtc.errors import SettingsError
 from echo_rtc.options import Option, about
 
-DTYPE_NAMES = ("float32", "float16", "bfloat16")
+INTEGERS = "int8"
+DTYPE_NAMES = ("float32", "float16", "bfloat16", INTEGERS)
 """Number formats of the networks. The option's ``auto`` is decided where the device is known."""
 
 
@@ -26,13 +27,15 @@ class ModelOptions:
         default=False,
         metadata=about("avatar", "Draw each pose when it is needed instead of keeping the pose sequence in memory."),
     )
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = field(
+    dtype: Literal["auto", "float32", "bfloat16", "float16", "int8"] = field(
         default="auto",
         metadata=about(
             "model",
-            "Number format of the networks: auto takes float16 on a GPU, bfloat16 on a CPU that multiplies it natively "
-            "(half the time, the same picture to the eye), else float32.",
-            choices=("auto", "float32", "bfloat16", "float16"),
+            "Number format of the networks: auto takes float16 on a GPU and bfloat16 on a CPU that multiplies it "
+            "natively (half the time, the same picture to the eye); on other CPUs it measures float32 at the start, "
+            "and takes int8 where that is too slow for real time and int8 is quicker. int8 = 8-bit integers in the "
+            "layers that cost most, on a CPU. Lossy: int8 is faster, and the picture changes a little.",
+            choices=("auto", "float32", "bfloat16", "float16", "int8"),
         ),
     )
     audio_model_type: Literal["whisper", "wav2vec2"] = field(
@@ -188,6 +191,8 @@ class GeneratorSettings(ModelOptions):
             raise SettingsError(
                 "compile_unet is set, but kernels is triton: what is compiled are the plain networks; choose one"
             )
+        if self.compile_unet and self.dtype == INTEGERS:
+            raise SettingsError(f"compile_unet is set, but dtype is {INTEGERS}, which is not compiled; choose one")
 
     @classmethod
     def for_device(cls, options: ModelOptions, clip_format: ClipFormat, device: str, dtype: str) -> Self:

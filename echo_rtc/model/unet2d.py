@@ -65,10 +65,10 @@ class ReferenceTransformer(nn.Module):
 
     def forward(self, x: Tensor, bank: Bank) -> Tensor:
         """x (B, C, h, w) -> (B, C, h, w)."""
-        tokens = self.proj_in.over_tokens(tokens_of(self.norm(x)))
+        tokens = self.proj_in(tokens_of(self.norm(x)))
         for block in self.transformer_blocks:
             tokens = block(tokens, bank)
-        return x + image_of(self.proj_out.over_tokens(tokens), *x.shape[2:])
+        return x + image_of(self.proj_out(tokens), *x.shape[2:])
 
 
 class ReferenceDown(nn.Module):

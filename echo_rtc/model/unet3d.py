@@ -146,9 +146,9 @@ class DenoisingTransformer(nn.Module):
 
     def forward(self, x: Tensor, frames: int, bank: Pair | None, audio: Pair | None) -> Tensor:
         """x (B*F, C, h, w) -> (B*F, C, h, w)."""
-        tokens = self.proj_in.over_tokens(tokens_of(self.norm(x)))
+        tokens = self.proj_in(tokens_of(self.norm(x)))
         tokens = self.block(tokens, frames, bank, audio)
-        return x + image_of(self.proj_out.over_tokens(tokens), *x.shape[2:])
+        return x + image_of(self.proj_out(tokens), *x.shape[2:])
 
 
 def attended(transformer: nn.Module, x: Tensor, given: Conditions) -> Tensor:
@@ -287,7 +287,7 @@ class DenoisingUNet(nn.Module):
     def halves(self, latents: Tensor, timestep: float, given: ClipConditions, shift: int, guided: bool) -> Tensor:
         """v for latents (1, C, F, h, w): (2, C, F, h, w), without conditions and with them, where ``guided``, else
         (1, C, F, h, w) with them. ``timestep`` and ``shift`` are those of :meth:`forward`."""
-        sample = latents.to(self.conv_in.weight.dtype)
+        sample = latents.to(self.conv_norm_out.weight.dtype)
         conditional: Tensor = self(sample, timestep, given.audio, given.pose, given.bank, shift)
         if not guided:
             return conditional

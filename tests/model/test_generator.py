@@ -299,7 +299,7 @@ def test_impossible_requests_are_refused(generator: ClipGenerator) -> None:
         ({"steps": 0}, "steps is 0"),
         ({"audio_margin": -1}, "audio_margin is -1"),
         ({"audio_model_type": "hubert"}, "audio_model_type is 'hubert'"),
-        ({"dtype": "int8"}, "dtype is 'int8'"),
+        ({"dtype": "int4"}, "dtype is 'int4'"),
         ({"dtype": "float16"}, "dtype float16 needs a CUDA device"),
         ({"device": "quantum"}, "the device 'quantum' is unknown"),
         ({"device": "cuda:93"}, "the device cuda:93 does not exist"),
