@@ -39,6 +39,7 @@ LEEWAY_S = 10
 ADMIN_TOKEN_BYTES = 24
 """Of the administrator's token that is generated where none is set."""
 REALM = "echo_rtc"
+_TOKEN_NEEDED = "This needs a token; send it in the header Authorization: Bearer."
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
@@ -103,6 +104,10 @@ class Grant:
     def covers(self, name: str | None) -> bool:
         """Whether it is good for the stream of this name, or for one without a name."""
         return self.name is None or name == self.name
+
+    def may_publish(self, name: str | None) -> bool:
+        """Whether it is good for publishing the stream of this name."""
+        return Right.PUBLISH in self.rights and self.covers(name)
 
 
 EVERYTHING = Grant(frozenset(Right))
@@ -190,6 +195,19 @@ def require_name(request: web.Request, name: str | None) -> None:
         raise _forbidden(f"The token is for another stream than {_shown(name)}.", None)
 
 
+def require_publish(request: web.Request, authorisation: Authorisation, name: str | None) -> None:
+    """For streams that a request's address names: where tokens are used, raises Problem 401 without one of this server,
+    403 for one of another scope or stream."""
+    if not authorisation.required:
+        return
+    token = bearer_of(request)
+    if token is None:
+        raise _unauthorised(_TOKEN_NEEDED, None)
+    if not authorisation.grant(token).may_publish(name):
+        detail = "The token does not allow this; it must have the scope publish, for this stream's name."
+        raise _forbidden(detail, Scope.PUBLISH)
+
+
 def authorise(request: web.Request, scope: Scope, authorisation: Authorisation) -> Grant:
     """What the request may do, if that is enough for a route of this scope. Raises Problem 401 or 403.
 
@@ -197,7 +215,7 @@ def authorise(request: web.Request, scope: Scope, authorisation: Authorisation) 
     """
     if not authorisation.required and scope is not Scope.ADMIN:
         return CALLS
-    token = _bearer(request)
+    token = bearer_of(request)
     if not scope.asks:
         try:
             return NOTHING if token is None else authorisation.grant(token)
@@ -207,7 +225,7 @@ def authorise(request: web.Request, scope: Scope, authorisation: Authorisation) 
         detail = "This needs the administrator's token; the server prints it on its console, or it is --admin-token."
         raise _unauthorised(detail, None)
     if token is None:
-        raise _unauthorised("This needs a token; send it in the header Authorization: Bearer.", None)
+        raise _unauthorised(_TOKEN_NEEDED, None)
     grant = authorisation.grant(token)
     if not grant.allows(scope):
         missing = " and ".join(sorted(scope.rights - grant.rights))
@@ -218,7 +236,8 @@ def authorise(request: web.Request, scope: Scope, authorisation: Authorisation) 
     return grant
 
 
-def _bearer(request: web.Request) -> str | None:
+def bearer_of(request: web.Request) -> str | None:
+    """The token that a request brings in its header."""
     kind, _, token = request.headers.get("Authorization", "").partition(" ")
     return token.strip() if kind.lower() == "bearer" and token.strip() else None
 

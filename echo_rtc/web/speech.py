@@ -18,7 +18,7 @@ from aiohttp import WSCloseCode, WSMsgType, hdrs, web
 from echo_rtc.rtc.session import OpenedSpeech
 from echo_rtc.stream.speech import Speaker
 from echo_rtc.stream.speech_input import SpeechRefusedError
-from echo_rtc.web.auth import REALM, Authorisation, Grant, Right, grant_of, require_name
+from echo_rtc.web.auth import Authorisation, bearer_of, grant_of, require_name, require_publish
 from echo_rtc.web.bodies import json_object, read_json
 from echo_rtc.web.connections import protect
 from echo_rtc.web.cors import CrossOrigin
@@ -76,10 +76,6 @@ class SpeechAccess:
         if urlsplit(origin).netloc.lower() != request.host.lower():
             raise Problem(403, f"Pages of {origin[:80]!r} may not speak here; --allow-origin lists those that may.")
 
-    def may_publish(self, grant: Grant, name: str | None) -> bool:
-        """Whether a token is good for speaking to the stream of this name."""
-        return Right.PUBLISH in grant.rights and grant.covers(name)
-
 
 class SpeechChannels:
     """The handlers of streams that are spoken to."""
@@ -109,15 +105,14 @@ class SpeechChannels:
         rate = _rate(request)
         self._access.require_origin(request)
         speaker, ending = self._speaker(key), self._streams.ending(key)
-        needs_token = self._access.authorisation.required
-        allowed = not needs_token or self._access.may_publish(grant_of(request), self._streams.name_of(key))
-        if not allowed and hdrs.AUTHORIZATION in request.headers:
-            raise Problem(403, "The token does not allow this; it must have the scope publish.", ProblemType.FORBIDDEN)
+        asks = self._access.authorisation.required and bearer_of(request) is None
+        if not asks:
+            require_publish(request, self._access.authorisation, self._streams.name_of(key))
         socket = web.WebSocketResponse(max_msg_size=MAX_MESSAGE_BYTES, heartbeat=20.0, compress=False)
         if not socket.can_prepare(request).ok:
             raise Problem(426, "This is a WebSocket; connect to it as one.", headers={"Upgrade": "websocket"})
         await socket.prepare(request)
-        if not allowed and not await self._token_comes(socket, key):
+        if asks and not await self._token_comes(socket, key):
             await socket.close(code=WSCloseCode.POLICY_VIOLATION, message=b"unauthorised")
             return socket
         if speaker.claimed:
@@ -141,7 +136,7 @@ class SpeechChannels:
         speaker = self._pushed(key)
         if not self._texts.configured:
             raise Problem(501, NOT_CONFIGURED)
-        self._require_publish(request, key)
+        require_publish(request, self._access.authorisation, self._streams.name_of(key))
         text, event = _wanted_text(request, await read_offer_body(request))
         texts = self._texts.of(speaker, self._streams.ending(key))
         if texts is None:
@@ -151,17 +146,6 @@ class SpeechChannels:
         except SpeechRefusedError as error:
             raise _not_taken(error) from None
         return web.json_response({"event_id": event}, status=202, headers={"Cache-Control": "no-store"})
-
-    def _require_publish(self, request: web.Request, key: str) -> None:
-        """Raises Problem 401 without a token where one is needed, 403 for one of another scope or stream."""
-        if not self._access.authorisation.required:
-            return
-        if hdrs.AUTHORIZATION not in request.headers:
-            detail = "This needs a token; send it in the header Authorization: Bearer."
-            challenge = {"WWW-Authenticate": f'Bearer realm="{REALM}"'}
-            raise Problem(401, detail, ProblemType.UNAUTHORISED, challenge)
-        if not self._access.may_publish(grant_of(request), self._streams.name_of(key)):
-            raise Problem(403, "The token does not allow this; it must have the scope publish.", ProblemType.FORBIDDEN)
 
     def _pushed(self, key: str) -> Speaker:
         """Raises Problem 404 for an unknown stream, 409 for one that has a microphone."""
@@ -194,7 +178,7 @@ class SpeechChannels:
             grant = self._access.authorisation.grant(str(content.get("token", "")))
         except (ValueError, Problem):
             return False
-        return self._access.may_publish(grant, self._streams.name_of(key))
+        return grant.may_publish(self._streams.name_of(key))
 
 
 class _Channel:

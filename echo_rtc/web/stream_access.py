@@ -9,10 +9,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Protocol
 
-from aiohttp import hdrs, web
+from aiohttp import web
 
-from echo_rtc.web.auth import REALM, Authorisation, Right, grant_of
-from echo_rtc.web.problems import Problem, ProblemType
+from echo_rtc.web.auth import Authorisation, require_publish
 from echo_rtc.web.signalling import unknown_stream
 
 
@@ -51,14 +50,5 @@ class StreamAccess:
         """The same, for a request that may publish it. Raises Problem 404; 401 without a token where one is needed, 403
         for one of another scope or stream."""
         found = self.known(request)
-        if not self.authorisation.required:
-            return found
-        if hdrs.AUTHORIZATION not in request.headers:
-            detail = "This needs a token; send it in the header Authorization: Bearer."
-            challenge = {"WWW-Authenticate": f'Bearer realm="{REALM}"'}
-            raise Problem(401, detail, ProblemType.UNAUTHORISED, challenge)
-        grant = grant_of(request)
-        if Right.PUBLISH not in grant.rights or not grant.covers(found.name):
-            detail = "The token does not allow this; it must have the scope publish, for this stream's name."
-            raise Problem(403, detail, ProblemType.FORBIDDEN)
+        require_publish(request, self.authorisation, found.name)
         return found

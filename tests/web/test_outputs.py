@@ -80,10 +80,16 @@ HERE = "/streams/known-id/outputs"
 
 
 async def test_an_output_from_its_beginning_to_its_end(client: TestClient[web.Request, web.Application]) -> None:
-    for headers, status in ({}, 401), (token(Right.VIEW, "studio"), 403), (token(Right.PUBLISH, "other"), 403):
+    wrong = {"Authorization": "Bearer not-this-one"}
+    for headers, status in (
+        ({}, 401),
+        (wrong, 401),
+        (token(Right.VIEW, "studio"), 403),
+        (token(Right.PUBLISH, "other"), 403),
+    ):
         for method, path in ("POST", HERE), ("GET", HERE), ("GET", f"{HERE}/out-1"), ("DELETE", f"{HERE}/out-1"):
             refused = await client.request(method, path, headers=headers)
-            assert refused.status == status
+            assert (refused.status, "WWW-Authenticate" in refused.headers) == (status, True)
     assert (await client.post("/streams/unknown/outputs", json=WISH, headers=MINE)).status == 404
     assert (await client.get(f"{HERE}/out-1", headers=MINE)).status == 404
     begun = await client.post(HERE, json=WISH, headers=MINE)

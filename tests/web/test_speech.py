@@ -59,11 +59,13 @@ async def until(socket: ClientWebSocketResponse, kind: str) -> dict[str, Any]:
             return found
 
 
-async def free_channel(client: TestClient[web.Request, web.Application], address: str) -> ClientWebSocketResponse:
+async def free_channel(
+    client: TestClient[web.Request, web.Application], address: str, headers: dict[str, str] | None = None
+) -> ClientWebSocketResponse:
     """A channel, as soon as the server has noticed that the speaker before has left."""
     for _ in range(1000):
         with suppress(WSServerHandshakeError):
-            return await client.ws_connect(address)
+            return await client.ws_connect(address, headers=headers)
     raise AssertionError("the channel stays taken")
 
 
@@ -182,13 +184,17 @@ async def test_speaking_needs_a_token_for_the_streams_name(
     assert (await stage.client.post("/streams")).status == 401
     response = await stage.client.post("/streams", headers={"Authorization": f"Bearer {good}"})
     speech = (await response.json())["speech"]
-    for token in (other, viewer):
+    for token, status in ((other, 403), (viewer, 403), ("none-of-ours", 401)):
         refused = await stage.client.get(speech, headers={"Authorization": f"Bearer {token}"})
-        assert refused.status == 403
+        assert refused.status == status
         async with stage.client.ws_connect(speech) as socket:
             await socket.send_json({"type": "auth", "token": token})
             assert (await socket.receive(timeout=10)).type is WSMsgType.CLOSE
     async with stage.client.ws_connect(speech, headers={"Authorization": f"Bearer {good}"}) as socket:
+        assert (await until(socket, "session.state_updated"))["state"] == "connected"
+    # What is meant for a proxy in front is no token.
+    async with await free_channel(stage.client, speech, {"Authorization": "Basic eDp5"}) as socket:
+        await socket.send_json({"type": "auth", "token": good})
         assert (await until(socket, "session.state_updated"))["state"] == "connected"
     async with await free_channel(stage.client, speech) as socket:
         await socket.send_json({"type": "auth", "token": good})
