@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import pickle
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 from echo_rtc.engine.factory import create_engine, worker_spec, worker_specs
@@ -13,6 +13,24 @@ from echo_rtc.engine.testcard import TestCardEngine
 from echo_rtc.engine.worker import CPU_NICENESS, ModelLoader
 from echo_rtc.model.options import ModelOptions
 from echo_rtc.settings import Settings
+
+MODEL = ModelOptions(
+    steps=3,
+    cfg=1.5,
+    guided_steps=2,
+    audio_margin=4,
+    audio_model_type="wav2vec2",
+    dtype="bfloat16",
+    low_ram=True,
+    kernels="torch",
+    attention="sdpa",
+    cuda_graphs=False,
+    compile_unet=True,
+    compile_unet_mode="max-autotune",
+    quantize_fp8=True,
+    quantize_fp8_mode="weight-only",
+    vae="tiny",
+)
 
 
 def settings(engine: str, tmp_path: Path) -> Settings:
@@ -24,22 +42,8 @@ def settings(engine: str, tmp_path: Path) -> Settings:
         pose_dir=tmp_path / "poses",
         width=256,
         height=192,
-        steps=3,
-        cfg=1.5,
-        guided_steps=2,
-        audio_margin=4,
-        audio_model_type="wav2vec2",
-        dtype="bfloat16",
-        low_ram=True,
         use_init_latent=False,
-        kernels="torch",
-        attention="sdpa",
-        cuda_graphs=False,
-        compile_unet=True,
-        compile_unet_mode="max-autotune",
-        quantize_fp8=True,
-        quantize_fp8_mode="weight-only",
-        vae="tiny",
+        **asdict(MODEL),
         compile_cache=tmp_path / "cache",
         model={"weights": "weights"},
     )
@@ -69,23 +73,7 @@ def test_the_local_engine_and_everything_its_worker_is_told(tmp_path: Path) -> N
         pose_dir=tmp_path / "poses",
         format=chosen.clip_format,
         device="cpu",
-        options=ModelOptions(
-            steps=3,
-            cfg=1.5,
-            guided_steps=2,
-            audio_margin=4,
-            audio_model_type="wav2vec2",
-            dtype="bfloat16",
-            low_ram=True,
-            kernels="torch",
-            attention="sdpa",
-            cuda_graphs=False,
-            compile_unet=True,
-            compile_unet_mode="max-autotune",
-            quantize_fp8=True,
-            quantize_fp8_mode="weight-only",
-            vae="tiny",
-        ),
+        options=MODEL,
         use_init_latent=False,
         compile_cache=tmp_path / "cache",
     )

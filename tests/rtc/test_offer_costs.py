@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import sys
 import tracemalloc
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from types import FrameType
-from typing import Any
 
 import pytest
 from aiortc import sdp
@@ -18,6 +15,7 @@ from echo_rtc.rtc.description import AT_MOST, MAX_LINES, MAX_SDP_CHARACTERS, MAX
 from echo_rtc.rtc.negotiation import Negotiation
 from echo_rtc.rtc.offer import plan_call, read_offer
 from tests.rtc.test_offer import DATA, audio, offer, video
+from tests.support.steps import counted
 
 MAX_STEPS = 120_000
 """Lines of Python; a laptop runs about ten million a second. The usual offer takes about 2 000."""
@@ -77,18 +75,12 @@ class Work:
 @contextmanager
 def measured() -> Iterator[Work]:
     work = Work()
-
-    def trace(frame: FrameType, event: str, argument: Any) -> Any:
-        work.steps += 1
-        return trace
-
     tracemalloc.start()
-    before = sys.gettrace()
-    sys.settrace(trace)
     try:
-        yield work
+        with counted() as steps:
+            yield work
+        work.steps = steps[0]
     finally:
-        sys.settrace(before)
         work.peak_bytes = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
 

@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import struct
-import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import replace
-from types import FrameType
 from typing import Any, cast
 
 import pytest
@@ -31,6 +28,7 @@ from echo_rtc.rtc.packets import (
     stun_is_short,
 )
 from echo_rtc.rtc.seams.sctp import guard_data
+from tests.support.steps import counted
 
 MAX_STEPS = 30_000
 """Lines of Python for one packet; a laptop runs about ten million a second."""
@@ -135,22 +133,6 @@ def test_what_an_association_holds_is_bounded(held: dict[str, Any], words: str) 
 def test_numbers_go_round() -> None:
     late = replace(UP, received=2**32 - 3, next_sent=5)
     read_sctp(packet(data(2), sack(2**32 - 10, (1, 3))), late)
-
-
-@contextmanager
-def counted() -> Iterator[list[int]]:
-    steps = [0]
-
-    def trace(frame: FrameType, event: str, argument: Any) -> Any:
-        steps[0] += 1
-        return trace
-
-    before = sys.gettrace()
-    sys.settrace(trace)
-    try:
-        yield steps
-    finally:
-        sys.settrace(before)
 
 
 class Guarded:
