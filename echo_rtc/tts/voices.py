@@ -217,7 +217,20 @@ def make_voice(url: str, model: str, voice: str | None, key: str | None) -> Voic
                 f"tts_url is {LOCAL!r} and {LOCAL_PROGRAM} is not installed; install it, or name a server"
             )
         return LocalVoice(program, voice or "en")
+    if not _is_address(url):
+        raise SettingsError(
+            f"tts_url is {url[:120]!r}; it must be the address of a server, such as http://localhost:8880, or {LOCAL}"
+        )
     return ServerVoice(TtsServer(TtsServer.address(url), model, voice or "alloy", key))
+
+
+def _is_address(url: str) -> bool:
+    """Whether requests can be sent there, as far as the text says."""
+    try:
+        parts = urlsplit(url)
+        return parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        return False
 
 
 def _is_wav(head: bytes) -> bool:

@@ -164,6 +164,14 @@ def test_espeak_that_is_missing_is_said_at_the_start(monkeypatch: pytest.MonkeyP
         make_voice("local", "tts-1", None, None)
 
 
+@pytest.mark.parametrize(
+    "url", ["https://[", "https://host:99999", "http://:80", "http://", "ftp://host", "http://h:0"]
+)
+def test_an_address_that_is_none_is_said_at_the_start(url: str) -> None:
+    with pytest.raises(SettingsError, match=r"tts_url is .*; it must be the address of a server"):
+        make_voice(url, "tts-1", None, None)
+
+
 def test_texts_are_split_into_sentences() -> None:
     assert sentences(' Hello there.  "How are you?" Fine... 3.5 of them!\n\nNew line ') == [
         "Hello there.",
