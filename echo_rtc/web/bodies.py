@@ -16,6 +16,9 @@ from echo_rtc.web.problems import Problem
 PLAIN = ("", "identity")
 """Values of Content-Encoding that change nothing."""
 
+MAX_JSON_VALUES = 16_384
+"""Values of a JSON text, as its brackets and commas say, which may be in a text to be said, too: that has 4096
+characters."""
 _SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
@@ -87,7 +90,10 @@ async def read_body(request: web.Request, most: int, within_s: float, cut_off: P
 
 def read_json(text: str) -> Any:
     """A value of JSON. Raises ValueError for everything else, such as NaN, too deep a nesting, or half of a surrogate
-    pair, which no encoder takes further on."""
+    pair, which no encoder takes further on; and, before it is parsed, for more than MAX_JSON_VALUES values: each
+    becomes an object, and a megabyte of empty lists would stop the event loop for half a second."""
+    if sum(map(text.count, "[{,")) > MAX_JSON_VALUES:
+        raise ValueError(f"it has more than {MAX_JSON_VALUES} values")
     try:
         content = json.loads(text, parse_constant=_refuse)
         if _SURROGATE.search(text):

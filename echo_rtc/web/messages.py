@@ -13,7 +13,7 @@ from typing import Protocol, TypeAlias
 
 from echo_rtc.stream.speech import Speaker, SpeechReport, SpeechStep
 from echo_rtc.stream.speech_input import SpeechInput, SpeechRefusedError
-from echo_rtc.web.bodies import read_json
+from echo_rtc.web.bodies import MAX_JSON_VALUES, read_json
 from echo_rtc.web.text_speech import MAX_TEXT_CHARACTERS, NOT_CONFIGURED, checked_text
 
 SPEECH_RATE = 24_000
@@ -107,7 +107,7 @@ class SpeechMessages:
         try:
             message = read_json(data)
         except ValueError:
-            raise MessageError("bad_message", "the message is not JSON") from None
+            raise MessageError("bad_message", f"the message is no JSON of at most {MAX_JSON_VALUES} values") from None
         if not isinstance(message, dict):
             raise MessageError("bad_message", "the message is not a JSON object")
         kind = message.get("type")

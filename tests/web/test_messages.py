@@ -137,6 +137,8 @@ def test_control_messages_reach_the_speaker() -> None:
         ("[" * 100_000, "bad_message"),
         ('{"type": "session.keep_alive", "text": "\\ud800"}', "bad_message"),
         ('{"type": "session.keep_alive", "text": NaN}', "bad_message"),
+        ('{"type": "session.keep_alive", "text": [' + "[]," * 20_000 + "[]]}", "bad_message"),
+        ('{"type": "session.keep_alive", "text": [' + "1," * 20_000 + "1]}", "bad_message"),
         (json.dumps({"type": "agent.dance"}), "unknown_type"),
         (json.dumps({"type": ["agent.speak"]}), "unknown_type"),
         (json.dumps({"type": "agent.speak", "audio": 5}), "bad_audio"),
