@@ -36,8 +36,9 @@ MAX_MESSAGE_BYTES = MAX_PCM_BYTES * 4 // 3 + 16 * 1024
 """The largest message: as much PCM as one may have in base64, its words and what stands around it."""
 MAX_WAITING_MESSAGES = 1024
 """Messages that may wait for a client that does not read."""
-TURN_S, MAX_PAUSE_S = 0.002, 0.02
-"""A channel whose messages have taken this long pauses for as long, MAX_PAUSE_S at most."""
+TURN_S, MAX_PAUSE_S = 0.002, 0.1
+"""A channel whose messages have taken this long pauses for as long, MAX_PAUSE_S at most, which is more than any message
+takes: a mebibyte of PCM at 8 kHz takes 65 ms."""
 BUFFER_EVERY_S = 0.5
 """How often a client is told how much is queued, while something is."""
 RATES = range(8_000, 48_001)

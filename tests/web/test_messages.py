@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import json
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -236,3 +237,33 @@ async def test_a_client_that_breaks_a_bound_and_hangs_up_is_no_fault() -> None:
     socket = Gone()
     await _Channel(socket, FakeSpeaker(), 24_000, None, None).run()  # type: ignore[arg-type]
     assert socket.closed == WSCloseCode.POLICY_VIOLATION
+
+
+async def test_a_channel_pauses_for_as_long_as_it_works(monkeypatch: pytest.MonkeyPatch) -> None:
+    paused: list[float] = []
+    now = 0.0
+
+    class Busy:
+        """A socket that brings three messages, each of which takes 65 ms."""
+
+        messages = [WSMessage(WSMsgType.BINARY, PCM, None)] * 3
+
+        async def __aiter__(self) -> AsyncIterator[WSMessage]:
+            for message in self.messages:
+                yield message
+
+    async def sleep(seconds: float) -> None:
+        paused.append(seconds)
+
+    def work(_: bytes) -> bool:
+        nonlocal now
+        now += 0.065
+        return True
+
+    channel = _Channel(Busy(), FakeSpeaker(), 24_000, None, None)  # type: ignore[arg-type]
+    monkeypatch.setattr(asyncio.get_running_loop(), "time", lambda: now)
+    monkeypatch.setattr(channel._messages, "binary", work)
+    with monkeypatch.context() as patched:
+        patched.setattr(asyncio, "sleep", sleep)
+        await channel._read()
+    assert paused == [pytest.approx(0.065)] * 2
