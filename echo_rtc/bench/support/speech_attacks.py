@@ -27,6 +27,7 @@ NONSENSE: tuple[str | bytes, ...] = (
     "{",
     "[" * 50_000,
     '{"type": ' * 5_000,
+    '{"type": "session.keep_alive", "text": [' + "[]," * 400_000 + "[]]}",
     "null",
     '{"type": 7}',
     '{"type": "agent.speak", "audio": "%"}',
