@@ -26,7 +26,6 @@ from echo_rtc.errors import (
     UnknownStreamError,
 )
 from echo_rtc.rendering import Engine
-from echo_rtc.rtc.fragment import read_fragment
 from echo_rtc.rtc.memory import Sweeper
 from echo_rtc.rtc.negotiation import Negotiation
 from echo_rtc.rtc.offer import MediaPlan, Offer, plan_call, plan_publishing, plan_viewing, read_offer
@@ -307,12 +306,12 @@ class StreamManager:
         return Opened(session.id, live.key, session.tag, session.peer.answer_sdp)
 
     async def add_candidates(self, opened: Opened, fragment: str) -> None:
-        """Takes ICE candidates of a peer that come after its offer. Raises OfferError or IceRestartError."""
-        read = read_fragment(fragment)
+        """Takes ICE candidates of a peer that come after its offer. Raises OfferError, TooManyError or
+        IceRestartError."""
         live = self._keys.get(opened.stream)
         session = live.find(opened.session) if live else None
         if session is not None:
-            await session.peer.add_candidates(read)
+            await session.peer.add_candidates(fragment)
 
     async def close_session(self, opened: Opened, reason: str) -> bool:
         """Ends a peer, and its stream if it is the publisher; waits until nothing of it is left. False if it has ended

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -25,10 +26,10 @@ from aiortc.exceptions import OperationError
 from echo_rtc.clips import ClipFormat
 from echo_rtc.codec.concealment import VoiceDecoder
 from echo_rtc.codec.picture import VideoCodec
-from echo_rtc.errors import CapacityError, IceRestartError, OfferError, UnsupportedMediaError
+from echo_rtc.errors import CapacityError, IceRestartError, OfferError, TooManyError, UnsupportedMediaError
 from echo_rtc.rtc.candidates import MAX_NAMED, Candidate, Reach
 from echo_rtc.rtc.connections import close_connection, negotiate
-from echo_rtc.rtc.fragment import Fragment
+from echo_rtc.rtc.fragment import read_fragment
 from echo_rtc.rtc.guard import Guard
 from echo_rtc.rtc.negotiation import Negotiation, with_inband_fec, with_rtcp_mux_only
 from echo_rtc.rtc.network import Network
@@ -44,11 +45,14 @@ from echo_rtc.stream.control import Control
 from echo_rtc.stream.events import Event
 from echo_rtc.stream.stream import Stream
 from echo_rtc.stream.viewers import Viewer
+from echo_rtc.token_bucket import TokenBucket
 
 CONNECT_TIMEOUT_S = 15.0
 """A peer whose connection is not up this long after the answer is given up."""
 PORTS_RETRY_S = 10
 """When to ask again while all ports are taken: they become free as calls end."""
+FRAGMENTS_PER_S, FRAGMENTS_BURST = 5.0, 100.0
+"""Requests with further candidates, each of which may take 5 ms to read; a client makes one or two for each address."""
 GOODBYE_TIMEOUT_S = 0.2
 """Time that the last event may take to leave before the connection closes under it."""
 MAX_EVENT_CHANNELS = 4
@@ -103,6 +107,7 @@ class Peer:
         self._closing: asyncio.Task[None] | None = None
         self.answer_sdp = ""
         self._named = terms.offer.named
+        self._fragments = TokenBucket(FRAGMENTS_PER_S, FRAGMENTS_BURST, loop.time())
         self.is_up = False
         """Whether the connection has come up, ever."""
         self.settled: asyncio.Future[None] = loop.create_future()
@@ -133,11 +138,20 @@ class Peer:
         """The client's connection that this is the other end of."""
         return self._terms.offer.source
 
-    async def add_candidates(self, fragment: Fragment) -> None:
-        """Takes ICE candidates that come after the offer; those that are of no use or too many are left out.
+    async def add_candidates(self, text: str) -> None:
+        """Takes a fragment with ICE candidates that come after the offer; those that are of no use or too many are left
+        out.
 
-        Raises IceRestartError if they are not of the ICE session that the offer began.
+        Raises OfferError where it cannot be read, TooManyError where too many come, IceRestartError if they are not of
+        the ICE session that the offer began.
         """
+        now = asyncio.get_running_loop().time()
+        if not self._fragments.take(1, now):
+            raise TooManyError(
+                "too many requests with candidates came for this session; send several candidates in one",
+                math.ceil(self._fragments.wait_s(now)),
+            )
+        fragment = read_fragment(text)
         offer, reach = self._terms.offer, self._terms.reach
         if fragment.ufrag is not None and fragment.ufrag != offer.ufrag:
             raise IceRestartError(

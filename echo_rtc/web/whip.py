@@ -81,7 +81,7 @@ class WhipWhep:
         return web.Response(status=204, headers={"Allow": ", ".join(allowed), **accepts})
 
     async def patch(self, request: web.Request) -> web.StreamResponse:
-        """204 once the candidates are taken; 400, 404, 408, 412, 413, 415, 422 or 428 as a problem."""
+        """204 once the candidates are taken; 400, 404, 408, 412, 413, 415, 422, 428 or 429 as a problem."""
         opened = self._session(request)
         fragment = await _read_text(request, FRAGMENT, "Accept-Patch")
         tags = request.if_match

@@ -32,10 +32,10 @@ from echo_rtc.codec.marking import Mark
 from echo_rtc.codec.picture import PICTURE_RATE
 from echo_rtc.engine.card import CardFacts, level_of, read_card
 from echo_rtc.engine.testcard import AVATAR, ScriptedFaults, TestCardEngine
-from echo_rtc.errors import CapacityError, EchoRtcError, NotLiveError, OfferError, UnsupportedMediaError
+from echo_rtc.errors import CapacityError, EchoRtcError, NotLiveError, OfferError, TooManyError, UnsupportedMediaError
 from echo_rtc.rendering import Engine, RenderRequest, RenderResult, TakeFrames
 from echo_rtc.rtc.manager import ManagerOptions, StreamManager
-from echo_rtc.rtc.peer import MAX_EVENT_CHANNELS, Peer, PeerOptions
+from echo_rtc.rtc.peer import FRAGMENTS_BURST, MAX_EVENT_CHANNELS, Peer, PeerOptions
 
 FORMAT = ClipFormat(fps=24, clip_frames=6, width=160, height=160)
 """Clips of a quarter of a second: everything begins sooner."""
@@ -390,6 +390,17 @@ async def test_a_bad_offer_leaves_nothing(change: Callable[[str], str], error: t
         with pytest.raises(OfferError, match="nobody"):
             await home.manager.open_call(await _offer(), "nobody")
         assert home.manager.streams == {}
+
+
+async def test_requests_with_candidates_are_limited() -> None:
+    async with house() as home:
+        opened = await home.manager.open_call(await _offer(), AVATAR)
+        for _ in range(int(FRAGMENTS_BURST)):
+            await home.manager.add_candidates(opened, "a=mid:0\r\n")
+        with pytest.raises(TooManyError, match="too many requests with candidates") as refused:
+            await home.manager.add_candidates(opened, "a=mid:0\r\n")
+        assert refused.value.retry_after_s == 1
+        await home.manager.close_session(opened, "enough")
 
 
 async def test_mutated_offers_are_answered_or_refused_in_words() -> None:
