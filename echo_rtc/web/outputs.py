@@ -55,9 +55,10 @@ class OutputHandlers:
     async def start(self, request: web.Request) -> web.StreamResponse:
         """201 with the output's facts; 400, 401, 403, 404, 408, 409, 413, 415, 422 or 501 as a problem."""
         control = self._on()
-        stream = self.access.published(request)
+        self.access.published(request)
         endpoint, bearer = _wanted(json_object(request, await read_offer_body(request), _FORM))
-        facts = control.start(stream.id, endpoint, bearer)
+        # Once more: the stream may have another owner by now, since a client sends its body when it likes.
+        facts = control.start(self.access.published(request).id, endpoint, bearer)
         here = f"{prefix_of(request)}{request.rel_url.raw_path}/{facts.id}"
         return web.json_response(facts.as_json(), status=201, headers={"Location": here, **_NO_STORE})
 

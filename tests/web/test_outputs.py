@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import asyncio
+import json
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -55,18 +57,34 @@ class FakeOutputs:
 
 
 class NamedStreams(FakeStreams):
+    taken_over = False
+    asked = False
+
     def stream_of(self, key: str) -> str | None:
-        return None if key == "unknown" else key
+        self.asked = True
+        return None if key == "unknown" or self.taken_over else key
 
     def name_of(self, key: str) -> str | None:
         return "studio"
 
 
 @pytest.fixture
-async def client(aiohttp_client: Client, aiohttp_server: Server) -> TestClient[web.Request, web.Application]:
+def streams() -> NamedStreams:
+    return NamedStreams()
+
+
+@pytest.fixture
+def outputs() -> FakeOutputs:
+    return FakeOutputs()
+
+
+@pytest.fixture
+async def client(
+    aiohttp_client: Client, aiohttp_server: Server, streams: NamedStreams, outputs: FakeOutputs
+) -> TestClient[web.Request, web.Application]:
     health = Health(FakeEngine(), Lifecycle(Phase.READY), "local", tuple, free_places=lambda: 1)
-    access, outlets = Access(Authorisation(secret=SECRET)), Outlets(outputs=FakeOutputs())
-    app = create_app(NamedStreams(), health, STATIC, gallery_of(FakeLibrary()), AppOptions(access, outlets=outlets))
+    access, outlets = Access(Authorisation(secret=SECRET)), Outlets(outputs=outputs)
+    app = create_app(streams, health, STATIC, gallery_of(FakeLibrary()), AppOptions(access, outlets=outlets))
     server: TestServer = await aiohttp_server(app)
     return await aiohttp_client(server)
 
@@ -102,6 +120,21 @@ async def test_an_output_from_its_beginning_to_its_end(client: TestClient[web.Re
         assert answer.headers["Cache-Control"] == "no-store"
     assert (await client.delete(f"{HERE}/out-1", headers=MINE)).status == 204
     assert (await client.delete(f"{HERE}/out-1", headers=MINE)).status == 404
+
+
+async def test_who_loses_a_stream_while_sending_pushes_it_nowhere(
+    client: TestClient[web.Request, web.Application], streams: NamedStreams, outputs: FakeOutputs
+) -> None:
+    async def body() -> AsyncIterator[bytes]:
+        content = json.dumps(WISH).encode()
+        yield content[:9]
+        while not streams.asked:  # noqa: ASYNC110  a request's first check has no event
+            await asyncio.sleep(0.005)
+        streams.taken_over = True
+        yield content[9:]
+
+    refused = await client.post(HERE, data=body(), headers={**MINE, "Content-Type": "application/json"})
+    assert (refused.status, outputs.started) == (404, [])
 
 
 @pytest.mark.parametrize(
