@@ -307,7 +307,7 @@ class ClipGenerator:
         """The same in pieces that are shorter than a clip, so that clips can go between them."""
         image = load_reference_image(reference_image, *self.size)
         if self.trained.renderings_only and not self.settings.untrained:
-            refuse_photograph(self.networks.autoencoder, image, self.device, self._dtype)
+            refuse_photograph(image)
         poses = load_pose_sequence(pose_dir)
         idle = None if idle_pose_dir is None else load_pose_sequence(idle_pose_dir)
         yield
