@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from echo_rtc.model.blocks import ResnetBlock
 from echo_rtc.model.motion import MotionModule
@@ -24,13 +24,18 @@ _MODES = {"default": "default", "reduce-overhead": "default", "max-autotune": "m
 """PyTorch's modes of these names; where they would record each layer by itself, the whole clip is recorded instead."""
 
 
+def compile_layers(network: nn.Module, mode: str = "default") -> None:
+    """Marks a UNet's layers to be compiled when they are first used; ``mode`` is one of PyTorch's."""
+    torch._dynamo.config.recompile_limit = _MOST_VARIANTS
+    for module in network.modules():
+        if isinstance(module, ResnetBlock | DenoisingTransformer | MotionModule):
+            module.compile(mode=_MODES[mode], dynamic=False)
+
+
 def compile_networks(
     denoiser: DenoisingUNet, decode: Callable[[Tensor], Tensor], mode: str
 ) -> Callable[[Tensor], Tensor]:
     """Marks the denoising UNet's layers to be compiled when they are first used, and returns ``decode`` compiled."""
-    torch._dynamo.config.recompile_limit = _MOST_VARIANTS
-    for module in denoiser.modules():
-        if isinstance(module, ResnetBlock | DenoisingTransformer | MotionModule):
-            module.compile(mode=_MODES[mode], dynamic=False)
+    compile_layers(denoiser, mode)
     compiled: Callable[[Tensor], Tensor] = torch.compile(decode, mode=_MODES[mode], dynamic=False)
     return compiled

@@ -95,10 +95,12 @@ def babble(audio: Tensor, generator: torch.Generator, voices: int = 5) -> Tensor
     """(B, N) of many people speaking, RMS 1: every row is the sum of ``voices`` other rows, each shifted in time."""
     rows, samples = audio.shape
     mix = torch.zeros_like(audio)
+    place = torch.arange(samples, device=audio.device)
     for _ in range(voices):
         order = torch.randperm(rows, generator=generator, device=audio.device)
-        shift = int(torch.randint(samples, (1,), generator=generator, device=audio.device))
-        mix = mix + _unit(audio[order].roll(shift, dims=1))
+        # The shift stays on the device: reading it would make the host wait for all that runs there.
+        shift = torch.randint(samples, (1,), generator=generator, device=audio.device)
+        mix = mix + _unit(audio[order][:, (place - shift) % samples])
     return _unit(mix)
 
 

@@ -58,9 +58,7 @@ class Budget:
         saved = reported = self.spent_s
         while True:
             if self.step % LOOK_EVERY == 0:
-                clock = torch.tensor([time.monotonic() - begun], dtype=torch.float64, device=self.ranks.device)
-                self.ranks.share_(clock)
-                self.spent_s = float(clock)
+                self.spent_s = self.ranks.agree(time.monotonic() - begun)
                 if self.over or self.spent_s >= until_s:
                     break
                 if self.spent_s - saved > self._save_s:

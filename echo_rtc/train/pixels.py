@@ -52,6 +52,7 @@ class Discriminator(nn.Module):
     def forward(self, x: Tensor) -> tuple[list[Tensor], list[Tensor]]:
         """Verdicts at two scales, and the features of all layers."""
         features = []
+        x = x.contiguous(memory_format=torch.channels_last)  # as the convolutions of accelerators want it
         for layer in self.layers:
             x = F.leaky_relu(layer(x), 0.2)
             features.append(x)

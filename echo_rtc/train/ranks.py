@@ -53,6 +53,13 @@ class Ranks:
         if self.count > 1:
             distributed.broadcast(value, 0)
 
+    def agree(self, value: float) -> float:
+        """The first rank's ``value``: what each rank reads off its own clock differs, and all must take the same number
+        of steps."""
+        shared = torch.tensor([value], dtype=torch.float64, device=self.device)
+        self.share_(shared)
+        return float(shared)
+
     def wait(self) -> None:
         """Returns once all ranks have come here."""
         if self.count > 1:

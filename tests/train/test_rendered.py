@@ -153,6 +153,24 @@ def test_a_piece_of_a_budget_ends_before_it_is_over(monkeypatch: pytest.MonkeyPa
         Schedule(1.0, 1e-3, piece_minutes=0)
 
 
+class Second(Ranks):
+    """The second of two ranks, whose clock is behind; the first said 30."""
+
+    def share_(self, value: torch.Tensor) -> None:
+        value.fill_(30.0)
+
+    def wait(self) -> None:
+        """The first rank is a stand-in."""
+
+
+def test_all_ranks_take_the_first_ones_clock(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(budget_module, "time", SimpleNamespace(monotonic=lambda: 1.0))
+    second = Second(1, 2, torch.device("cpu"))
+    assert second.agree(7.0) == 30.0
+    minute = second.agree(0.7) / 60
+    assert list(Budget("x", second, Schedule(minute, 1e-3), lambda: None, 60.0)) == []
+
+
 def test_losses_are_nothing_for_equal_pictures_and_weigh_boxes() -> None:
     picture, weights = torch.rand(1, 3, 16, 16), torch.ones(1, 1, 16, 16)
     assert picture_loss(picture, picture, weights)[0] == 0
