@@ -933,10 +933,12 @@ def _settings(sources: Sequence[Mapping[str, tuple[str, Any]]]) -> Settings:
         values.setdefault(name, value)
     poses = values.get("pose_dir", _default("pose_dir"))
     assert isinstance(poses, Path)
+    explicit = frozenset(name for source in sources for name in source)
+    if "pose_dir" in explicit and "idle_pose_dir" not in explicit:
+        values.pop("idle_pose_dir", None)  # the file's idle poses belong to the file's pose sequence
     idle = values.get("idle_pose_dir")
     assert idle is None or isinstance(idle, Path)
     further = _avatars(avatars, config, poses, idle)
-    explicit = frozenset(name for source in sources for name in source)
     merged: dict[str, Any] = {**values, "config": config, "model": model, "avatars": further, "explicit": explicit}
     settings = Settings(**merged)
     if settings.quality in RUNGS:

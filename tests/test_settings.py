@@ -344,6 +344,17 @@ def test_booleans_of_the_environment(card: Path, text: str, inverted: bool) -> N
     assert load_settings(["--config", str(card)], {"ECHO_RTC_LOW_RAM": value}).low_ram is not inverted
 
 
+def test_idle_poses_of_the_file_go_with_its_pose_sequence(tmp_path: Path, card: Path) -> None:
+    path = tmp_path / "idle.yaml"
+    path.write_text(card.read_text() + "\npose_dir: /p\nidle_pose_dir: /calm\n")
+    given = ["--config", str(path)]
+    assert load_settings(given, {}).idle_pose_dir == Path("/calm")
+    assert load_settings([*given, "--pose-dir", "/mine"], {}).idle_pose_dir is None
+    assert load_settings(given, {"ECHO_RTC_POSE_DIR": "/mine"}).idle_pose_dir is None
+    own = load_settings([*given, "--pose-dir", "/mine", "--idle-pose-dir", "/still"], {})
+    assert own.idle_pose_dir == Path("/still")
+
+
 def test_relative_paths_start_where_they_are_written(
     tmp_path: Path, card: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

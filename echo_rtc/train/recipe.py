@@ -110,7 +110,7 @@ NETWORKS: dict[str, Any] = {
         "steps": [1],
         "start_timestep": START_TIMESTEP,
         "bridged": True,
-        "liveliness": 0.3,
+        "liveliness": 0.6,
         "renderings_only": True,
     },
 }

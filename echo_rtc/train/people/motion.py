@@ -91,12 +91,14 @@ _LOOSE = np.array([0.010, 0.010, 0.010, *(0.07,) * 3, *(0.07,) * 3, *(0.06,) * 5
 
 @dataclass(frozen=True)
 class Habit:
-    """How a person moves the hands: rest pose, gestures a second while speaking, and how large they are."""
+    """How a person moves the hands: rest pose, gestures a second while speaking, how large they are, how much the hands
+    sway, and how many times the usual 0.34 to 0.62 s a hand takes to its next place."""
 
     rest: int
     rate: float
     size: float
     sway: float = 1.0
+    slowness: float = 1.0
 
 
 def sample_habit(rng: np.random.Generator) -> Habit:
@@ -157,7 +159,7 @@ def _key_poses(rng: np.random.Generator, speaking: Bool, habit: Habit) -> list[t
                 goal, raised = rest, False
             else:
                 goal, raised = _stroke(rng, rest, habit), True
-            length = rng.uniform(0.34, 0.62) * FPS
+            length = rng.uniform(0.34, 0.62) * FPS * habit.slowness
             keys.append((frame, length, goal))
             at = frame + length + rng.exponential(1 / habit.rate) * FPS * 0.6 + rng.uniform(0.15, 0.5) * FPS
         frame += 1

@@ -26,7 +26,9 @@ from echo_rtc.train.people.person import NAMED
 from echo_rtc.train.people.shoot import NAMED_HABITS, SIDE, Shot, Studio, frame_person, resting_face
 
 GESTURES_S = 72.0
-IDLE_S = 72.0
+IDLE_S = 8.0
+"""Short, because a server renders the whole of it before the first stream; it leaps between like frames of it, so that
+nothing is seen to come again."""
 
 
 def speaking_pattern(rng: np.random.Generator, frames: int) -> Bool:
@@ -50,10 +52,12 @@ def pose_sequence(figure: Figure, camera: Camera, hands: F32) -> F32:
 
 
 def gestures_of(name: str) -> F32:
-    """The named person's hands (N, 2, 17) while they speak."""
+    """The named person's hands (N, 2, 17) while they speak: slower and smaller than in training, because what moves
+    fast is blurred."""
     rng = np.random.default_rng([NAMED[name].seed, 31])
     frames = round(GESTURES_S * FPS)
-    return gesture_hands(rng, speaking_pattern(rng, frames), replace(NAMED_HABITS[name], rate=1.0), loop=True)
+    habit = replace(NAMED_HABITS[name], rate=0.5, size=0.75, slowness=2.0)
+    return gesture_hands(rng, speaking_pattern(rng, frames), habit, loop=True)
 
 
 def idle_of(name: str) -> F32:
