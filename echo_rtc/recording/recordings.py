@@ -163,7 +163,8 @@ class Recordings:
         """A recording's life."""
         reason = await ended
         remove()
-        if not stream.ended.done():  # whose last event is its end
+        # The last event of a stream is its end; and another recording may have begun in the same moment.
+        if not stream.ended.done() and self._latest.get(stream.id) is recorder:
             stream.tell_recording(False)
         await recorder.finished()
         facts = recorder.facts
