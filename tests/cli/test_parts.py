@@ -29,7 +29,7 @@ def test_what_has_no_place_is_off() -> None:
         output_options(Settings(output_host=("https://",)), network_of(settings))
 
 
-def test_each_limit_of_a_client_and_of_a_stream_has_its_own_setting() -> None:
+def test_each_limit_has_a_setting_of_its_own() -> None:
     settings = Settings(
         max_offers_per_minute=1, max_texts_per_minute=2, max_peers_per_address=3, max_streams=4, max_peers_per_stream=5
     )
