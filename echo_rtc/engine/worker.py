@@ -288,11 +288,7 @@ def measure(
         need_s = max(need_s, clock() - begun - came / clip_format.fps)
         came += len(run)
 
-    rate = clip_format.sample_rate
-    samples = clip_format.sample_of_frame(clip_format.history_frames, rate) + clip_format.sample_of_frame(
-        clip_format.clip_frames, rate
-    )
-    request = RenderRequest(renderer.avatars[0], np.zeros(samples, np.float32), frames, pose_position=0, seed=0)
+    request = _silent_clip(renderer, clip_format, frames)
     for steps in other_steps:
         renderer.render(replace(request, steps=steps), renderer.prepare(request), note)
     result = renderer.render(request, renderer.prepare(request), note)
@@ -308,10 +304,10 @@ def measure(
     return Speed(frames, tuple(clip_s), tuple(needs_s))
 
 
-def _silent_clip(renderer: Renderer, clip: ClipFormat, frames: int) -> RenderRequest:
+def _silent_clip(renderer: Renderer, clip_format: ClipFormat, frames: int) -> RenderRequest:
     """A clip of ``frames`` frames in silence, of a renderer's first avatar."""
-    rate = clip.sample_rate
-    samples = clip.sample_of_frame(clip.history_frames, rate) + clip.sample_of_frame(clip.clip_frames, rate)
+    spans = (clip_format.history_frames, clip_format.clip_frames)
+    samples = sum(clip_format.sample_of_frame(span, clip_format.sample_rate) for span in spans)
     return RenderRequest(renderer.avatars[0], np.zeros(samples, np.float32), frames, pose_position=0, seed=0)
 
 

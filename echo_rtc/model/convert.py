@@ -17,6 +17,10 @@ from echo_rtc.model.audio import WhisperAudioEncoder
 from echo_rtc.model.description import ModelDescription
 from echo_rtc.model.generator import DTYPES
 from echo_rtc.model.loading import load_networks, save_safetensors_layout
+from echo_rtc.model.options import INTEGERS
+
+STORED = tuple(name for name in DTYPES if name != INTEGERS)
+"""Number formats of stored weights; 8-bit integers are made from them when a model is loaded."""
 
 
 def main(argv: Sequence[str]) -> int:
@@ -25,7 +29,7 @@ def main(argv: Sequence[str]) -> int:
     convert.add_argument("--weights", required=True, help="folder with weights in the published layout or our own")
     convert.add_argument("--config", help="config.json with the widths, if they are not the published ones")
     convert.add_argument("--output", type=Path, required=True, help="new or empty folder to write to")
-    convert.add_argument("--dtype", choices=tuple(DTYPES), default="float16", help="type of the stored numbers")
+    convert.add_argument("--dtype", choices=STORED, default="float16", help="type of the stored numbers")
     options = convert.parse_args(argv)
     try:
         output: Path = options.output

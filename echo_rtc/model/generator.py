@@ -62,7 +62,9 @@ from echo_rtc.rendering import Avatar, RenderRequest, RenderResult, TakeFrames
 log = logging.getLogger(__name__)
 
 DTYPES = {
-    **{"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16},
+    "float32": torch.float32,
+    "float16": torch.float16,
+    "bfloat16": torch.bfloat16,
     INTEGERS: torch.float32,
 }
 """Number formats by name; of 8-bit integers, what is between the layers."""

@@ -47,6 +47,8 @@ def weight_limit() -> int:
             # That tensors of bytes are to go: once, at the first of them.
             warnings.filterwarnings("ignore", "torch.quantize_per_tensor", UserWarning)
             made = IntegerLinear(layer, Levels(1.0, 0), 127)(given)
+            conv = nn.Conv2d(width, width, 1).requires_grad_(False)
+            IntegerConv2d(conv, Levels(1.0, 0), 127)(given.view(1, width, width, 1))
     except (AttributeError, RuntimeError) as error:
         raise SettingsError(
             "dtype is int8, but this build of PyTorch has no 8-bit layers of oneDNN; choose float32"

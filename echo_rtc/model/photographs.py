@@ -12,6 +12,8 @@ rendering.
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 
 from echo_rtc.clips import U8Array
@@ -31,7 +33,7 @@ def smooth_db(image: U8Array) -> float:
     """PSNR (dB) of the smoothest tenth of a picture (H, W, 3) against a plane through each of its squares.
 
     JPEG flattens its blocks, which hides grain, and leaves steps between them: squares in line with its blocks and
-    squares half a side off are both looked at, and the lower value counts.
+    squares half a side off are both looked at, and the lower value counts. Infinite for a picture that holds no square.
     """
     half = CELL // 2
     return min(_smooth_db(image), _smooth_db(image[half:-half, half:-half]))
@@ -39,6 +41,8 @@ def smooth_db(image: U8Array) -> float:
 
 def _smooth_db(image: U8Array) -> float:
     height, width = (side // CELL * CELL for side in image.shape[:2])
+    if not height * width:
+        return math.inf
     squares = image[:height, :width].reshape(height // CELL, CELL, width // CELL, CELL, 3)
     values = np.moveaxis(squares, 1, 2).reshape(-1, CELL * CELL, 3).astype(np.float32) / 255
     ramp = np.linspace(-1, 1, CELL, dtype=np.float32)

@@ -101,11 +101,12 @@ def test_weights_have_a_scale_for_each_channel() -> None:
     assert torch.allclose(made * scales[:, None], weight, atol=2.0)
 
 
-def test_it_says_where_pytorch_has_no_such_layers(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("kind", ["IntegerLinear", "IntegerConv2d"])
+def test_it_says_where_pytorch_has_no_such_layers(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     def missing(*_: object) -> nn.Module:
-        raise AttributeError("'_OpNamespace' 'onednn' object has no attribute 'qlinear_prepack'")
+        raise AttributeError("'_OpNamespace' 'onednn' object has no attribute 'q..._prepack'")
 
-    monkeypatch.setattr(integers, "IntegerLinear", missing)
+    monkeypatch.setattr(integers, kind, missing)
     with pytest.raises(SettingsError, match="dtype is int8, but this build of PyTorch has no 8-bit layers of oneDNN"):
         weight_limit.__wrapped__()
 

@@ -442,6 +442,12 @@ def test_a_missing_file_of_our_own_layout_is_not_fetched(tmp_path: Path) -> None
     assert "the autoencoder in config.json cannot be built" in refusal(tmp_path)
 
 
+def test_weights_are_not_stored_as_integers(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        command.main(["--weights", str(MINI), "--output", str(tmp_path / "own"), "--dtype", "int8"])
+    assert "argument --dtype: invalid choice: 'int8'" in capsys.readouterr().err
+
+
 def test_published_weights_convert_to_our_own_layout(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     arguments = ["--weights", str(MINI / "pretrained_weights"), "--output", str(tmp_path / "own")]
     assert command.main(arguments) == 0

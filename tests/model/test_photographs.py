@@ -12,7 +12,7 @@ from PIL import Image
 from echo_rtc.clips import U8Array
 from echo_rtc.errors import InputError
 from echo_rtc.model.image import load_reference_image
-from echo_rtc.model.photographs import LEAST_DB, smooth_db
+from echo_rtc.model.photographs import CELL, LEAST_DB, smooth_db
 from echo_rtc.resources import EMBEDDED
 from tests.model.shipped import shipped_generator
 
@@ -48,6 +48,13 @@ def test_a_rendering_saved_as_jpeg_is_taken() -> None:
 def test_grain_is_told(folder: Path, grain: float) -> None:
     """Two levels of grain are those of a small camera in good light."""
     assert smooth_db(photographed(reference(folder), grain)) < LEAST_DB
+
+
+@pytest.mark.parametrize("shape", [(4, 4), (7, 40), (8, 8), (15, 9), (16, 16), (387, 385)])
+def test_a_picture_of_any_size_is_looked_at(shape: tuple[int, int]) -> None:
+    grain = np.random.default_rng(0).integers(0, 255, (*shape, 3), np.uint8)
+    assert (smooth_db(grain) < LEAST_DB) == (min(shape) >= CELL)
+    assert smooth_db(np.full_like(grain, 90)[:, ::-1]) > LEAST_DB
 
 
 def test_a_photograph_is_refused_unless_it_is_wanted(tmp_path: Path) -> None:
