@@ -152,6 +152,13 @@ class _Event:
     spans: list[tuple[int, int]] = field(default_factory=list)
     broken_off: bool = False
 
+    def expect(self, words: Words) -> None:
+        """Has ``words`` begin with the next sound, with those before whose sound has not come, as a filter holds it."""
+        before = self.next_words
+        if before is words or (before is not None and before.join(words)):
+            return
+        self.next_words = words
+
     def append(self, pcm: S16Array) -> Words | None:
         """Appends sound, with which ``next_words`` begin; the words that these are shown with, if there are any."""
         words, self.next_words = self.next_words, None
@@ -305,7 +312,7 @@ class SpeechQueue:
         self.require_place(event, len(pcm))
         own = self._queued_event(event, now)
         if words is not None and not words.samples:
-            own.next_words = words
+            own.expect(words)
         if len(pcm):
             own.latest_s = now
             begun = own.append(pcm)

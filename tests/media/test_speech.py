@@ -315,13 +315,14 @@ def test_sound_in_tiny_pieces_costs_no_more_than_in_large_ones() -> None:
 def test_words_that_follow_at_once_are_shown_together() -> None:
     queue = SpeechQueue(FORMAT)
     queue.advance(0.0)
+    queue.push("a", np.zeros(0, np.int16), 0.1, Words("zero"))  # whose sound a filter holds
     words = [Words("one"), Words("two"), Words("x" * MAX_WORDS_CHARACTERS), Words("three")]
     for each, samples in zip(words, (2400, 2400, 2400, 48_000), strict=True):
         queue.push("a", np.ones(samples, np.int16), 0.1, each)
     queue.complete("a")
     queue.advance(0.1)
     marks = [mark for mark in queue.marks_until(1 << 40) if mark.words is not None]
-    assert [mark.words.text for mark in marks if mark.words] == ["one two", words[2].text]
+    assert [mark.words.text for mark in marks if mark.words] == ["zero one two", words[2].text]
     assert [mark.words.samples for mark in marks if mark.words] == [4800, 50_400]
     assert marks[1].sample - marks[0].sample == 4800
     # What viewers have seen begin is not changed any more.
