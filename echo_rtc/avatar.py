@@ -33,7 +33,7 @@ from echo_rtc.engine.ladder import settled
 from echo_rtc.errors import CapacityError, InputError
 from echo_rtc.model.description import ModelDescription
 from echo_rtc.model.quality import Able
-from echo_rtc.rendering import Engine
+from echo_rtc.rendering import Engine, notices_of
 from echo_rtc.rtc.tracks import FrameTrack, packetizer
 from echo_rtc.rtc.voice import any_track
 from echo_rtc.settings import Settings, named_settings
@@ -89,6 +89,8 @@ class AvatarService:
         engine = create_engine(chosen)
         try:
             await engine.start(_log)
+            for notice in notices_of(engine.workers):
+                _log(notice)
             await AvatarLibrary(engine, Shelf.of(chosen)).prepare(_log)
             service = cls(engine, options, chosen.max_streams)
             try:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -146,6 +146,11 @@ class WorkerStatus:
     rendering_s: float = 0.0
     frames_per_second: float | None = None
     notice: str = ""
+
+
+def notices_of(workers: Iterable[WorkerStatus]) -> list[str]:
+    """What users should know of how workers compute, each sentence once."""
+    return list(dict.fromkeys(worker.notice for worker in workers if worker.notice))
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,7 +18,7 @@ from echo_rtc.bench.support.report import report
 from echo_rtc.clips import ClipFormat, F32Array
 from echo_rtc.engine.arrivals import Arrivals
 from echo_rtc.engine.factory import worker_specs
-from echo_rtc.engine.worker import Renderer
+from echo_rtc.engine.worker import Choosing, Renderer
 from echo_rtc.errors import SettingsError
 from echo_rtc.rendering import RenderRequest
 from echo_rtc.settings import SettingsParser, settings_from
@@ -90,6 +90,8 @@ def main(argv: list[str]) -> int:
         raise SettingsError(f"engine is {settings.engine}; only the local engine has a model to measure")
     spec = worker_specs(settings)[0]
     renderer = spec.loader(_progress)
+    if isinstance(renderer, Choosing) and renderer.notice:
+        _progress(renderer.notice)
     clip = settings.clip_format
     measured = measure(renderer, clip, arguments.clips)
     stages = {name: measured.stage_ms(name) for name in measured.stages_ms[0]}
@@ -106,6 +108,7 @@ def main(argv: list[str]) -> int:
         "cpu_share": round(cpu_s / duration_s / cores, 3),
         "stages_ms": {name: round(value, 1) for name, value in stages.items()},
         "device": spec.name,
+        "dtype": settings.dtype,
         "size": f"{clip.width}x{clip.height}",
         "steps": settings.steps,
         "cfg": settings.cfg,

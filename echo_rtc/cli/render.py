@@ -29,6 +29,7 @@ from echo_rtc.offline.batch import Job, Journal, jobs_of, render_all
 from echo_rtc.offline.credentials import CredentialsSigner, check_can_be_signed
 from echo_rtc.offline.files import MovieMarking, SoundFile, check_movie_path
 from echo_rtc.offline.render import OfflineOptions
+from echo_rtc.rendering import notices_of
 from echo_rtc.settings import Settings, SettingsParser, settings_from, settings_of
 
 PROG = "echo-rtc render"
@@ -146,6 +147,8 @@ async def _render_files(work: RenderWork) -> int:
     try:
         with LoadingBar() as loading:
             await engine.start(loading.advance)
+        for notice in notices_of(engine.workers):
+            sys.stderr.write(f"{PROG}: {notice}\n")
         with _bar(durations, settings.fps) as bar:
             avatar = next(iter(engine.avatars))
             options = OfflineOptions(

@@ -52,7 +52,7 @@ from echo_rtc.operations.performance import PerformanceLog
 from echo_rtc.outputs.outputs import Outputs
 from echo_rtc.participant.addresses import AllowedHosts
 from echo_rtc.recording.recordings import Recordings
-from echo_rtc.rendering import Engine
+from echo_rtc.rendering import Engine, notices_of
 from echo_rtc.resources import STATIC
 from echo_rtc.rtc.manager import StreamManager
 from echo_rtc.rtc.memory import Sweeper, frozen_heap
@@ -305,7 +305,7 @@ def _say_how_it_is_reached(settings: Settings, url: str, tls: Certificate | None
 def _of_workers(engine: Engine, settings: Settings) -> Iterator[str]:
     """Says how workers have chosen to compute, and of each that was measured slower than real time that it is; in the
     log, too."""
-    for chosen in dict.fromkeys(filter(None, (worker.notice for worker in engine.workers))):
+    for chosen in notices_of(engine.workers):
         logger.info("%s", chosen)
         yield chosen
     fewer = f"clips get fewer denoising steps, down to {settings.min_steps}, or " if engine.capacity_steps > 1 else ""

@@ -73,7 +73,7 @@ class PerMinute:
         self._what = what
         self._clock = clock
         self._buckets: OrderedDict[str, TokenBucket] = OrderedDict()
-        """What each client may still have; the client that was counted last is the last one."""
+        """What each client may still have, in the order of their latest requests."""
 
     def take(self, client: str) -> None:
         """Counts one of a client. Raises Problem 429 where that is one too many."""
@@ -118,7 +118,7 @@ class Limits:
         self._count(self._offers, request)
 
     def count_text(self, request: web.Request) -> None:
-        """To be called for a text that is to be said, before it is read. Raises Problem 429."""
+        """To be called for each text, before it is said. Raises Problem 429."""
         self._count(self._texts, request)
 
     def _count(self, counted: PerMinute, request: web.Request) -> None:

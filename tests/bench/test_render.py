@@ -39,7 +39,7 @@ def test_figures_of_a_model(config: Path, capsys: pytest.CaptureFixture[str]) ->
     assert 0 < figures["shown_ms"] < 6000 / figures["fps"]
     assert 0 < figures["cpu_share"] < 100
     assert set(figures["stages_ms"]) == {"audio", "denoise", "decode", "colour"}
-    assert (figures["size"], figures["steps"], figures["device"]) == ("64x48", 1, "cpu")
+    assert (figures["size"], figures["steps"], figures["device"], figures["dtype"]) == ("64x48", 1, "cpu", "auto")
     whole = next(line for line in lines if line.startswith("whole clip"))
     assert 6 / figures["fps"] * 1000 == pytest.approx(float(whole.split()[2]), rel=0.01)
 

@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import av
@@ -18,7 +19,8 @@ import pytest
 from echo_rtc.cli.main import main
 from echo_rtc.clips import ClipFormat, F16Array, S16Array, YuvFrames
 from echo_rtc.engine.fleet import FleetOptions
-from echo_rtc.engine.testcard import CardFacts, ScriptedFaults, TestCardEngine, read_card
+from echo_rtc.engine.testcard import CardFacts, CardWorker, ScriptedFaults, TestCardEngine, read_card
+from echo_rtc.engine.worker import WorkerReport
 from echo_rtc.errors import RenderError
 from echo_rtc.offline.files import MovieFile, SoundFile
 from echo_rtc.offline.render import ATTEMPTS, PART_CLIPS, OfflineOptions, even_parts, render_voice
@@ -91,6 +93,20 @@ def test_silence_shows_the_idle_loop(tmp_path: Path) -> None:
     speaking = [n for n, card in enumerate(seen) if not card.idle]
     assert speaking == list(range(72, 96))  # the clip with speech and the one after
     assert [card.frame for card in seen] == [n if n in speaking else n % 48 for n in range(144)]
+
+
+def test_it_says_how_the_model_chose_to_compute(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    start = CardWorker.start
+
+    async def choosing(self: CardWorker, timeout_s: float) -> WorkerReport:
+        return replace(await start(self, timeout_s), notice="Computed in 8-bit integers.")
+
+    monkeypatch.setattr(CardWorker, "start", choosing)
+    audio = write_wav(tmp_path / "voice.wav", tone(0.1, 16_000), 16_000)
+    assert main(["render", "--audio", str(audio), "--output", str(tmp_path / "a.mp4"), *TESTCARD]) == 0
+    assert capsys.readouterr().err == "echo-rtc render: Computed in 8-bit integers.\n"
 
 
 def test_the_mark_is_burned_into_every_picture(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
