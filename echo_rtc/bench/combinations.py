@@ -33,6 +33,7 @@ from echo_rtc.errors import SettingsError, first_line
 from echo_rtc.model.description import ModelDescription
 from echo_rtc.model.generator import DTYPES, ClipGenerator, GeneratorSettings
 from echo_rtc.model.kernels import launch
+from echo_rtc.model.options import INTEGERS
 from echo_rtc.model.quantised import ADA, HOPPER
 from echo_rtc.rendering import RenderRequest
 
@@ -85,7 +86,10 @@ class Outcome:
 def combinations(slowest: GeneratorSettings, compiled: bool) -> list[Combination]:
     """All ways that this machine has, those of half precision's plain networks first among theirs."""
     if torch.device(slowest.device).type != "cuda":
-        found = [Combination("bfloat16", replace(slowest, dtype="bfloat16"))]
+        found = [
+            Combination("bfloat16", replace(slowest, dtype="bfloat16")),
+            Combination("int8", replace(slowest, dtype=INTEGERS), lossy=True),
+        ]
         if compiled:
             found.append(Combination("float32, compiled", replace(slowest, compile_unet=True)))
         return found
@@ -215,7 +219,9 @@ def main(argv: list[str]) -> int:
     make = from_folder(arguments.folder) if arguments.folder is not None else random_weights(reduced)
     wanted = [each for each in combinations(slowest, arguments.compiled) if arguments.only in each.name]
     if not wanted:
-        raise SettingsError(f"--only is {arguments.only}, which no combination here has in its name")
+        raise SettingsError(
+            f"--only is {arguments.only}, which no combination here has in its name; leave it out to compare all"
+        )
     outcomes = list(compare(make, slowest, wanted))
     rows = [
         (

@@ -205,7 +205,7 @@ class Attention(nn.Module):
     def output_bias(self) -> Tensor:
         """What attention gives where all values are zeros: (width,)."""
         out = self.to_out[0]
-        assert isinstance(out, nn.Linear)
+        assert isinstance(out.bias, Tensor)  # of a linear layer, or of its form in integers
         return out.bias
 
     def attend(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
