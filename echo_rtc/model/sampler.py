@@ -14,6 +14,7 @@ from typing import Protocol
 import torch
 from diffusers import DDIMScheduler
 from torch import Tensor
+from torch.nn.functional import avg_pool2d, max_pool2d
 
 from echo_rtc.model.unet3d import ClipConditions
 
@@ -22,6 +23,10 @@ NOISE_BOUND = 1.5
 
 INIT_LATENT_SHARE = 0.6
 """How much of the previous clip's final latent goes into the first frame of the noise."""
+
+STILL, MOVED = 0.5, 0.8
+"""Where latents of two frames differ by less than the first of these (as a share of their root mean square, the mean of
+3 x 3 places), a face speaks, blinks or turns; where they differ by more than the second, a hand has gone elsewhere."""
 
 SHIFT_PER_STEP = 3
 """Frames by which the window is cyclically shifted further at each step."""
@@ -75,16 +80,22 @@ def reference_latents(reference: Tensor, frames: int, init_latent: Tensor | None
 
 def bridged(latents: Tensor, init_latent: Tensor | None) -> Tensor:
     """A clip (1, C, F, h, w) whose first frame lies halfway between the last one before it, ``init_latent`` (C, h, w),
-    and its own second one, which it equals where there is none before.
+    and its own second one, which it equals where there is none before; but where these differ much, it stays.
 
     A model that begins from the reference makes the first frame from another start than the others, and it shows: two
-    jumps where clips meet, two and three times as large as the changes inside of them.
+    jumps where clips meet, two and three times as large as the changes inside of them. Halfway between two places of a
+    hand, however, are two pale hands, while in something that moves the jump is not seen.
     """
     if latents.shape[2] < 2:
         return latents
-    second = latents[:, :, 1:2]
+    first, second = latents[:, :, :1], latents[:, :, 1:2]
     before = second if init_latent is None else init_latent.to(latents)[None, :, None]
-    return torch.cat([(before + second) / 2, latents[:, :, 1:]], dim=2)
+    scale = second.square().mean().sqrt().clamp_min(1e-6)
+    moved = (second - before).abs().mean(dim=(1, 2)) / scale  # (1, h, w)
+    moved = avg_pool2d(moved[:, None], 3, stride=1, padding=1, count_include_pad=False)
+    moved = max_pool2d(moved, 3, stride=1, padding=1)[:, :, None]  # (1, 1, 1, h, w)
+    own = ((moved - STILL) / (MOVED - STILL)).clamp(0, 1)
+    return torch.cat([torch.lerp((before + second) / 2, first, own), latents[:, :, 1:]], dim=2)
 
 
 @dataclass(frozen=True, slots=True)

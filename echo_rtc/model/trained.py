@@ -23,9 +23,10 @@ class Trained:
     """``size`` (width, height) of the only pictures that the model makes; None: those that are asked for. ``pose_size``
     likewise of the drawn poses. ``frame_rates``, ``clip_frames`` and ``steps`` that were tested (None: any).
     ``start_timestep``: where its single step begins, from the reference's latents; None: from noise. ``bridged``:
-    whether the first frame of a clip is taken from between its neighbours (see ``sampler.bridged``). ``liveliness``:
-    how much head and gaze move of what speech usually has, for a model that is shown blinks and turns of the head;
-    None: it is shown hands only. ``renderings_only``: it knows rendered people, no photographs."""
+    whether the first frame of a clip is taken from between its neighbours, but for what moves fast (see
+    ``sampler.bridged``). ``liveliness``: how much head and gaze move of what speech usually has, for a model that is
+    shown blinks and turns of the head; None: it is shown hands only. ``renderings_only``: it knows rendered people, no
+    photographs."""
 
     size: tuple[int, int] | None = None
     pose_size: tuple[int, int] | None = None

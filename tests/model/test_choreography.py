@@ -142,12 +142,24 @@ def test_a_wrong_description_is_told(section: object) -> None:
         Trained.from_config({"trained": section})
 
 
-def test_the_first_frame_of_a_clip_lies_between_its_neighbours() -> None:
-    clip = torch.arange(4.0).view(1, 1, 4, 1, 1).expand(1, 2, 4, 3, 3)
-    joined = bridged(clip, torch.full((2, 3, 3), -3.0))
-    assert joined[0, 0, :, 0, 0].tolist() == [-1, 1, 2, 3]
-    assert bridged(clip, None)[0, 0, :, 0, 0].tolist() == [1, 1, 2, 3]
+def test_a_clips_first_frame_lies_between_its_neighbours() -> None:
+    clip = torch.arange(10.0, 14.0).view(1, 1, 4, 1, 1).expand(1, 2, 4, 3, 3)
+    joined = bridged(clip, torch.full((2, 3, 3), 9.5))
+    assert joined[0, 0, :, 0, 0].tolist() == [10.25, 11, 12, 13]
+    assert bridged(clip, None)[0, 0, :, 0, 0].tolist() == [11, 11, 12, 13]
     assert bridged(clip[:, :, :1], None).shape == (1, 2, 1, 3, 3)
+
+
+def test_a_hand_that_moves_is_not_shown_at_two_places() -> None:
+    before, clip = torch.ones(2, 9, 9), torch.ones(1, 2, 3, 9, 9)
+    clip[:, :, 0] = 1.5
+    clip[:, :, 0, :3, :3] = 3.0
+    before[:, :3, 0] = clip[:, :, 1, :3, 2] = 5.0
+    joined = bridged(clip, before)
+    assert (joined[:, :, 0, :3, :3] == 3).all()
+    assert (joined[:, :, 0, 6:] == 1).all()
+    assert (joined[:, :, 0, :, 6:] == 1).all()
+    assert torch.equal(joined[:, :, 1:], clip[:, :, 1:])
 
 
 def test_a_clip_can_start_from_the_reference() -> None:
