@@ -44,7 +44,7 @@ class _Halves(torch.nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.conv_in = torch.nn.Conv2d(1, 1, 1)
+        self.conv_norm_out = torch.nn.GroupNorm(1, 1)
         self.asked: list[tuple[str, int]] = []
 
     def forward(self, sample: Tensor, _t: int, audio: object, pose: object, bank: object, shift: int) -> Tensor:
