@@ -204,7 +204,8 @@ def test_what_is_too_much_is_shared_evenly(speed: float, workers: int, streams: 
     assert len(set(fleet.steps.values())) <= 2
     if streams > held(fleet.speeds) + 1:
         assert set(fleet.steps.values()) == {BUDGET.min_steps}
-        assert min(fleet.served.values()) >= 0.7 * max(fleet.served.values()), fleet.served
+        # Each has a dozen clips of the minute or fewer: one more or less at its ends is no starving.
+        assert min(fleet.served.values()) >= 0.7 * max(fleet.served.values()) - 1, fleet.served
 
 
 def test_a_guess_about_steps_that_is_wrong_costs_little() -> None:
