@@ -66,7 +66,7 @@ COLD_SHARE = 0.3
 """Share of streams that begin without a clip before them, from the reference."""
 
 PICTURE_SHARE = 10.0
-"""Weight of the decoded frame in the stage ``latents``: about a third of the loss."""
+"""Weight of the decoded frame's error in the stage ``latents``, whose latents' error is about 5."""
 
 PIXEL_FRAMES = 2
 """Frames of each clip that are compared as pictures in a step of the stage ``pixels``."""
@@ -88,8 +88,8 @@ class Networks:
         return [self.reference, self.pose, self.denoiser]
 
     def compile(self) -> None:
-        """Marks all of them to be compiled when they are first used: a third less time a step, for a minute or more at
-        the start."""
+        """Marks all of them to be compiled when they are first used: a third less time a step, for minutes of compiling
+        at the start."""
         for network in (self.reference, self.denoiser):
             compile_layers(network)
         for module in (self.pose, self.autoencoder.decoder):
@@ -439,6 +439,7 @@ class Training:
         for flat in (parameters, judge):
             ranks.share_(flat.value.data)
             flat.average.copy_(flat.value.data)
+        # Stronger than for the autoencoder: what the networks cannot know is blurred by the other errors.
         adversary = Adversary(discriminator, adversarial=0.5, features=0.8)
         trained = {"parameters": parameters, "judge": judge}
         streams = Streams(self.footage, options.pixel_batch, self.streams.generator)
