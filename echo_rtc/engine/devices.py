@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import logging
 import os
@@ -23,22 +24,16 @@ _DRIVERS = ("/dev/nvidiactl", "/dev/kfd", "/dev/dxg")
 _PCI = "/sys/bus/pci/devices"
 _NVIDIA_VENDOR, _DISPLAY_CLASS = "0x10de", "0x03"
 _PROBE = Path(__file__).with_name("cuda_probe.py")
-_COUNT = f"import runpy; runpy.run_path({str(_PROBE)!r}, run_name='__main__')"
-"""What the child runs: it prints how many devices there are, then why none of them can be used, if so."""
+_PROGRAM = f"import runpy; runpy.run_path({str(_PROBE)!r}, run_name='__main__')"
+"""What the child runs: it prints the compute capability of each device, and why none of them can be used, if so."""
 
-
-_EIGHT_BITS = """
-import importlib.util, json, torch
-triton = importlib.util.find_spec("triton") is not None
-numbers = range(torch.cuda.device_count())
-print(json.dumps([triton and torch.cuda.get_device_capability(number) >= (9, 0) for number in numbers]))
-"""
-"""Of each device, whether our kernels multiply 8-bit floating point there: from Hopper on. On Ada only torchao does,
-for the plain networks, which are half as quick as ours without it."""
+_EIGHT_BITS_FROM = [9, 0]
+"""The compute capability from which our kernels multiply 8-bit floating point: Hopper's. On Ada only torchao does, for
+the plain networks, which are half as quick as ours without it."""
 
 
 def resolve_devices(devices: str) -> tuple[str, ...]:
-    """The devices that the setting ``devices`` means here, one worker each; blocks for seconds on a machine with a GPU.
+    """The devices that the setting ``devices`` means here, one worker each; blocks while a machine with a GPU is asked.
 
     ``auto``: every CUDA device, else the CPU. ``cuda``: every CUDA device. Otherwise the list itself.
     Raises SettingsError if CUDA is asked for where there is none, or a number that does not exist.
@@ -64,8 +59,9 @@ def resolve_devices(devices: str) -> tuple[str, ...]:
 def count_cuda_devices() -> int:
     """How many CUDA devices torch can use, as CUDA_VISIBLE_DEVICES and the driver have it.
 
-    Asked of a short-lived child with torch in it, and only where there is a driver at all: torch's own count is the
-    one that the workers will meet. Raises SettingsError if the child fails or takes too long.
+    Asked of a short-lived child, which holds no context of a device and asks torch wherever the driver's answer may not
+    be the one that workers will meet; only where there is a driver at all. Raises SettingsError if the child fails or
+    takes too long.
     """
     if os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1"):
         return 0
@@ -74,10 +70,10 @@ def count_cuda_devices() -> int:
             _warn("no driver for it is loaded; install NVIDIA's driver, or pass the GPU to the container (--gpus all)")
         return 0
     try:
-        count, _, why = _answer(_COUNT).partition("\n")
+        capabilities, why = _answer()
         if why:
             _warn(why)
-        return int(count)
+        return len(capabilities)
     except (subprocess.SubprocessError, OSError, ValueError) as error:
         raise SettingsError(
             f"the CUDA devices cannot be counted ({error}); mend the driver, or choose --devices cpu"
@@ -86,28 +82,30 @@ def count_cuda_devices() -> int:
 
 def has_eight_bits(devices: Sequence[str]) -> bool:
     """Whether our kernels multiply 8-bit floating point on all these devices, as :func:`resolve_devices` names them.
-    Blocks for seconds where they are GPUs. Raises SettingsError."""
-    if "cpu" in devices:
+    Blocks while GPUs are asked. Raises SettingsError."""
+    if "cpu" in devices or importlib.util.find_spec("triton") is None:
         return False
     try:
-        able = json.loads(_answer(_EIGHT_BITS))
-        return all(able[int(name.partition(":")[2] or 0)] for name in devices)
+        capabilities, _ = _answer()
+        return all(capabilities[int(name.partition(":")[2] or 0)] >= _EIGHT_BITS_FROM for name in devices)
     except (subprocess.SubprocessError, OSError, ValueError, IndexError) as error:
         raise SettingsError(
             f"the CUDA devices cannot be asked what they can do ({error}); mend the driver, or choose --devices cpu"
         ) from error
 
 
-def _answer(program: str) -> str:
-    """What a short-lived child prints."""
-    return subprocess.run(
-        [sys.executable, "-c", program],
+def _answer() -> tuple[list[list[int]], str]:
+    """What a short-lived child says: the compute capability of each device, and why there are none."""
+    said = subprocess.run(
+        [sys.executable, "-c", _PROGRAM],
         capture_output=True,
         text=True,
         timeout=DETECTION_TIMEOUT_S,
         check=True,
         stdin=subprocess.DEVNULL,
-    ).stdout.strip()
+    ).stdout
+    found = json.loads(said)
+    return found["capabilities"], found["why"]
 
 
 def _warn(why: str) -> None:
