@@ -43,6 +43,9 @@ MEASURED_CLIPS = 5
 MEASURE_S = 10.0
 """The speed is measured over this many clips, or as many as fit into this time (s); at least one."""
 
+_SPEECH_RMS = 0.1
+"""Loudness of the noise that stands for speech where the speed is measured: loud speech."""
+
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 _KEPT_BLOCK, _KEPT_MEMORY = 32 << 20, 1 << 30
 """Parameters of glibc's mallopt(3), and their values in bytes: the first is the most that it takes."""
@@ -279,8 +282,14 @@ def measure(
     other_steps: Sequence[int] = (),
     clock: Callable[[], float] = time.perf_counter,
 ) -> Speed:
-    """The speed of a renderer with clips of ``frames`` frames by ``clock`` (s), after one that is not counted, and one
-    with each of the ``other_steps``: what a renderer records or compiles for them must not wait for a live clip."""
+    """The speed of a renderer with clips of ``frames`` frames by ``clock`` (s).
+
+    No live clip must wait for what a renderer records, compiles or chooses once: before the measured clips, one that
+    begins from noise and one that continues it are rendered with all steps, and with each of the ``other_steps``.
+
+    Speech and silence take turns: the poses of speech are known beforehand, those on the way from rest to speech are
+    drawn for the clip. Most clips that are measured are of speech, so the median is theirs.
+    """
     came, begun, need_s = 0, clock(), 0.0
 
     def note(run: YuvFrames) -> None:
@@ -288,15 +297,17 @@ def measure(
         need_s = max(need_s, clock() - begun - came / clip_format.fps)
         came += len(run)
 
-    request = _silent_clip(renderer, clip_format, frames)
-    for steps in other_steps:
-        renderer.render(replace(request, steps=steps), renderer.prepare(request), note)
-    result = renderer.render(request, renderer.prepare(request), note)
+    silence = _sample_clip(renderer, clip_format, frames, loudness=0.0)
+    speech = _sample_clip(renderer, clip_format, frames, _SPEECH_RMS)
+    for steps in (*other_steps, None):
+        result = renderer.render(replace(silence, steps=steps), renderer.prepare(silence), note)
+        chained = replace(speech, steps=steps, init_latent=result.final_latent)
+        result = renderer.render(chained, renderer.prepare(chained), note)
     clip_s: list[float] = []
     needs_s: list[float] = []
     while len(clip_s) < MEASURED_CLIPS and sum(clip_s) < MEASURE_S:
+        request = replace(silence if len(clip_s) % 2 else speech, init_latent=result.final_latent)
         came, begun, need_s = 0, clock(), 0.0
-        request = replace(request, init_latent=result.final_latent)
         result = renderer.render(request, renderer.prepare(request), note)
         note(result.frames)
         clip_s.append(clock() - begun)
@@ -304,11 +315,13 @@ def measure(
     return Speed(frames, tuple(clip_s), tuple(needs_s))
 
 
-def _silent_clip(renderer: Renderer, clip_format: ClipFormat, frames: int) -> RenderRequest:
-    """A clip of ``frames`` frames in silence, of a renderer's first avatar."""
+def _sample_clip(renderer: Renderer, clip_format: ClipFormat, frames: int, loudness: float) -> RenderRequest:
+    """A clip of ``frames`` frames of a renderer's first avatar, whose sound is noise of ``loudness`` (root mean square,
+    of 1)."""
     spans = (clip_format.history_frames, clip_format.clip_frames)
     samples = sum(clip_format.sample_of_frame(span, clip_format.sample_rate) for span in spans)
-    return RenderRequest(renderer.avatars[0], np.zeros(samples, np.float32), frames, pose_position=0, seed=0)
+    noise = np.random.default_rng(0).standard_normal(samples, np.float32) * np.float32(loudness)
+    return RenderRequest(renderer.avatars[0], noise, frames, pose_position=0, seed=0)
 
 
 def _sentence(error: Exception) -> str:
@@ -373,7 +386,7 @@ class ModelLoader:
         renderer = _ModelRenderer(generator, self.use_init_latent)
         if on_cpu and self.options.dtype == "auto" and dtype == "float32":
             progress("measuring float32 against 8-bit integers")
-            clip = _silent_clip(renderer, self.format, self.format.clip_frames)
+            clip = _sample_clip(renderer, self.format, self.format.clip_frames, loudness=0.0)
             renderer.notice = settle(renderer, generator, clip, self.format.fps)
         return renderer
 

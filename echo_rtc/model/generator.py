@@ -12,6 +12,7 @@ import logging
 import time
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from fractions import Fraction
@@ -71,6 +72,10 @@ DTYPES = {
 
 _CHUNK = 16
 """Frames that the pose encoder and the autoencoder take at a time: bounds their memory."""
+
+_DRAWING_THREADS = 4
+"""Threads that draw poses for a model on a GPU: a clip waits for its drawings, and half of each is done outside of
+Python's lock. A model on the CPU uses the cores itself."""
 
 _BACKGROUND_CHUNK = 4
 """Frames whose poses are encoded at a time beside clips: a clip that comes meanwhile waits for them."""
@@ -143,20 +148,23 @@ class PoseTrack:
         speech."""
         frames, length = len(shares), len(self.choreography.speaking)
         first = (position + start) % length
-        if (shares >= 1).all():
-            self._complete(np.unique(np.arange(first, first + frames) % length))
-        if self._kept is None or (shares < 1).any():
-            moments = [
-                self.choreography.moment(position + start + n, resting + n, float(share))
-                for n, share in enumerate(shares)
-            ]
-            chunks = [moments[n : n + _CHUNK] for n in range(0, frames, _CHUNK)]
-            features = torch.cat([self._encode(chunk) for chunk in chunks])
-        elif first + frames <= length:
-            features = self._kept[first : first + frames]  # a view
-        else:
-            numbers = torch.arange(first, first + frames, device=self._kept.device) % length
-            features = self._kept[numbers]
+        numbers = np.arange(first, first + frames) % length
+        moving = shares >= 1
+        self._complete(np.unique(numbers[moving]))
+        if self._kept is not None and moving.all():
+            if first + frames <= length:
+                return self._kept[first : first + frames].transpose(0, 1)[None]  # a view
+            return self._kept[torch.from_numpy(numbers).to(self._kept.device)].transpose(0, 1)[None]
+        drawn = np.flatnonzero(~moving) if self._kept is not None else np.arange(frames)
+        moments = [
+            self.choreography.moment(position + start + n, resting + n, float(shares[n])) for n in drawn.tolist()
+        ]
+        features = torch.cat([self._encode(moments[n : n + _CHUNK]) for n in range(0, len(moments), _CHUNK)])
+        if len(drawn) < frames:
+            assert self._kept is not None
+            every = self._kept[torch.from_numpy(numbers).to(self._kept.device)]
+            every[torch.from_numpy(drawn).to(every.device)] = features
+            features = every
         return features.transpose(0, 1)[None]
 
 
@@ -241,7 +249,9 @@ class ClipGenerator:
         self._avatars: dict[str, _Prepared] = {}
         self._samplers: dict[int, Sampler] = {}
         self._integers: Integers | None = None
-        self._side = torch.cuda.Stream(self.device) if self.device.type == "cuda" else None  # type: ignore[no-untyped-call]
+        on_gpu = self.device.type == "cuda"
+        self._drawing = ThreadPoolExecutor(_DRAWING_THREADS, "poses") if on_gpu else None
+        self._side = torch.cuda.Stream(self.device) if on_gpu else None  # type: ignore[no-untyped-call]
         attend = AttentionChoice(settings.attention)
         self._denoiser, decode = _quickest(networks, settings, attend)
         output = (settings.format.width, settings.format.height)
@@ -555,9 +565,15 @@ class ClipGenerator:
 
     def _pose_features(self, moments: Sequence[Moment]) -> Tensor:
         """(N, C0, h, w) of N moments."""
-        drawn = [moment.draw(*(self.trained.pose_size or self.size)) for moment in moments]
+        size = self.trained.pose_size or self.size
+        draw: Callable[[Moment], U8Array] = lambda moment: moment.draw(*size)  # noqa: E731
+        drawn = [draw(moment) for moment in moments] if self._drawing is None else [*self._drawing.map(draw, moments)]
+        if self.device.type == "cuda":
+            # Always as many at a time: the vendor's library searches for the quickest algorithm at each new shape,
+            # which takes longer than a clip.
+            drawn += [np.zeros_like(drawn[0])] * (-len(drawn) % _CHUNK)
         images = torch.from_numpy(np.stack(drawn)).to(self.device).permute(0, 3, 1, 2)  # (N, 3, H, W)
-        return self.encode_poses(images.to(self._dtype) / 255)
+        return self.encode_poses(images.to(self._dtype) / 255)[: len(moments)]
 
     @contextmanager
     def _beside(self) -> Iterator[None]:
@@ -583,14 +599,14 @@ class ClipGenerator:
             start = reference_latents(self._avatar(request.avatar).reference, request.frames, chained)
         steps = request.steps or self.settings.steps
         names = list(prepared.audio.blocks)
-        joins = chained is not None
+        # Where the clip is chained it may begin at the last latent of the one before; elsewhere all clips are alike.
+        joins = self.trained.bridged and chained is not None
 
         def denoise(latents: Tensor, pose: Tensor, *audio: Tensor) -> Tensor:
             pairs = KeysValues(dict(zip(names, zip(audio[::2], audio[1::2], strict=True), strict=True)))
             final = latents
             for step in self.sampler(steps).steps(latents, ClipConditions(pairs, bank, pose)):
                 final = step.latents
-            # Where the clip is chained it starts with the last latent of the one before.
             return bridged(final, latents[0, :, 0] if joins else None) if self.trained.bridged else final
 
         audio = [value for name in names for value in prepared.audio.blocks[name]]

@@ -13,6 +13,7 @@ from PIL import Image
 from echo_rtc.clips import ClipFormat, YuvFrames
 from echo_rtc.engine.worker import MEASURED_CLIPS, ClipWorker, ModelLoader, Renderer, WorkerSpec, measure
 from echo_rtc.errors import InputError, RenderError, SettingsError
+from echo_rtc.model.choreography import activity
 from echo_rtc.model.options import ModelOptions
 from echo_rtc.rendering import Avatar, AvatarFiles, Progress, RenderRequest, RenderResult, TakeFrames
 
@@ -88,7 +89,7 @@ class TimedRenderer:
 
 
 def test_speed_is_that_of_warm_chained_clips_with_history() -> None:
-    renderer = TimedRenderer([7.0, 0.5, 0.25, 0.25, 0.25, 1.0])
+    renderer = TimedRenderer([7.0, 6.0, 0.5, 0.25, 0.25, 0.25, 1.0])
     speed = measure(renderer, FORMAT, 10, clock=renderer.clock)
     assert speed.clip_s == (0.5, 0.25, 0.25, 0.25, 1.0)
     assert len(speed.clip_s) == MEASURED_CLIPS
@@ -100,6 +101,14 @@ def test_speed_is_that_of_warm_chained_clips_with_history() -> None:
         assert (latent is None) if number == 0 else (latent is not None and latent.flat[0] == number)
 
 
+def test_speed_is_that_of_speech_with_pauses() -> None:
+    """In speech the poses are known beforehand; on the way from rest to it they are drawn for the clip."""
+    renderer = TimedRenderer([0.5] * 7)
+    measure(renderer, FORMAT, 10, clock=renderer.clock)
+    spoken = [activity(request.audio, 10, FORMAT.fps, FORMAT.sample_rate).min() for request in renderer.requests]
+    assert spoken == [0, 1, 1, 0, 1, 0, 1]
+
+
 def test_work_ahead_waits_for_clips() -> None:
     class Renderer(TimedRenderer):
         left = 2
@@ -108,7 +117,7 @@ def test_work_ahead_waits_for_clips() -> None:
             self.left -= 1
             return self.left > 0
 
-    renderer = Renderer([0.5] * 8)
+    renderer = Renderer([0.5] * 9)
     worker = ClipWorker(WorkerSpec("one", lambda progress: renderer), FORMAT)
     assert worker.work_ahead(), "there may be some once it is loaded"
     worker.load(lambda line: None)
@@ -123,13 +132,15 @@ def test_work_ahead_waits_for_clips() -> None:
 
 
 def test_it_is_warm_for_other_steps_too() -> None:
-    renderer = TimedRenderer([2.0, 3.0, 7.0, 60.0])
+    """For clips that begin from noise and for chained ones: what is recorded for one may not do for the other."""
+    renderer = TimedRenderer([2.0, 2.0, 3.0, 3.0, 7.0, 7.0, 60.0])
     assert measure(renderer, FORMAT, 10, (4, 5), clock=renderer.clock).clip_s == (60.0,)
-    assert [request.steps for request in renderer.requests] == [4, 5, None, None]
+    asked = [(request.steps, request.init_latent is not None) for request in renderer.requests]
+    assert asked == [(4, False), (4, True), (5, False), (5, True), (None, False), (None, True), (None, True)]
 
 
 def test_a_slow_renderer_is_not_measured_for_long() -> None:
-    renderer = TimedRenderer([60.0, 30.0])
+    renderer = TimedRenderer([60.0, 60.0, 30.0])
     assert measure(renderer, FORMAT, 10, clock=renderer.clock).clip_s == (30.0,)
 
 
@@ -145,7 +156,7 @@ def test_a_warm_up_error_reaches_the_server_as_a_sentence(
             return super().render(request, prepared, on_frames)
 
     def load(progress: Progress) -> Renderer:
-        return Overfull([0.1] * (1 + MEASURED_CLIPS))
+        return Overfull([0.1] * (2 + MEASURED_CLIPS))
 
     worker = ClipWorker(WorkerSpec("w0", load), FORMAT)
     worker.load(lambda line: None)

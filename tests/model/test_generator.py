@@ -151,6 +151,16 @@ def test_pose_features_are_encoded_once_each(generator: ClipGenerator) -> None:
     assert asked == [3], "of a sequence of three poses each once"
     track.features(0, 0, 1, 0 * speech)
     assert asked == [3, 4], "at rest they are not kept"
+    track.features(0, 0, 1, np.array([1, 1, 0.5, 0], np.float32))
+    assert asked == [3, 4, 2], "only those that are not wholly speech"
+
+
+def test_a_frame_of_speech_is_the_same_in_any_clip(generator: ClipGenerator) -> None:
+    track = generator._avatar("anna").poses
+    whole, rest = (track.features(0, 0, 1, share * np.ones(4, np.float32)) for share in (1.0, 0.0))
+    mixed = track.features(0, 0, 1, np.array([0, 1, 1, 0], np.float32))
+    assert torch.equal(mixed[:, :, 1:3], whole[:, :, 1:3])
+    assert torch.allclose(mixed[:, :, [0, 3]], rest[:, :, [0, 3]], atol=1e-6)
 
 
 def test_pose_features_are_encoded_ahead(generator: ClipGenerator) -> None:
