@@ -15,9 +15,6 @@ from torch import Tensor
 
 from echo_rtc.model.unet3d import KeysValues
 
-_WARM_UPS = 2
-"""Runs before the recording: kernels are compiled and chosen, and what is computed once is computed, in these."""
-
 _RECORDING = threading.Lock()
 """One recording at a time, whichever device or thread it is for."""
 
@@ -34,8 +31,8 @@ class Captured:
         stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):
-            for _ in range(_WARM_UPS):
-                compute(*self._inputs)
+            # Kernels are compiled and chosen, and what is computed once is computed, before the recording.
+            compute(*self._inputs)
         torch.cuda.current_stream().wait_stream(stream)
         self._graph = torch.cuda.CUDAGraph()
         # Another thread may be preparing the next clip on this device meanwhile.
