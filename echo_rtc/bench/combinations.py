@@ -130,7 +130,8 @@ def random_weights(part: int) -> Make:
     """Generators with the same random weights, of 1 / ``part`` of the published widths."""
 
     def make(settings: GeneratorSettings) -> ClipGenerator:
-        networks, audio = random_networks(torch.device(settings.device), DTYPES[settings.dtype], part=part)
+        device, tiny = torch.device(settings.device), settings.vae == "tiny"
+        networks, audio = random_networks(device, DTYPES[settings.dtype], part=part, tiny=tiny)
         return ClipGenerator(networks, audio, settings)
 
     return make

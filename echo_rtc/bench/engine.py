@@ -88,7 +88,8 @@ class RandomLoader(ModelLoader):
             from echo_rtc.model.generator import DTYPES, ClipGenerator
 
             progress("making random weights")
-            networks, audio = random_networks(torch.device(settings.device), DTYPES[settings.dtype])
+            device, tiny = torch.device(settings.device), settings.vae == "tiny"
+            networks, audio = random_networks(device, DTYPES[settings.dtype], tiny=tiny)
             return ClipGenerator(networks, audio, settings)
 
         return load

@@ -69,8 +69,8 @@ _VAE: dict[str, Any] = {
 """The sizes of the published autoencoder."""
 
 
-def empty_networks(part: int = 1) -> tuple[Networks, WhisperAudioEncoder]:
-    """Networks without weights, of 1 / ``part`` of the published widths."""
+def empty_networks(part: int = 1, tiny: bool = False) -> tuple[Networks, WhisperAudioEncoder]:
+    """Networks without weights, of 1 / ``part`` of the published widths; the distilled decoder only if it is wanted."""
 
     def narrower(section: str) -> dict[str, Any]:
         config = dict(PUBLISHED[section])
@@ -83,7 +83,8 @@ def empty_networks(part: int = 1) -> tuple[Networks, WhisperAudioEncoder]:
     with torch.device("meta"):
         reference = ReferenceUNet(narrower("reference_unet"))
         denoiser = DenoisingUNet(narrower("denoising_unet"), PUBLISHED["denoising_unet_additional"])
-        networks = Networks(reference, denoiser, PoseEncoder(pose), KLAutoencoder(vae), TinyDecoder({}))
+        decoder = TinyDecoder({}) if tiny else None
+        networks = Networks(reference, denoiser, PoseEncoder(pose), KLAutoencoder(vae), decoder)
         return networks, WhisperAudioEncoder(_WHISPER_TINY)
 
 
@@ -96,19 +97,16 @@ def weights_gb(dtype: torch.dtype) -> float:
 
 def _modules(networks: Networks, audio: WhisperAudioEncoder) -> list[nn.Module]:
     assert isinstance(networks.autoencoder, KLAutoencoder)
-    assert networks.tiny is not None
-    return [
-        *(networks.reference, networks.denoiser, networks.pose),
-        *(networks.autoencoder.vae, networks.tiny.vae, audio),
-    ]
+    always = (networks.reference, networks.denoiser, networks.pose, networks.autoencoder, audio)
+    return [*always, *([] if networks.tiny is None else [networks.tiny.vae])]
 
 
 def random_networks(
-    device: torch.device, dtype: torch.dtype, seed: int = 0, part: int = 1
+    device: torch.device, dtype: torch.dtype, seed: int = 0, part: int = 1, tiny: bool = False
 ) -> tuple[Networks, WhisperAudioEncoder]:
     """Networks of 1 / ``part`` of the published widths with random weights, made on the device, that keep the scale of
     what passes through them: the same weights for a seed, rounded to ``dtype``."""
-    networks, audio = empty_networks(part)
+    networks, audio = empty_networks(part, tiny)
     generator = torch.Generator(device).manual_seed(seed)
     for network in _modules(networks, audio):
         network.to(dtype).to_empty(device=device).eval().requires_grad_(False)
@@ -310,7 +308,7 @@ def count_tflop(settings: GeneratorSettings) -> float:
         reference = ReferenceUNet(PUBLISHED["reference_unet"]).half()
         denoiser = DenoisingUNet(PUBLISHED["denoising_unet"], PUBLISHED["denoising_unet_additional"]).half()
         autoencoder = KLAutoencoder(_VAE)
-        autoencoder.vae.half()
+        autoencoder.half()
         latents = torch.empty(1, 4, frames, height, width, dtype=torch.half)
         bank = denoiser.project_bank(reference(latents[:, :, 0]))
         audio = denoiser.project_audio(torch.empty(1, frames, tokens, 384, dtype=torch.half))
@@ -379,7 +377,7 @@ def main(argv: list[str]) -> int:
         device=arguments.device,
         **flags_of(arguments),
     )
-    networks, audio = random_networks(device, DTYPES[settings.dtype])
+    networks, audio = random_networks(device, DTYPES[settings.dtype], tiny=settings.vae == "tiny")
     figures = measure(networks, audio, settings, arguments.clips)
     figures.tflop = count_tflop(settings)
     times = figures.stages | {"whole clip": figures.clip_ms, "until it can be shown": figures.shown_ms}

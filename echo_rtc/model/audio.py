@@ -20,16 +20,16 @@ from typing import Any, cast
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor, nn
-from transformers import Wav2Vec2Config, Wav2Vec2Model, WhisperConfig
-from transformers.audio_utils import mel_filter_bank
-from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
 from echo_rtc.clips import F32Array
 from echo_rtc.errors import InputError, first_line
+from echo_rtc.model.libraries import import_library
 from echo_rtc.model.weights import CHECK_PATH, read_file, refuse_pointer
+from echo_rtc.model.whisper import WhisperEncoder
 
 SAMPLE_RATE = 16_000
 """Hz of the sound that both encoders were made for."""
@@ -46,18 +46,6 @@ _WHISPER_FETCH = (
     "65147644a518d12f04e32d6f3b26facc3f8dd46e5390956a9424a650c0ce22b9/tiny.pt"
 )
 _WAV2VEC2_FETCH = "hf download facebook/wav2vec2-base-960h --local-dir {path}"
-
-# OpenAI's name for a part of a block -> transformers' name for it.
-_BLOCK_PARTS = {
-    "attn.query": "self_attn.q_proj",
-    "attn.key": "self_attn.k_proj",
-    "attn.value": "self_attn.v_proj",
-    "attn.out": "self_attn.out_proj",
-    "attn_ln": "self_attn_layer_norm",
-    "mlp.0": "fc1",
-    "mlp.2": "fc2",
-    "mlp_ln": "final_layer_norm",
-}
 
 # In every file of OpenAI's, of no use here: the hidden states are taken before the final norm.
 _UNUSED_PARAMETERS = frozenset({"encoder.ln_post.weight", "encoder.ln_post.bias"})
@@ -78,25 +66,37 @@ def log_mel_spectrogram(audio: Tensor, n_mels: int = 80) -> Tensor:
     window = torch.hann_window(_STFT_SAMPLES, device=audio.device)
     spectrum = torch.stft(audio, _STFT_SAMPLES, _HOP_SAMPLES, window=window, return_complex=True)  # (..., 201, T + 1)
     power = spectrum[..., :-1].abs().square()
-    mels = _mel_filters(n_mels, audio.device) @ power  # (..., n_mels, T)
+    mels = mel_filters(n_mels, audio.device) @ power  # (..., n_mels, T)
     log_mels = mels.clamp(min=1e-10).log10()
     log_mels = torch.maximum(log_mels, log_mels.amax(dim=(-2, -1), keepdim=True) - 8.0)
     return (log_mels + 4.0) / 4.0
 
 
 @functools.cache
-def _mel_filters(n_mels: int, device: torch.device) -> Tensor:
+def mel_filters(n_mels: int, device: torch.device) -> Tensor:
     """Triangular mel filters (n_mels, 201) float32, Slaney scale and norm, 0 to 8 kHz."""
-    filters = mel_filter_bank(
-        num_frequency_bins=_STFT_SAMPLES // 2 + 1,
-        num_mel_filters=n_mels,
-        min_frequency=0.0,
-        max_frequency=SAMPLE_RATE / 2,
-        sampling_rate=SAMPLE_RATE,
-        norm="slaney",
-        mel_scale="slaney",
-    )
+    top = _mel(SAMPLE_RATE / 2)
+    edges = _hertz(np.linspace(0.0, top, n_mels + 2))
+    bins = np.linspace(0.0, SAMPLE_RATE / 2, _STFT_SAMPLES // 2 + 1)
+    slopes = edges - bins[:, None]  # (201, n_mels + 2)
+    rising, falling = -slopes[:, :-2] / np.diff(edges)[:-1], slopes[:, 2:] / np.diff(edges)[1:]
+    filters = np.maximum(0, np.minimum(rising, falling)) * 2 / (edges[2:] - edges[:-2])
     return torch.from_numpy(np.ascontiguousarray(filters.T, dtype=np.float32)).to(device)
+
+
+_LINEAR_BELOW_HZ, _LINEAR_BELOW_MEL, _MEL_PER_E = 1000.0, 15.0, 27.0 / math.log(6.4)
+"""Slaney's scale: 200/3 Hz for each mel up to 1 kHz, and logarithmic above."""
+
+
+def _mel(hertz: float) -> float:
+    """The mel of a frequency above 1 kHz."""
+    return _LINEAR_BELOW_MEL + _MEL_PER_E * math.log(hertz / _LINEAR_BELOW_HZ)
+
+
+def _hertz(mels: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The frequencies (Hz) of mels."""
+    above = _LINEAR_BELOW_HZ * np.exp((mels - _LINEAR_BELOW_MEL) / _MEL_PER_E)
+    return np.where(mels < _LINEAR_BELOW_MEL, mels * _LINEAR_BELOW_HZ / _LINEAR_BELOW_MEL, above)
 
 
 def frame_tokens(hidden: Tensor, frames: int, fps: int, margin: int, drop_frames: int) -> Tensor:
@@ -167,22 +167,8 @@ class WhisperAudioEncoder(nn.Module):
         super().__init__()
         self.dims = dims
         self.encoder = WhisperEncoder(
-            WhisperConfig(
-                num_mel_bins=dims.n_mels,
-                max_source_positions=dims.n_audio_ctx,
-                d_model=dims.n_audio_state,
-                encoder_attention_heads=dims.n_audio_head,
-                encoder_ffn_dim=4 * dims.n_audio_state,
-                encoder_layers=dims.n_audio_layer,
-                dropout=0.0,
-                attention_dropout=0.0,
-                activation_dropout=0.0,
-                encoder_layerdrop=0.0,
-            )
+            dims.n_mels, dims.n_audio_ctx, dims.n_audio_state, dims.n_audio_head, dims.n_audio_layer
         )
-        # transformers gives the last hidden state after the final norm. Without that norm it is what we keep: the last
-        # layer's output, the same way in every version.
-        self.encoder.layer_norm = nn.Identity()
 
     @property
     def width(self) -> int:
@@ -210,8 +196,7 @@ class WhisperAudioEncoder(nn.Module):
         if frames > context:
             raise ValueError(f"{frames} mel frames are more than the {context} that the audio encoder reads")
         padded = nn.functional.pad(mels.to(self.encoder.conv1.weight.dtype), (0, context - frames))
-        output = self.encoder(padded, output_hidden_states=True, return_dict=True)
-        states = cast(tuple[Tensor, ...], output.hidden_states)  # n_audio_layer + 1 times (B, n_audio_ctx, C)
+        states = self.encoder(padded)  # n_audio_layer + 1 times (B, n_audio_ctx, C)
         return torch.stack([state[:, : frames // 2] for state in states], dim=2)
 
     @torch.no_grad()
@@ -257,33 +242,15 @@ class WhisperAudioEncoder(nn.Module):
         parameters = {name: value for name, value in tensors.items() if name.startswith("encoder.")}
         with torch.device("meta"):
             encoder = cls(dims)
-        expected = dict(encoder.encoder.state_dict())
-        ours = {openai: expected[name] for openai, name in _parameter_names(dims).items()}
-        _check_parameters(path, parameters, {name: tuple(value.shape) for name, value in ours.items()})
-        state_dict = {name: parameters[openai].float() for openai, name in _parameter_names(dims).items()}
-        encoder.encoder.load_state_dict(state_dict, assign=True)
-        encoder.encoder.embed_positions.requires_grad_(False)
+        expected = {name: tuple(value.shape) for name, value in encoder.state_dict().items()}
+        _check_parameters(path, parameters, expected)
+        encoder.load_state_dict({name: parameters[name].float() for name in expected}, assign=True)
+        encoder.encoder.positional_embedding.requires_grad_(False)
         return encoder.eval()
 
     def save_encoder(self, path: Path) -> None:
         """Write the parameters under OpenAI's names as safetensors, in their own type; :meth:`load` reads it back."""
-        state = self.encoder.state_dict()
-        names = _parameter_names(self.dims)
-        save_file({openai: state[name].detach().cpu().contiguous() for openai, name in names.items()}, path)
-
-
-def _parameter_names(dims: WhisperDims) -> dict[str, str]:
-    """OpenAI's name of every parameter of an encoder -> its name in transformers' WhisperEncoder."""
-    modules = {"conv1": "conv1", "conv2": "conv2"}
-    for layer in range(dims.n_audio_layer):
-        for openai, ours in _BLOCK_PARTS.items():
-            modules[f"blocks.{layer}.{openai}"] = f"layers.{layer}.{ours}"
-    names = {"encoder.positional_embedding": "embed_positions.weight"}
-    for openai, ours in modules.items():
-        names[f"encoder.{openai}.weight"] = f"{ours}.weight"
-        if not openai.endswith("attn.key"):  # Whisper's keys have no bias
-            names[f"encoder.{openai}.bias"] = f"{ours}.bias"
-    return names
+        save_file({name: value.detach().cpu().contiguous() for name, value in self.state_dict().items()}, path)
 
 
 class Wav2Vec2AudioEncoder(nn.Module):
@@ -295,7 +262,7 @@ class Wav2Vec2AudioEncoder(nn.Module):
 
     tokens_per_position = 1
 
-    def __init__(self, model: Wav2Vec2Model, adapter: nn.Linear, normalise: bool) -> None:
+    def __init__(self, model: Any, adapter: nn.Linear, normalise: bool) -> None:
         super().__init__()
         self.model = model
         self.adapter = adapter
@@ -342,8 +309,8 @@ class Wav2Vec2AudioEncoder(nn.Module):
         return cls(model, adapter, _normalises(folder)).eval()
 
 
-def _read_wav2vec2(folder: Path) -> Wav2Vec2Model:
-    """The model of a local transformers folder, float32. Raises InputError."""
+def _read_wav2vec2(folder: Path) -> Any:
+    """The Wav2Vec2Model of a local transformers folder, float32. Raises InputError."""
     if not (folder / "config.json").is_file():
         if folder.is_file():
             raise InputError(f"the wav2vec2 model {folder} is a file; name the folder with its config.json")
@@ -352,9 +319,10 @@ def _read_wav2vec2(folder: Path) -> Wav2Vec2Model:
     for file in sorted(folder.glob("*.safetensors")):
         refuse_pointer(file, "the wav2vec2 model")
     plain = any((folder / name).exists() for name in ("model.safetensors", "pytorch_model.bin"))
+    transformers = import_library("transformers")
     try:
-        config = Wav2Vec2Config.from_pretrained(folder, local_files_only=True)
-        model, report = Wav2Vec2Model.from_pretrained(
+        config = transformers.Wav2Vec2Config.from_pretrained(folder, local_files_only=True)
+        model, report = transformers.Wav2Vec2Model.from_pretrained(
             folder,
             config=config,
             local_files_only=True,
@@ -370,7 +338,7 @@ def _read_wav2vec2(folder: Path) -> Wav2Vec2Model:
     missing = sorted(set(report["missing_keys"]) - {"masked_spec_embed"})
     if missing:
         raise InputError(f"the wav2vec2 model in {folder} lacks {_listed(missing)}")
-    return cast(Wav2Vec2Model, model.float())
+    return model.float()
 
 
 def _read_adapter(path: Path) -> nn.Linear:

@@ -250,3 +250,44 @@ PUBLISHED: dict[str, Any] = {
     },
 }
 """The configuration of the published full-size networks."""
+
+
+_ONLY_AUTOENCODER: dict[str, object] = {"act_fn": "silu", "mid_block_add_attention": True}
+
+
+@dataclass(frozen=True, slots=True)
+class KLConfig:
+    """Widths of the published kind of autoencoder. ``widths`` are the channels of each level, from the finest."""
+
+    in_channels: int
+    out_channels: int
+    latent_channels: int
+    widths: tuple[int, ...]
+    layers: int
+    norm_groups: int
+    quant_conv: bool
+    post_quant_conv: bool
+
+    @classmethod
+    def from_mapping(cls, mapping: Mapping[str, Any]) -> KLConfig:
+        """Reads the configuration of an AutoencoderKL. Raises InputError."""
+        section = "autoencoder"
+        mapping = _mapping(section, mapping)
+        _only(section, mapping, _ONLY_AUTOENCODER)
+        widths = _widths(section, mapping, "block_out_channels", 1)
+        for key, kind in (("down_block_types", "DownEncoderBlock2D"), ("up_block_types", "UpDecoderBlock2D")):
+            names = mapping.get(key, [kind] * len(widths))
+            _only(section, {key: list(names) if isinstance(names, tuple) else names}, {key: [kind] * len(widths)})
+        groups = _integer(section, mapping, "norm_num_groups", 32)
+        if any(width % groups for width in widths):
+            raise InputError(f"{section}.block_out_channels is {list(widths)}, which {groups} norm groups must divide")
+        return cls(
+            in_channels=_integer(section, mapping, "in_channels", 3),
+            out_channels=_integer(section, mapping, "out_channels", 3),
+            latent_channels=_integer(section, mapping, "latent_channels", 4),
+            widths=widths,
+            layers=_integer(section, mapping, "layers_per_block", 1),
+            norm_groups=groups,
+            quant_conv=bool(mapping.get("use_quant_conv", True)),
+            post_quant_conv=bool(mapping.get("use_post_quant_conv", True)),
+        )

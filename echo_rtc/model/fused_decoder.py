@@ -1,5 +1,5 @@
-"""The published autoencoder's decoder as a GPU likes it: the same parameters and mathematics as diffusers', all frames
-of a part at once, with the passes and the upsampling of ``fused.py``. Runs anywhere, so that tests compare the two.
+"""The published autoencoder's decoder as a GPU likes it: the same parameters and mathematics, all frames of a
+part at once, with the passes and the upsampling of ``fused.py``. Runs anywhere, so that tests compare the two.
 """
 
 from __future__ import annotations
@@ -23,9 +23,8 @@ class FusedDecoder:
     """
 
     def __init__(self, autoencoder: KLAutoencoder, attend: AttentionChoice, eight_bits: bool = False) -> None:
-        vae: Any = autoencoder.vae
-        decoder = vae.decoder
-        self._entry, self._decoder, self._attend = vae.post_quant_conv, decoder, attend
+        decoder: Any = autoencoder.decoder
+        self._entry, self._decoder, self._attend = autoencoder.post_quant_conv, decoder, attend
         mid = decoder.mid_block
         self._mid = [FusedResnet(block, eight_bits) for block in mid.resnets]
         self._ups = [
@@ -46,8 +45,7 @@ class FusedDecoder:
         y = picture(*convolve(tokens_of(x), height, width, decoder.conv_in), decoder.conv_in.bias)
         y = self._mid[0]([y])
         for attention in decoder.mid_block.attentions:
-            if attention is not None:
-                y = self._look(y, attention)
+            y = self._look(y, attention)
         y = self._mid[1]([y])
         for resnets, doubled in self._ups:
             for resnet in resnets:

@@ -166,7 +166,7 @@ def save_safetensors_layout(
         "reference_unet": networks.reference,
         "denoising_unet": networks.denoiser,
         "pose_encoder": networks.pose,
-        "autoencoder": autoencoder.vae if isinstance(autoencoder, KLAutoencoder) else _module(autoencoder),
+        "autoencoder": _module(autoencoder),
     }
     for name, module in modules.items():
         state = {key: value.detach().to("cpu", dtype).contiguous() for key, value in module.state_dict().items()}
@@ -240,9 +240,9 @@ def _load_autoencoder(
     try:
         with torch.device("meta"):
             published = KLAutoencoder(config)
-    except (ValueError, TypeError, KeyError, AttributeError, IndexError) as error:
+    except InputError as error:
         raise InputError(f"the configuration of the autoencoder {description.vae} cannot be used: {error}") from error
-    settle(published.vae, new_names(read_state(path)), path)
+    settle(published, new_names(read_state(path)), path)
     return published
 
 

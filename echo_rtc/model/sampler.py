@@ -1,18 +1,18 @@
 """The diffusion: where it starts, which steps it takes, and how the conditional and unconditional halves are joined.
 
-The schedule is diffusers' DDIM (Song et al. 2020, "Denoising Diffusion Implicit Models") with v-prediction and zero
+The schedule is DDIM's (Song et al. 2020, "Denoising Diffusion Implicit Models") with v-prediction and zero
 terminal SNR (Lin et al. 2023, "Common Diffusion Noise Schedules and Sample Steps are Flawed"). Knows the denoising UNet
 only as something to call; knows nothing of audio, poses, pixels or clips.
 """
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Protocol
 
 import torch
-from diffusers import DDIMScheduler
 from torch import Tensor
 from torch.nn.functional import avg_pool2d, max_pool2d
 
@@ -32,19 +32,19 @@ SHIFT_PER_STEP = 3
 """Frames by which the window is cyclically shifted further at each step."""
 
 
-def make_scheduler() -> DDIMScheduler:
-    """The published noise schedule: linear betas rescaled to zero terminal SNR, v-prediction, trailing timesteps."""
-    return DDIMScheduler(
-        num_train_timesteps=1000,
-        beta_start=0.00085,
-        beta_end=0.012,
-        beta_schedule="linear",
-        rescale_betas_zero_snr=True,
-        prediction_type="v_prediction",
-        timestep_spacing="trailing",
-        steps_offset=1,
-        clip_sample=False,
-    )
+TIMESTEPS = 1000
+"""How many timesteps the networks were trained at."""
+
+
+@functools.cache
+def signal_shares() -> Tensor:
+    """The published noise schedule: how much of the signal's power is left at each timestep, (TIMESTEPS,) float32 on
+    the CPU, down to 0. Linear betas, rescaled to zero terminal SNR."""
+    root = (1 - torch.linspace(0.00085, 0.012, TIMESTEPS)).cumprod(0).sqrt()
+    share = ((root - root[-1]) * (root[0] / (root[0] - root[-1]))).square()
+    # Back to betas and forth again: so does the published code, and each rounding is part of the schedule.
+    betas = 1 - torch.cat([share[:1], share[1:] / share[:-1]])
+    return (1 - betas).cumprod(0)
 
 
 def draw_noise(shape: tuple[int, ...], seed: int) -> Tensor:
@@ -132,13 +132,14 @@ class Sampler:
             raise ValueError(f"{steps} steps from timestep {start}; such a model takes one")
         self._denoiser, self._cfg, self._start = denoiser, cfg, start
         self._guided_steps = steps if guided_steps is None else min(guided_steps, steps)
-        self._scheduler = make_scheduler()
-        self._scheduler.set_timesteps(steps)
+        self._number = steps
 
     @property
     def timesteps(self) -> list[int]:
         """The timesteps of the steps, from the noisiest."""
-        return [int(t) for t in self._scheduler.timesteps] if self._start is None else [self._start]
+        if self._start is not None:
+            return [self._start]
+        return [round(TIMESTEPS - n * TIMESTEPS / self._number) - 1 for n in range(self._number)]
 
     def steps(self, latents: Tensor, given: ClipConditions) -> Iterator[Step]:
         """From initial latents (1, C, F, h, w) float32, the steps one by one; the last one's latents are final."""
@@ -150,8 +151,11 @@ class Sampler:
 
     def advance(self, prediction: Tensor, timestep: int, latents: Tensor) -> Tensor:
         """One DDIM step: from the latents at ``timestep`` and the guided prediction of v to the next latents."""
-        following: Tensor = self._scheduler.step(prediction, timestep, latents, eta=0.0).prev_sample
-        return following
+        shares, following = signal_shares(), timestep - TIMESTEPS // self._number
+        now, after = shares[timestep], shares[following] if following >= 0 else torch.tensor(1.0)
+        clean = now.sqrt() * latents - (1 - now).sqrt() * prediction
+        noise = now.sqrt() * prediction + (1 - now).sqrt() * latents
+        return after.sqrt() * clean + (1 - after).sqrt() * noise
 
     def predict(self, latents: Tensor, timestep: int, given: ClipConditions, shift: int, guided: bool = True) -> Tensor:
         """The prediction of v, float32, for latents (1, C, F, h, w) whose window is shifted by ``shift`` frames; with

@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import AutoencoderTiny
 from torch import Tensor, nn
 
 from echo_rtc.errors import InputError
 from echo_rtc.model.kl_autoencoder import Autoencoder
+from echo_rtc.model.libraries import import_library
 
 
 class TinyDecoder(nn.Module):
@@ -24,7 +24,7 @@ class TinyDecoder(nn.Module):
 
     def __init__(self, config: Mapping[str, Any]) -> None:
         super().__init__()
-        self.vae: Any = AutoencoderTiny.from_config(dict(config))
+        self.vae: Any = import_library("diffusers").AutoencoderTiny.from_config(dict(config))
 
     def decode(self, latents: Tensor) -> Tensor:
         """Scaled latents (N, C, h, w) -> images (N, 3, H, W), about -1..1 (not clamped)."""

@@ -36,7 +36,7 @@ from echo_rtc.model.audio import WhisperAudioEncoder, frame_tokens, log_mel_spec
 from echo_rtc.model.autoencoder import PixelShuffleAutoencoder
 from echo_rtc.model.compiled import compile_layers
 from echo_rtc.model.pose_encoder import PoseEncoder
-from echo_rtc.model.sampler import make_scheduler
+from echo_rtc.model.sampler import signal_shares
 from echo_rtc.model.unet2d import ReferenceUNet
 from echo_rtc.model.unet3d import DenoisingUNet
 from echo_rtc.model.weights import check, read_state
@@ -171,7 +171,7 @@ class Trainer:
 
     def __init__(self, networks: Networks, encoder: WhisperAudioEncoder, device: torch.device) -> None:
         self.networks, self.encoder, self.device = networks, encoder, device
-        alpha = make_scheduler().alphas_cumprod[START_TIMESTEP]
+        alpha = signal_shares()[START_TIMESTEP]
         self.alpha, self.sigma = float(alpha.sqrt()), float((1 - alpha).sqrt())
         self.timestep = torch.full((1,), float(START_TIMESTEP), device=device)
         self.zero = torch.zeros(1, device=device)

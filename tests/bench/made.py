@@ -11,14 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import AutoencoderKL
+from diffusers import AutoencoderKL, DDIMScheduler
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from echo_rtc.model.audio import WhisperAudioEncoder, WhisperDims, frame_tokens
 from echo_rtc.model.kl_autoencoder import LATENT_SCALE
 from echo_rtc.model.pose_encoder import PoseEncoder
-from echo_rtc.model.sampler import make_scheduler
 from echo_rtc.model.unet2d import ReferenceUNet
 from echo_rtc.model.unet3d import DenoisingUNet
 from tests.model.small import AUDIO_WIDTH, denoising_unet, motion_config, randomise, reference_unet, unet_config
@@ -38,6 +37,20 @@ VAE: dict[str, Any] = {
     "layers_per_block": 1,
 }
 POSE: dict[str, Any] = {"block_out_channels": [4, 4, 8], "conditioning_embedding_channels": 32}
+
+
+def published_scheduler() -> DDIMScheduler:
+    """The noise schedule as the published code sets it up."""
+    return DDIMScheduler(
+        beta_start=0.00085,
+        beta_end=0.012,
+        beta_schedule="linear",
+        rescale_betas_zero_snr=True,
+        prediction_type="v_prediction",
+        timestep_spacing="trailing",
+        steps_offset=1,
+        clip_sample=False,
+    )
 
 
 @torch.inference_mode()
@@ -110,7 +123,7 @@ def _case(
 ) -> dict[str, Tensor]:
     """One guidance scale, fresh or chained."""
     cfg, start = kind
-    scheduler = make_scheduler()
+    scheduler = published_scheduler()
     scheduler.set_timesteps(STEPS)
     audio = tensors[f"audio_tokens_margin{MARGINS[1]}"][None, 2 * FPS :]
     pose = tensors["pose_features"]

@@ -16,15 +16,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from transformers import Wav2Vec2Config, Wav2Vec2Model
+from transformers import Wav2Vec2Config, Wav2Vec2Model, WhisperConfig
+from transformers.audio_utils import mel_filter_bank
+from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
 from echo_rtc.errors import InputError
 from echo_rtc.model.audio import (
+    SAMPLE_RATE,
     Wav2Vec2AudioEncoder,
     WhisperAudioEncoder,
     WhisperDims,
     frame_tokens,
     log_mel_spectrogram,
+    mel_filters,
 )
 
 DIMS = WhisperDims(n_mels=80, n_audio_ctx=60, n_audio_state=32, n_audio_head=4, n_audio_layer=2)
@@ -78,6 +82,13 @@ def test_log_mel_is_the_plain_arithmetic(samples: int) -> None:
     assert mels.shape == (80, samples // 160)
     assert mels.dtype == torch.float32
     torch.testing.assert_close(mels.double(), plain_log_mel(audio), atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("mels", [80, 128])
+def test_the_mel_filters_are_the_published_ones(mels: int) -> None:
+    expected = mel_filter_bank(201, mels, 0.0, 8000.0, SAMPLE_RATE, norm="slaney", mel_scale="slaney")
+    found = mel_filters(mels, torch.device("cpu"))
+    torch.testing.assert_close(found.double().T, torch.from_numpy(expected), atol=1e-9, rtol=1e-6)
 
 
 def test_the_floor_follows_the_loudest_sound_of_the_whole() -> None:
@@ -203,6 +214,45 @@ def test_the_encoder_is_the_plain_arithmetic(whisper: WhisperAudioEncoder, tmp_p
     torch.testing.assert_close(hidden, expected, atol=1e-4, rtol=1e-4)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+@torch.no_grad()
+def test_the_encoder_is_the_published_one(whisper: WhisperAudioEncoder, dtype: torch.dtype, tmp_path: Path) -> None:
+    config = WhisperConfig(
+        num_mel_bins=80,
+        max_source_positions=60,
+        d_model=32,
+        encoder_attention_heads=4,
+        encoder_ffn_dim=128,
+        encoder_layers=2,
+    )
+    theirs = WhisperEncoder(config).eval()
+    names = {
+        "blocks": "layers",
+        "attn.": "self_attn.",
+        "query": "q_proj",
+        "key": "k_proj",
+        "value": "v_proj",
+        "out.": "out_proj.",
+        "attn_ln": "self_attn_layer_norm",
+        "mlp.0": "fc1",
+        "mlp.2": "fc2",
+        "mlp_ln": "final_layer_norm",
+        "positional_embedding": "embed_positions.weight",
+    }
+    state = {}
+    for name, value in whisper.encoder.state_dict().items():
+        for ours, published in names.items():
+            name = name.replace(ours, published)
+        state[name] = value
+    state |= {name: value for name, value in theirs.state_dict().items() if name.startswith("layer_norm.")}
+    theirs.load_state_dict(state)
+    mels = torch.randn(2, 80, 120).to(dtype)
+    expected = theirs.to(dtype)(mels, output_hidden_states=True).hidden_states
+    found = whisper.to(dtype)(mels)
+    torch.testing.assert_close(found[:, :, 0], expected[0])
+    torch.testing.assert_close(found[:, :, 1], expected[1])
+
+
 def test_hidden_states_of_sound(whisper: WhisperAudioEncoder) -> None:
     audio = noise(9000)
     hidden = whisper.hidden_states(audio)
@@ -234,11 +284,11 @@ def test_it_learns() -> None:
     encoder = WhisperAudioEncoder(DIMS).train()
     encoder(torch.randn(3, 80, 50)).square().sum().backward()
     without = {name for name, parameter in encoder.named_parameters() if parameter.grad is None}
-    assert without == {"encoder.embed_positions.weight"}
+    assert without == {"encoder.positional_embedding"}
 
 
 def test_new_positions_are_sinusoids() -> None:
-    table = WhisperAudioEncoder(DIMS).encoder.embed_positions.weight
+    table = WhisperAudioEncoder(DIMS).encoder.positional_embedding
     steps = 10_000.0 ** (-torch.arange(16) / 15)
     angles = torch.arange(60)[:, None] * steps
     torch.testing.assert_close(table, torch.cat([angles.sin(), angles.cos()], dim=1), atol=1e-4, rtol=0)

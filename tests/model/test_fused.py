@@ -86,7 +86,7 @@ def test_the_decoder_is_diffusers(size: tuple[int, int]) -> None:
     ).eval()
     randomise(theirs)
     ours = KLAutoencoder(dict(theirs.config))
-    ours.vae.load_state_dict(theirs.state_dict())
+    ours.load_state_dict(theirs.state_dict())
     latents = torch.randn(3, 4, *size)
     expected = ours.decode(latents)
     assert relative_error(FusedDecoder(ours, AttentionChoice()).decode(latents), expected) < 1e-5

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pickle
+import re
 import shutil
 import zipfile
 from collections.abc import Callable
@@ -12,6 +13,7 @@ from typing import Any
 
 import pytest
 import torch
+from diffusers import AutoencoderKL
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -24,7 +26,7 @@ from echo_rtc.model.kl_autoencoder import LATENT_SCALE, KLAutoencoder, new_names
 from echo_rtc.model.loading import Networks, load_networks, save_safetensors_layout
 from echo_rtc.model.pose_encoder import PoseEncoder
 from echo_rtc.model.weights import fill, read_state
-from tests.model.small import AUDIO_WIDTH, MINI, denoising_unet, motion_config, reference_unet, unet_config
+from tests.model.small import AUDIO_WIDTH, MINI, denoising_unet, motion_config, randomise, reference_unet, unet_config
 
 CPU = torch.device("cpu")
 
@@ -304,16 +306,50 @@ def test_new_names_leaves_other_names_alone() -> None:
     assert list(new_names({name: torch.zeros(1) for name in names})) == names
 
 
-def test_kl_autoencoder_scales_the_mean() -> None:
-    autoencoder = load(MINI / "pretrained_weights").autoencoder
-    assert isinstance(autoencoder, KLAutoencoder)
-    assert (autoencoder.scale, autoencoder.latent_channels) == (8, 4)
-    images = torch.rand(2, 3, 16, 24) * 2 - 1
-    with torch.no_grad():
-        latents = autoencoder.encode(images)
-        assert torch.allclose(latents, autoencoder.vae.encode(images).latent_dist.mode() * LATENT_SCALE)
-        assert torch.allclose(autoencoder.decode(latents), autoencoder.vae.decode(latents / LATENT_SCALE).sample)
-    assert latents.shape == (2, 4, 2, 3)
+@pytest.mark.parametrize(
+    ("widths", "layers", "size", "convolved"), [((8, 16, 32, 32), 2, (16, 24), True), ((16, 8), 1, (10, 14), False)]
+)
+@torch.no_grad()
+def test_the_autoencoder_is_diffusers(
+    widths: tuple[int, ...], layers: int, size: tuple[int, int], convolved: bool
+) -> None:
+    theirs = AutoencoderKL(
+        down_block_types=("DownEncoderBlock2D",) * len(widths),
+        up_block_types=("UpDecoderBlock2D",) * len(widths),
+        block_out_channels=widths,
+        layers_per_block=layers,
+        norm_num_groups=4,
+        use_quant_conv=convolved,
+        use_post_quant_conv=convolved,
+    ).eval()
+    randomise(theirs)
+    ours = KLAutoencoder(dict(theirs.config))
+    ours.load_state_dict(theirs.state_dict())
+    assert (ours.scale, ours.latent_channels) == (2 ** (len(widths) - 1), 4)
+    images = torch.rand(2, 3, *size) * 2 - 1
+    expected = theirs.encode(images).latent_dist.mode() * LATENT_SCALE
+    for layout in (torch.contiguous_format, torch.channels_last):
+        latents = ours.encode(images.contiguous(memory_format=layout))
+        torch.testing.assert_close(latents, expected, atol=1e-5, rtol=1e-4)
+        decoded = ours.decode(expected.contiguous(memory_format=layout))
+        torch.testing.assert_close(decoded, theirs.decode(expected / LATENT_SCALE).sample, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "told"),
+    [
+        ("block_out_channels", [], "autoencoder.block_out_channels is []; a list of at least 1"),
+        ("block_out_channels", [6], "which 4 norm groups must divide"),
+        ("down_block_types", ["AttnDownEncoderBlock2D"], "autoencoder.down_block_types is ['AttnDownEncoderBlock2D']"),
+        ("up_block_types", None, "autoencoder.up_block_types is None"),
+        ("layers_per_block", "2", "autoencoder.layers_per_block is '2'; a whole number"),
+        ("act_fn", "gelu", "autoencoder.act_fn is 'gelu'; only 'silu' is supported"),
+    ],
+)
+def test_an_autoencoder_that_cannot_be_is_one_sentence(key: str, value: object, told: str) -> None:
+    config = {"block_out_channels": [8], "norm_num_groups": 4, key: value}
+    with pytest.raises(InputError, match=re.escape(told)):
+        KLAutoencoder(config)
 
 
 # -------------------------------------------------------------------------------------------------- our own layout
@@ -385,8 +421,8 @@ def test_half_precision_variants_are_loaded(published: Path, suffix: str) -> Non
     assert isinstance(whole.autoencoder, KLAutoencoder)
     loaded = load(published).autoencoder
     assert isinstance(loaded, KLAutoencoder)
-    for name, value in loaded.vae.state_dict().items():
-        assert torch.equal(value, whole.autoencoder.vae.state_dict()[name].half().float()), name
+    for name, value in loaded.state_dict().items():
+        assert torch.equal(value, whole.autoencoder.state_dict()[name].half().float()), name
 
 
 def test_the_autoencoder_may_be_named_by_its_file(published: Path) -> None:

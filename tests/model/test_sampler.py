@@ -6,19 +6,31 @@ import pytest
 import torch
 from torch import Tensor
 
-from echo_rtc.model.sampler import Sampler, draw_noise, initial_latents, make_scheduler
+from echo_rtc.model.sampler import Sampler, draw_noise, initial_latents, signal_shares
 from echo_rtc.model.unet3d import ClipConditions, DenoisingUNet, KeysValues
+from tests.bench.made import published_scheduler
 from tests.model.small import denoising_unet, motion_config, reference_unet
 from tests.model.test_networks import inputs
 
 
 def test_the_schedule_is_spaced_from_its_end_in_pure_noise() -> None:
-    scheduler = make_scheduler()
-    assert scheduler.alphas_cumprod[-1] == 0
-    assert scheduler.alphas_cumprod[0] > 0.999
+    assert signal_shares()[-1] == 0
+    assert signal_shares()[0] > 0.999
     unet = denoising_unet()
     assert Sampler(unet, 6, 1.0).timesteps == [999, 832, 666, 499, 332, 166]
     assert Sampler(unet, 2, 1.0).timesteps == [999, 499]
+
+
+@pytest.mark.parametrize("steps", [1, 3, 6, 7, 30, 64])
+def test_the_schedule_is_the_published_one(steps: int) -> None:
+    theirs, ours = published_scheduler(), Sampler(denoising_unet(), steps, 1.0)
+    theirs.set_timesteps(steps)
+    assert torch.equal(signal_shares(), theirs.alphas_cumprod)
+    assert ours.timesteps == theirs.timesteps.tolist()
+    latents, prediction = torch.randn(2, 1, 4, 3, 2, 2)
+    for timestep in ours.timesteps:
+        expected = theirs.step(prediction, timestep, latents, eta=0.0).prev_sample
+        assert torch.equal(ours.advance(prediction, timestep, latents), expected)
 
 
 def test_initial_noise_is_clamped_and_its_first_frame_is_chained() -> None:
@@ -80,7 +92,7 @@ def test_a_perfect_prediction_of_v_ends_in_the_clean_latents() -> None:
     """v = sqrt(a) noise - sqrt(1 - a) clean (Salimans & Ho 2022), from which every step must find the same clean."""
     clean, noise = torch.randn(1, 4, 2, 3, 3), torch.randn(1, 4, 2, 3, 3)
     sampler = Sampler(denoising_unet(motion_config(use_motion_module=False)), 4, 1.0)
-    alphas = make_scheduler().alphas_cumprod
+    alphas = signal_shares()
     latents = noise
     for timestep in sampler.timesteps:
         v = alphas[timestep].sqrt() * noise - (1 - alphas[timestep]).sqrt() * clean
