@@ -10,8 +10,8 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager, suppress
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -238,18 +238,32 @@ class Process:
         return self.child.returncode
 
 
+@contextmanager
+def hangup_not_ignored() -> Iterator[None]:
+    """Children that are started while inside react to SIGHUP, though the tests may run under nohup."""
+    ignored = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    if ignored:
+        signal.signal(signal.SIGHUP, lambda *_: None)  # unlike SIG_IGN, a handler does not outlast exec
+    try:
+        yield
+    finally:
+        if ignored:
+            signal.signal(signal.SIGHUP, signal.SIG_IGN)
+
+
 @asynccontextmanager
 async def process(*argv: str, **environ: str) -> AsyncIterator[Process]:
     """Starts the server with these flags; it and its children are gone afterwards."""
     clean = {key: value for key, value in os.environ.items() if not key.startswith("ECHO_RTC_")}
-    child = await asyncio.create_subprocess_exec(
-        sys.executable,
-        str(ROOT / "server.py"),
-        *argv,
-        env={**clean, **environ},
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.PIPE,
-    )
+    with hangup_not_ignored():
+        child = await asyncio.create_subprocess_exec(
+            sys.executable,
+            str(ROOT / "server.py"),
+            *argv,
+            env={**clean, **environ},
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.PIPE,
+        )
     try:
         yield Process(child, [])
     finally:

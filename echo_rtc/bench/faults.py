@@ -38,7 +38,12 @@ SERVER, CLIENT = "10.213.7.2", "10.213.7.1"
 SIZE = 160
 SETTLE_S = 3.0
 BACK_S = 6.0
-"""After a fault, how long the call is watched for coming back."""
+"""After a fault, how long the call is watched once picture and sound have come back."""
+RETURN_S = 15.0
+"""How long that is waited for."""
+FPS = 24
+PACKETS_S = 50
+"""Packets of sound in a second."""
 GONE_S = 30.0
 HOUR_S = 3600.0
 SYNC_PERCENTILE = 90
@@ -60,7 +65,8 @@ class Outcome:
     """A call through a fault. ``sync_ms``: by how much nine of ten beeps' pictures are apart from their sound at most,
     in the fault or after it. In the fault: ``lost_share`` and ``gap_ms``, packets of sound that did not come, and the
     longest run of them; ``frozen_ms``, the longest time without a frame. ``underruns``: how often the server had no
-    sound to send. ``held``: frames it repeated. ``came_back``: picture and sound come after it."""
+    sound to send. ``held``: frames it repeated. ``came_back``: picture and sound came after it, and at least half of
+    all frames and packets while the call was watched further."""
 
     fault: str
     sync_ms: float
@@ -239,10 +245,13 @@ async def _visit(session: aiohttp.ClientSession, url: str, name: str) -> Visitor
     return visitor
 
 
-async def _call(session: aiohttp.ClientSession, url: str, network: Network, fault: Fault) -> Outcome:
-    """A call that beeps: for SETTLE_S without a fault, then through the fault, then for BACK_S without."""
+async def _call(
+    session: aiohttp.ClientSession, url: str, network: Network, fault: Fault, watched_s: float = BACK_S
+) -> Outcome:
+    """A call that beeps: for SETTLE_S without a fault, then through the fault, then until it has come back and for
+    ``watched_s`` more."""
     beeps = Beeps.lasting(HOUR_S, gap_s=(0.35, 0.6))
-    recording = LossyRecording(fps=24)
+    recording = LossyRecording(fps=FPS)
     arrivals: list[float] = []
 
     def see(seen: Seen) -> None:
@@ -262,8 +271,7 @@ async def _call(session: aiohttp.ClientSession, url: str, network: Network, faul
             await asyncio.sleep(fault.seconds)
             frozen_s = float(np.diff([begun, *(when for when in arrivals if when > begun), loop.time()]).max())
             during = recording.sound[heard_by:]
-        await asyncio.sleep(BACK_S)
-        ended = loop.time()
+        came_back = await _came_back(recording, arrivals, watched_s)
         async with session.get(f"{url}/streams/{streams[0]}") as response:
             statistics = await response.json()
     finally:
@@ -280,8 +288,23 @@ async def _call(session: aiohttp.ClientSession, url: str, network: Network, faul
         frozen_ms=round(frozen_s * 1000),
         underruns=statistics["playout"]["underruns"],
         held=statistics["held"],
-        came_back=ended - arrivals[-1] < 1.0 and ended - recording.sound[-1].arrived_s < 1.0,
+        came_back=came_back,
     )
+
+
+async def _came_back(recording: Recording, arrivals: list[float], watched_s: float) -> bool:
+    """Whether from now on picture and sound come within RETURN_S, and half of each in the ``watched_s`` after that.
+    ``arrivals``: when frames arrived."""
+    loop = asyncio.get_running_loop()
+    frames, packets, until = len(arrivals), len(recording.sound), loop.time() + RETURN_S
+    while len(arrivals) == frames or len(recording.sound) == packets:
+        if loop.time() > until:
+            return False
+        await asyncio.sleep(0.01)  # frames have no event
+    frames, packets = len(arrivals), len(recording.sound)
+    await asyncio.sleep(watched_s)
+    half_s = watched_s / 2
+    return len(arrivals) - frames >= FPS * half_s and len(recording.sound) - packets >= PACKETS_S * half_s
 
 
 async def _long_block(

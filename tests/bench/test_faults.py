@@ -15,6 +15,8 @@ from echo_rtc.bench.support.calls import Heard
 from echo_rtc.bench.sync import BEEP_AMPLITUDE, Beeps
 from echo_rtc.errors import InputError
 
+WATCHED_S = 3.0
+
 needs_root = pytest.mark.skipif(
     os.geteuid() != 0 or not shutil.which("iptables"), reason="needs root and iptables to make a network"
 )
@@ -25,13 +27,13 @@ async def test_a_call_lives_through_loss_and_a_silent_network(tmp_path: Path) ->
     async with Network.made() as network, faults._server(network, str(tmp_path)) as server:
         url = f"http://{faults.SERVER}:{server.port}"
         async with aiohttp.ClientSession(headers={"Authorization": f"Bearer {TOKEN}"}) as session:
-            lossy = await faults._call(session, url, network, Fault("loss", 0.05, 5.0))
-            silent = await faults._call(session, url, network, Fault("silence", 1.0, 3.0))
+            lossy = await faults._call(session, url, network, Fault("loss", 0.05, 4.0), WATCHED_S)
+            silent = await faults._call(session, url, network, Fault("silence", 1.0, 3.0), WATCHED_S)
             freed_s, again_s = await faults._long_block(session, url, network, 0.0)
     for outcome in (lossy, silent):
-        assert outcome.came_back
+        assert outcome.came_back, outcome
         assert outcome.underruns == 0
-        assert outcome.beeps >= 3
+        assert outcome.beeps >= 2
         assert outcome.sync_ms <= 30
     assert lossy.lost_share < 0.15
     assert silent.gap_ms < 4_000

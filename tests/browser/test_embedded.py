@@ -1,4 +1,5 @@
-"""The whole product as a newcomer meets it: the default configuration, a spoken voice as the microphone, Chromium.
+"""The whole product as a newcomer meets it: the default configuration (of its avatars the first, each being half a
+minute's work on a small machine), a spoken voice as the microphone, Chromium.
 
 ``python -m pytest tests/browser/test_embedded.py --picture FILE.png`` keeps a picture of the call: the README's.
 """
@@ -11,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 
 from echo_rtc.clips import F32Array
 from tests.browser.conftest import ROOT, SAMPLE, PageFactory, ServerFactory
@@ -64,9 +66,12 @@ def _unlike(mouths: F32Array, others: F32Array) -> float:
 
 
 async def test_the_mouth_moves_with_the_voice_and_rests_without(
-    server: ServerFactory, page: PageFactory, voice: Path, pytestconfig: pytest.Config
+    server: ServerFactory, page: PageFactory, voice: Path, tmp_path: Path, pytestconfig: pytest.Config
 ) -> None:
-    running = await server(ROOT / "configs" / "embedded.yaml")
+    config = tmp_path / "embedded.yaml"
+    default = yaml.safe_load((ROOT / "configs" / "embedded.yaml").read_text())
+    config.write_text(yaml.safe_dump({**default, "avatars": {}}))
+    running = await server(config)
     visit = await page(running.url, voice=voice, viewport={"width": 1280, "height": 800})
     await visit.start()
     await visit.listen()

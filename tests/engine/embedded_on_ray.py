@@ -16,13 +16,14 @@ from echo_rtc.settings import load_settings
 
 
 async def main() -> None:
-    flags = ["--engine", "ray", "--devices", "cpu", "--pose-dir", "tests/data/poses"]
-    settings = replace(load_settings(flags, {}), avatars=())  # with few poses the idle loop is short
+    # At a third of the rate an idle loop has a third of the frames.
+    flags = ["--engine", "ray", "--devices", "cpu", "--fps", "8", "--clip-frames", "8", "--untrained"]
+    settings = replace(load_settings(flags, {}), avatars=())
     engine = create_engine(settings)
     await engine.start(lambda line: None)
     try:
-        audio = np.random.default_rng(1).normal(0, 0.1, settings.sample_rate * 5 // 2).astype(np.float32)
-        result = await engine.render(RenderRequest("default", audio, 12, 0, 0))
+        audio = np.random.default_rng(1).normal(0, 0.1, settings.sample_rate * 3).astype(np.float32)
+        result = await engine.render(RenderRequest("default", audio, 8, 0, 0))
     finally:
         await engine.close()
     children = [child for child in psutil.Process().children(recursive=True) if child.status() != psutil.STATUS_ZOMBIE]
