@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -94,17 +95,26 @@ def combinations(slowest: GeneratorSettings, compiled: bool) -> list[Combination
             found.append(Combination("float32, compiled", replace(slowest, compile_unet=True)))
         return found
     found = []
-    attentions = ["sdpa", "auto", *(["xformers"] if find_spec("xformers") else [])]
+    ours = ("sdpa", "auto", *(("xformers",) if find_spec("xformers") else ()))
+    attentions: dict[str, tuple[str, ...]] = {
+        "torch": ("sdpa",),
+        "triton": ours,
+    }  # the plain networks have PyTorch's attention
     for dtype in ("float32", "float16"):
         for kernels in ("torch", "triton") if launch.AVAILABLE else ("torch",):
             for graphs in (False, True):
-                for attention in attentions:
-                    changes = {"dtype": dtype, "kernels": kernels, "cuda_graphs": graphs, "attention": attention}
+                for attention in attentions[kernels]:
+                    changes: dict[str, Any] = {
+                        "dtype": dtype,
+                        "kernels": kernels,
+                        "cuda_graphs": graphs,
+                        "attention": attention,
+                    }
                     name = f"{dtype}, {kernels} kernels, {attention} attention{', graphs' if graphs else ''}"
-                    found.append(Combination(name, replace(slowest, **changes)))  # type: ignore[arg-type]
+                    found.append(Combination(name, replace(slowest, **changes)))
         if compiled:
             changes = {"dtype": dtype, "kernels": "auto", "cuda_graphs": True, "compile_unet": True}
-            found.append(Combination(f"{dtype}, compiled, graphs", replace(slowest, **changes)))  # type: ignore[arg-type]
+            found.append(Combination(f"{dtype}, compiled, graphs", replace(slowest, **changes)))
     half = replace(slowest, dtype="float16", cuda_graphs=True, attention="auto", kernels="auto", quantize_fp8=True)
     capability = torch.cuda.get_device_capability(slowest.device)
     if launch.AVAILABLE and capability >= HOPPER:

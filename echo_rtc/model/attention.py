@@ -35,6 +35,9 @@ _TRIALS = 5
 _MOST_SCORES = 1 << 28
 """Scores that the plain product may write: half a gigabyte."""
 
+_CANNOT = (RuntimeError, ValueError, NotImplementedError)
+"""What kernels raise for shapes that they are not made for."""
+
 Kernel = Callable[[Tensor, Tensor, Tensor], Tensor]
 """(N, L, H, d), (N, S, H, d), (N, S, H, d) -> (N, L, H, d)."""
 
@@ -82,6 +85,7 @@ def _xformers() -> Kernel:
 class AttentionChoice:
     """Attention by the kernel that ``kind`` names: "sdpa", "xformers", or "auto" for the fastest of all there are.
 
+    What xformers cannot compute, as the decoder's one head of width 512, is computed by the fastest of the others.
     ``chosen`` tells which, by (N, L, S, H, d). Raises SettingsError for xformers where it is not installed.
     """
 
@@ -92,27 +96,36 @@ class AttentionChoice:
         if self.kind not in CHOICES:
             raise SettingsError(f"attention is {self.kind!r}; it must be one of {', '.join(CHOICES)}")
         self._kernels: dict[str, Kernel] = {}
-        if self.kind == "xformers":
-            self._kernels["xformers"] = _xformers()
-        elif self.kind == "sdpa":
+        if self.kind == "sdpa":
             self._kernels["sdpa"] = _sdpa
-        else:
-            self._kernels = {name: _only(backend) for name, backend in _BACKENDS.items()} | {"product": _product}
-            try:
-                self._kernels["xformers"] = _xformers()
-            except SettingsError:
-                log.debug("xformers is not installed; it is not measured")
+            return
+        self._kernels = {name: _only(backend) for name, backend in _BACKENDS.items()} | {"product": _product}
+        try:
+            self._kernels["xformers"] = _xformers()
+        except SettingsError:
+            if self.kind == "xformers":
+                raise
+            log.debug("xformers is not installed; it is not measured")
 
     def __call__(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """Attention of q (N, L, H, d) over k and v (N, S, H, d) -> (N, L, H, d)."""
-        if self.kind == "auto" and not q.is_cuda:
+        if self.kind == "sdpa" or (self.kind == "auto" and not q.is_cuda):
             return _sdpa(q, k, v)
-        if self.kind != "auto":
-            return self._kernels[self.kind](q, k, v)
         key = (*q.shape[:2], k.shape[1], *q.shape[2:])
         if key not in self.chosen:
-            self.chosen[key] = self._fastest(q, k, v)
+            self.chosen[key] = self._fastest(q, k, v) if self.kind == "auto" else self._wanted(q, k, v)
         return self._kernels[self.chosen[key]](q, k, v)
+
+    def _wanted(self, q: Tensor, k: Tensor, v: Tensor) -> str:
+        """The name of the kernel that was asked for, or of another where it cannot compute these."""
+        try:
+            self._kernels[self.kind](q, k, v)
+            return self.kind
+        except _CANNOT:
+            instead = self._fastest(q, k, v)
+            what = f"{q.shape[2]} heads of width {q.shape[3]} over {k.shape[1]} places"
+            log.info("%s cannot compute %s; %s does", self.kind, what, instead)
+            return instead
 
     def _fastest(self, q: Tensor, k: Tensor, v: Tensor) -> str:
         """The name of the kernel that takes the least time (median of a few) among those that can compute it."""
@@ -122,7 +135,7 @@ class AttentionChoice:
                 with warnings.catch_warnings():  # PyTorch warns of what a kernel cannot do, at length
                     warnings.simplefilter("ignore")
                     times_ms[name] = _time_ms(lambda kernel=kernel: kernel(q, k, v))  # type: ignore[misc]
-            except (RuntimeError, ValueError, NotImplementedError):
+            except _CANNOT:
                 log.debug("the attention kernel %s cannot compute %s over %s", name, tuple(q.shape), tuple(k.shape))
         if not times_ms:
             raise SettingsError(f"no attention kernel here computes {tuple(q.shape)} over {tuple(k.shape)}")

@@ -679,6 +679,11 @@ def _quickest(
         if networks.tiny is None:
             raise SettingsError("vae is tiny, but this model has no distilled decoder; choose full")
         decode = networks.tiny.decode
+    if not fused and settings.attention == "xformers":
+        raise SettingsError(
+            "attention is xformers, which our own kernels on a GPU use; the plain networks (the CPU, kernels torch, "
+            "compile_unet, torchao's 8 bits) have PyTorch's attention; leave attention out"
+        )
     if settings.compile_unet:
         return networks.denoiser, compile_networks(networks.denoiser, decode, settings.compile_unet_mode)
     if not fused:

@@ -89,8 +89,8 @@ class ModelOptions:
         default="auto",
         metadata=about(
             "model",
-            "Attention kernels on a GPU: auto measures all there are, for each shape, at the start; sdpa leaves the "
-            "choice to PyTorch; xformers takes that library's (extra gpu).",
+            "Attention in our own kernels on a GPU: auto measures all kernels there are, for each shape, at the start; "
+            "sdpa leaves the choice to PyTorch; xformers takes that library's where it can (extra gpu).",
             choices=("auto", "sdpa", "xformers"),
         ),
     )

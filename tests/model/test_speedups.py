@@ -161,6 +161,31 @@ def test_xformers_is_used_where_it_is_and_asked_for_where_not(monkeypatch: pytes
         AttentionChoice("xformers")
 
 
+def test_what_xformers_cannot_compute_another_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As the decoder's one head of width 512."""
+
+    def narrow_only(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        if q.shape[3] > 8:
+            raise NotImplementedError("No operator found for `memory_efficient_attention_forward` with inputs:")
+        return q + v
+
+    monkeypatch.setitem(sys.modules, "xformers.ops", SimpleNamespace(memory_efficient_attention=narrow_only))
+    monkeypatch.setattr("echo_rtc.model.attention._time_ms", lambda compute: float(compute() is None))
+    choice = AttentionChoice("xformers")
+    choice._kernels["other"] = lambda q, k, v: v
+    narrow, wide = heads(5), torch.ones(2, 5, 1, 512)
+    choice._kernels = {name: choice._kernels[name] for name in ("xformers", "other")}
+    assert torch.equal(choice(narrow, narrow, narrow), 2 * narrow)
+    assert torch.equal(choice(wide, wide, wide), wide)
+    assert [*choice.chosen.values()] == ["xformers", "other"]
+
+
+def test_xformers_is_refused_where_nothing_would_use_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "xformers.ops", SimpleNamespace(memory_efficient_attention=None))
+    with pytest.raises(SettingsError, match="attention is xformers, which our own kernels on a GPU use"):
+        load(attention="xformers")
+
+
 # ----------------------------------------------------------------------------------------------------------- recording
 
 
