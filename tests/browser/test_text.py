@@ -10,6 +10,8 @@ from tests.browser.visit import WORDS_MS
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
 
+LONG = "One two three four five six seven eight nine ten, and many more numbers after that. " * 3
+"""Spoken for so long that a page that is behind for a while still comes to show it."""
 CHOICE = "Typed text, in the server's voice"
 
 
@@ -23,7 +25,7 @@ async def test_a_visitor_types_and_interrupts(server: ServerFactory, page: PageF
     await visit.live()
     field, interrupt = visit.page.get_by_label("Say this"), visit.page.get_by_role("button", name="Interrupt")
     await expect(interrupt).to_have_attribute("aria-disabled", "true")
-    await field.fill("One two three four five six seven eight nine ten, and many more numbers after that. " * 3)
+    await field.fill(LONG)
     await field.press("Enter")
     await expect(field).to_have_value("")
     await expect(interrupt).to_have_attribute("aria-disabled", "false")
@@ -36,7 +38,7 @@ async def test_a_visitor_types_and_interrupts(server: ServerFactory, page: PageF
     await expect(interrupt).to_have_attribute("aria-disabled", "true", timeout=WORDS_MS)
     await visit.state("Idle")
     async with visit.page.expect_event("requestfinished", lambda request: request.url.endswith("/speak")):
-        await field.fill("Once more.")
+        await field.fill(f"Once more. {LONG}")
         await visit.page.get_by_role("button", name="Say", exact=True).click()
     await visit.state("Speaking")
     await choice.select_option(label="Sample voice, without a microphone")

@@ -35,6 +35,8 @@ Element.prototype.attachShadow = function (options) {
 
 VIDEO = "document.querySelector('echo-rtc').shadowRoot.querySelector('video')"
 
+_STATE = "document.querySelector('echo-rtc').shadowRoot.querySelector('[part~=state]').textContent.trim()"
+
 _LUMA_OF_VIDEO = """
 () => {
   const video = VIDEO;
@@ -141,8 +143,11 @@ class Visit:
         await expect(self.part("title")).to_have_text(title)
 
     async def state(self, word: str) -> None:
-        """Waits for the call's state in words."""
-        await expect(self.part("state")).to_have_text(word)
+        """Waits for the call's state in words; it may pass sooner than ``expect``, which looks once a second, sees."""
+        try:
+            await self.until(f"{_STATE} === '{word}'")
+        except Error:  # the page was left meanwhile, or it never came
+            await expect(self.part("state")).to_have_text(word)
 
     async def figure(self, name: str) -> str:
         """A figure of the statistics, once it is there."""
