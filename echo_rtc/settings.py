@@ -281,7 +281,15 @@ class Settings(ModelOptions):
     )
     compile_cache: Path = field(
         default=Path("~/.cache/echo_rtc"),
-        metadata=about("model", "Directory that keeps compiled kernels from one start to the next."),
+        metadata=about("model", "Directory that keeps compiled kernels and idle loops from one start to the next."),
+    )
+    keep_idle_loops: bool = field(
+        default=True,
+        metadata=about(
+            "model",
+            "Keep the idle loops of avatars in the directory of --compile-cache, at most 2 GiB of them, and read them "
+            "at the next start instead of rendering them.",
+        ),
     )
     width: int = field(
         default=512, metadata=about("clips", "Output width.", unit="pixels", low=32, high=2048, even=True)

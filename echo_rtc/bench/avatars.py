@@ -66,7 +66,7 @@ def main(argv: list[str]) -> int:
 async def measure(seconds: float, streams: int) -> tuple[list[Phase], bool]:
     """The phases before, during and after the upload, all streams together; whether the avatar is there."""
     with tempfile.TemporaryDirectory() as folder:
-        settings = named_settings({"avatar_dir": folder})
+        settings = named_settings({"avatar_dir": folder, "keep_idle_loops": False})
         async with _voices(settings, streams) as (faces, library):
             await asyncio.sleep(SETTLE_S)
             watch = _Watch(faces)

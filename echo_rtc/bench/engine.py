@@ -44,7 +44,7 @@ from echo_rtc.engine.fleet import FleetEngine, FleetOptions
 from echo_rtc.engine.local import LocalEngine
 from echo_rtc.engine.ray_environment import RayOptions, prepare_environment
 from echo_rtc.engine.testcard import CardLoader, TestCardEngine
-from echo_rtc.engine.worker import ModelLoader, Renderer, WorkerSpec
+from echo_rtc.engine.worker import ModelLoader, ModelSource, Renderer, WorkerSpec
 from echo_rtc.errors import RenderError, SettingsError
 from echo_rtc.offline.batch import Job, render_all
 from echo_rtc.offline.render import OfflineOptions
@@ -80,7 +80,9 @@ class RandomLoader(ModelLoader):
         """The same otherwise."""
         return cls(**{field.name: getattr(loader, field.name) for field in dataclasses.fields(loader)})
 
-    def _described(self) -> Callable[[GeneratorSettings, Progress], ClipGenerator]:
+    def _source(self) -> ModelSource:
+        from echo_rtc.model.config import PUBLISHED
+
         def load(settings: GeneratorSettings, progress: Progress) -> ClipGenerator:
             import torch
 
@@ -92,7 +94,7 @@ class RandomLoader(ModelLoader):
             networks, audio = random_networks(device, DTYPES[settings.dtype], tiny=tiny)
             return ClipGenerator(networks, audio, settings)
 
-        return load
+        return ModelSource(load, [Path(__file__).with_name("generation.py")], PUBLISHED)
 
 
 @dataclass(frozen=True, slots=True)

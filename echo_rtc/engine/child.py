@@ -117,6 +117,7 @@ class _Messages(logging.handlers.QueueHandler):
 
     def __init__(self, pipe: Connection) -> None:
         super().__init__(queue.SimpleQueue())
+        self.setFormatter(logging.Formatter("%(message)s"))  # level and name travel with the record
         self._pipe = pipe
         self._turn = threading.Lock()
 

@@ -90,5 +90,6 @@ def _loader(settings: Settings, device: str, cores: float | None) -> ModelLoader
         options=ModelOptions.of(settings),
         use_init_latent=settings.use_init_latent,
         compile_cache=settings.compile_cache,
+        keep_idle_loops=settings.keep_idle_loops,
         cores=cores,
     )

@@ -206,7 +206,7 @@ class FleetEngine:
             report = await self._supervisor.start(self._open_worker, progress)
             first = next(iter(self._slots.values())).running
             for name in report.avatars:
-                progress(f"worker {first.name}: rendering the idle loop of avatar {name}")
+                progress(f"worker {first.name}: preparing the idle loop of avatar {name}")
                 await self._roster.render_loaded(name, first, self._options.start_timeout_s)
             self._supervisor.come_up()
             held = "1 stream is" if self.capacity == 1 else f"{self.capacity} streams are"

@@ -109,7 +109,9 @@ class RayClipWorker:
     def __init__(self, spec: WorkerSpec, clip_format: ClipFormat, log_level: int) -> None:
         self._messages: queue.SimpleQueue[Message] = queue.SimpleQueue()
         # Ray logs to files of its own; what the worker has to say goes to the server's log instead.
-        logging.basicConfig(handlers=[logging.handlers.QueueHandler(self._messages)], level=log_level, force=True)
+        handler = logging.handlers.QueueHandler(self._messages)
+        handler.setFormatter(logging.Formatter("%(message)s"))  # level and name travel with the record
+        logging.basicConfig(handlers=[handler], level=log_level, force=True)
         self._worker = ClipWorker(spec, clip_format)
         self._avatar: tuple[AvatarFiles, tempfile.TemporaryDirectory[str]] | None = None
         self._incarnation = secrets.token_hex(8)

@@ -11,13 +11,14 @@ import ctypes
 import logging
 import math
 import os
+import platform
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
@@ -26,9 +27,10 @@ import numpy as np
 from echo_rtc.clips import DEFAULT_AVATAR, ClipFormat, F16Array, YuvFrames
 from echo_rtc.engine.arithmetic import settle
 from echo_rtc.engine.devices import usable_cores
+from echo_rtc.engine.idle_loops import KeptLoops, Shelf, code_digest, files_as_found
 from echo_rtc.engine.speed import Speed
 from echo_rtc.errors import EchoRtcError, RenderError, first_line
-from echo_rtc.model.options import GeneratorSettings, ModelOptions
+from echo_rtc.model.options import INTEGERS, GeneratorSettings, ModelOptions
 from echo_rtc.rendering import Avatar, AvatarFiles, Progress, RenderRequest, RenderResult, TakeFrames
 
 if TYPE_CHECKING:
@@ -330,6 +332,16 @@ def _sentence(error: Exception) -> str:
 
 
 @dataclass(frozen=True, slots=True)
+class ModelSource:
+    """Where a model comes from: what loads it, the files (or folders of files) that hold its weights or decide them,
+    and what its networks are built from."""
+
+    load: Callable[[GeneratorSettings, Progress], ClipGenerator]
+    files: Sequence[Path]
+    config: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
 class ModelLoader:
     """Loads the EchoMimic-V2 clip generator on one device: the Loader of a server's workers.
 
@@ -349,19 +361,19 @@ class ModelLoader:
     cores: float | None = None
     idle_pose_dir: Path | None = None
     avatar_name: str = AVATAR
+    keep_idle_loops: bool = True
 
     def __call__(self, progress: Progress) -> Renderer:
         # OpenMP's threads spin while they wait for each other, unless they are told before torch is loaded. Where cores
         # are shared (with the media threads, with a browser), one that is off its core makes the others burn theirs.
         os.environ.setdefault("OMP_WAIT_POLICY", "passive")
-        if self.compile_cache is not None:
-            keep_compiled(self.compile_cache)
+        kept = self.compile_cache is not None and keep_compiled(self.compile_cache)
 
         # What a user can have got wrong comes first: a missing file need not wait for torch and the weights.
         from echo_rtc.model.image import load_reference_image
         from echo_rtc.model.pose_files import load_pose_sequence
 
-        load_generator = self._described()
+        source = self._source()
         load_reference_image(self.reference_image, self.format.width, self.format.height)
         load_pose_sequence(self.pose_dir)
         if self.idle_pose_dir is not None:
@@ -380,18 +392,22 @@ class ModelLoader:
             torch.cuda.set_device(self.device)
         dtype = fitting_dtype(self.device) if self.options.dtype == "auto" else self.options.dtype
         settings = GeneratorSettings.for_device(self.options, self.format, self.device, dtype)
-        generator = load_generator(settings, progress)
+        generator = source.load(settings, progress)
         progress(f"preparing avatar {self.avatar_name}")
-        generator.prepare_avatar(self.avatar_name, self.reference_image, self.pose_dir, self.idle_pose_dir)
-        renderer = _ModelRenderer(generator, self.use_init_latent)
+        loops = self._kept_loops(generator, source) if kept and self.keep_idle_loops else None
+        renderer = _ModelRenderer(generator, self.use_init_latent, loops)
+        files = AvatarFiles(self.avatar_name, self.reference_image, self.pose_dir, self.idle_pose_dir)
+        for _ in renderer.prepare_avatar(files):
+            pass
         if on_cpu and self.options.dtype == "auto" and dtype == "float32":
             progress("measuring float32 against 8-bit integers")
             clip = _sample_clip(renderer, self.format, self.format.clip_frames, loudness=0.0)
             renderer.notice = settle(renderer, generator, clip, self.format.fps)
         return renderer
 
-    def _described(self) -> Callable[[GeneratorSettings, Progress], ClipGenerator]:
-        """What loads the generator, once its description was found to be sound. Raises InputError or SettingsError."""
+    def _source(self) -> ModelSource:
+        """Where the model comes from, once its description was found to be sound. Raises InputError or
+        SettingsError."""
         from echo_rtc.model.description import ModelDescription
 
         description = ModelDescription.from_mapping(self.model, self.model_base)
@@ -401,12 +417,37 @@ class ModelLoader:
 
             return ClipGenerator.load(description, settings, progress)
 
-        return load
+        return ModelSource(load, description.files, description.config)
+
+    def _kept_loops(self, generator: ClipGenerator, source: ModelSource) -> KeptLoops | None:
+        """Where idle loops are kept; None where it cannot be told what decides how they look."""
+        import torch
+
+        import echo_rtc.model
+
+        assert self.compile_cache is not None
+        on_gpu = generator.device.type == "cuda"
+        kind = torch.cuda.get_device_name(generator.device) if on_gpu else torch.backends.cpu.get_cpu_capability()
+        try:
+            model = {
+                "code": code_digest(Path(echo_rtc.model.__path__[0])),
+                "torch": torch.__version__,
+                "device": [generator.device.type, platform.machine(), kind],
+                "weights": files_as_found(source.files),
+                "config": source.config,
+                "trained": generator.trained,
+                "chained": self.use_init_latent,
+            }
+        except OSError as error:
+            logger.warning("idle loops are not kept: %s", error)
+            return None
+        shelf = Shelf(self.compile_cache.expanduser() / "idle", self.format)
+        return KeptLoops(shelf, model, self.format.clip_frames)
 
 
-def keep_compiled(folder: Path) -> None:
-    """Has torch.compile and Triton keep what they compile in ``folder``, unless the environment names other places.
-    To be called before torch is loaded."""
+def keep_compiled(folder: Path) -> bool:
+    """Has torch.compile and Triton keep what they compile in ``folder``, unless the environment names other places;
+    whether it can be used. To be called before torch is loaded."""
     places = {"TORCHINDUCTOR_CACHE_DIR": "inductor", "TRITON_CACHE_DIR": "triton"}
     try:
         for variable, name in places.items():
@@ -414,7 +455,13 @@ def keep_compiled(folder: Path) -> None:
             place.mkdir(parents=True, exist_ok=True)
             os.environ.setdefault(variable, str(place))
     except (OSError, RuntimeError) as error:
-        logger.warning("compile_cache is %s, which cannot be used (%s); kernels are compiled again", folder, error)
+        logger.warning(
+            "compile_cache is %s, which cannot be used (%s); kernels are compiled and idle loops rendered again",
+            folder,
+            error,
+        )
+        return False
+    return True
 
 
 def keep_memory() -> None:
@@ -435,9 +482,10 @@ class _ModelRenderer:
 
     notice = ""
 
-    def __init__(self, generator: ClipGenerator, chained: bool) -> None:
+    def __init__(self, generator: ClipGenerator, chained: bool, loops: KeptLoops | None) -> None:
         self._generator = generator
         self._chained = chained
+        self._loops = loops
 
     @property
     def avatars(self) -> tuple[str, ...]:
@@ -452,13 +500,23 @@ class _ModelRenderer:
         return self._generator.generate(request, prepared, on_frames)
 
     def idle(self, avatar: str) -> Iterator[Avatar]:
-        return self._generator.idle_loop(avatar, chained=self._chained)
+        rendered = self._generator.idle_loop(avatar, chained=self._chained)
+        if self._loops is None:
+            return rendered
+        settings = {**asdict(self._generator.settings), "device": ""}
+        if settings["dtype"] == INTEGERS:
+            settings["fitted to"] = self._loops.first
+        return self._loops.through(avatar, settings, rendered)
 
     def prepare_avatar(self, files: AvatarFiles) -> Iterator[None]:
-        return self._generator.avatar_pieces(files.name, files.reference_image, files.pose_dir, files.idle_pose_dir)
+        yield from self._generator.avatar_pieces(files.name, files.reference_image, files.pose_dir, files.idle_pose_dir)
+        if self._loops is not None:
+            self._loops.note(files)
 
     def forget_avatar(self, name: str) -> None:
         self._generator.forget_avatar(name)
+        if self._loops is not None:
+            self._loops.forget(name)
 
     def work_ahead(self) -> bool:
         return self._generator.work_ahead()

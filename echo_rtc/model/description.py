@@ -12,7 +12,7 @@ import os
 import re
 import shlex
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -136,6 +136,12 @@ class ModelDescription:
         if sound is not None and sound.is_dir() and (sound / "tiny.pt").is_file():
             paths["audio_encoder"] = sound / "tiny.pt"
         return cls(weights=weights, config=config, **paths)  # type: ignore[arg-type]  # required ones are never None
+
+    @property
+    def files(self) -> list[Path]:
+        """The files and folders of all networks, whether they are there and used or not."""
+        places = (getattr(self, item.name) for item in fields(self) if item.name != "weights")
+        return [place for place in places if isinstance(place, Path)]
 
     @property
     def own_layout(self) -> bool:

@@ -45,6 +45,7 @@ def settings(engine: str, tmp_path: Path) -> Settings:
         use_init_latent=False,
         **asdict(MODEL),
         compile_cache=tmp_path / "cache",
+        keep_idle_loops=False,
         model={"weights": "weights"},
     )
 
@@ -76,6 +77,7 @@ def test_the_local_engine_and_everything_its_worker_is_told(tmp_path: Path) -> N
         options=MODEL,
         use_init_latent=False,
         compile_cache=tmp_path / "cache",
+        keep_idle_loops=False,
     )
 
 
