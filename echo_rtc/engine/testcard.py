@@ -75,6 +75,15 @@ class Act:
     dies: bool = False
     decode_s: float = 0.0
 
+    def need_s(self, clip_format: ClipFormat) -> float:
+        """After how long the clip's first frame can be shown, so that no other is late."""
+        if not self.decode_s:
+            return self.delay_s
+        after_first = clip_format.clip_frames - min(RUN_FRAMES, clip_format.clip_frames)
+        # Frames come at a constant pace: the first run is the one to wait for, or the last.
+        sooner_s = min(self.decode_s / clip_format.clip_frames, 1 / clip_format.fps) * after_first
+        return max(0.0, self.delay_s - sooner_s)
+
 
 Script = Callable[[int], Act]
 """Says what happens to clip number n of a stream (``pose_position // clip_frames``)."""
@@ -303,7 +312,7 @@ class TestCardEngine(FleetEngine):
 
         super().__init__(clip_format, specs, open_worker, options)
         self._admitted = capacity or max(1, math.floor(usable_cores() * USABLE_CORES / STREAM_CORES))
-        self._first_s = chosen(0).delay_s
+        self._need_s = chosen(0).need_s(clip_format)
 
     @property
     def capacity(self) -> int:
@@ -312,7 +321,7 @@ class TestCardEngine(FleetEngine):
 
     @property
     def expected_render_s(self) -> float:
-        return self._first_s
+        return self._need_s
 
 
 def _sleep_until(when_s: float) -> None:

@@ -16,7 +16,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from echo_rtc.clips import MEDIA_RATE, ClipFormat, S16Array
-from echo_rtc.counting import percentile
+from echo_rtc.media.need import RecentNeed
+from echo_rtc.media.pauses import PauseLevel
 from echo_rtc.media.slewed_clock import SlewedClock
 from echo_rtc.media.sound_ring import SoundRing
 from echo_rtc.media.timeline import HOLD_OFF_S
@@ -24,18 +25,16 @@ from echo_rtc.media.timeline import HOLD_OFF_S
 SLACK_S = 2.0
 """Sound and frames are kept for this much longer than ``max_latency_s``, whether they are read or not."""
 
-RECENT_CLIPS = 60
-"""The delay follows this many clips. At 0.5 s a clip a stall must hit four of them before it makes the call slower."""
-
-RENDER_PERCENTILE = 95
-"""This many of a hundred clips are to be there on time."""
-
-SHRINK_BY_S = 0.15
+SHRINK_BY_S = 0.1
 """Hysteresis: the delay shrinks only by at least this much, so that it does not follow every variation of rendering."""
+
+GROW_BY_FRAMES = 0.75
+"""The delay grows when it is short by this much of a frame: the margin has room for less."""
 
 FRAMES_PER_STEP = 2
 """The delay changes by one frame in this many: the idle loop then runs at half, or one and a half times, its speed for
-a while, which looks better than a jump."""
+a while, which looks better than a jump. Between the phrases of speech, where pauses are short, it shrinks with every
+frame: a pause then takes half its time."""
 
 GUARD_S = 0.05
 """Silence needed on both sides of a change of the delay."""
@@ -45,9 +44,6 @@ FADE_S = 0.005
 
 JUMP_FADE_S = 0.01
 """Sound that a jump breaks off fades out for this long."""
-
-PAUSE_RMS = 1 / 2000
-"""Sound below this level (-66 dB of full scale) is silence even in a clip that the gate admitted."""
 
 _GUARD = round(GUARD_S * MEDIA_RATE)
 _FADE = round(FADE_S * MEDIA_RATE)
@@ -115,7 +111,8 @@ class DelayLine:
         self._clock: SlewedClock | None = None
         self._arrived = (0.0, 0.0)
         self._pushed_s = 0.0
-        self._needs: deque[float] = deque([policy.render_s], maxlen=RECENT_CLIPS)
+        self._need = RecentNeed(clip_s, policy.render_s)
+        self._pause = PauseLevel(policy.silence_rms)
         self._target = self._samples_of(policy.render_s)
         self._delay = self._target
         self._set_point = self._target
@@ -142,8 +139,8 @@ class DelayLine:
 
     @property
     def render_p95_s(self) -> float:
-        """The nearest-rank percentile of what rendering took, the engine's own measure counting as one clip."""
-        return percentile(self._needs, RENDER_PERCENTILE)
+        """How long nearly every clip takes until it can be shown."""
+        return self._need.seconds
 
     @property
     def rate_ppm(self) -> float:
@@ -177,6 +174,7 @@ class DelayLine:
         if pcm.ndim != 1 or pcm.dtype != np.int16:
             raise ValueError(f"sound of shape {pcm.shape} and type {pcm.dtype}; mono int16 is expected")
         self.ring.push(pcm)
+        self._pause.push(pcm)
         self._pushed_s = now
         if self._clock is None:
             self.discipline(self.ring.head, now, 0, lambda first, last: False)
@@ -194,7 +192,7 @@ class DelayLine:
 
     def rendered(self, took_s: float) -> None:
         """A clip took ``took_s`` to render, its late sound included: the delay follows."""
-        self._needs.append(took_s)
+        self._need.add(took_s)
         self._target = self._samples_of(self.render_p95_s)
 
     def media_now(self, now: float) -> int:
@@ -292,7 +290,9 @@ class DelayLine:
         frame = self._frame_to_change(asked, next_frame)
         source = frame - last.frames
         other = source - self._direction
-        if frame < last.frame + FRAMES_PER_STEP or other < 0:
+        if frame <= last.frame or other < 0:
+            return
+        if frame < last.frame + FRAMES_PER_STEP and (self._direction > 0 or idle(source, source)):
             return
         old, new = self._sample(source), self._sample(other)
         if not self._silent(max(0, min(old, new) - _GUARD), max(old, new) + _FADE + _GUARD, idle):
@@ -315,18 +315,18 @@ class DelayLine:
             self._direction = int(short > 0 and self._delay <= longest)
         elif self._direction < 0:
             self._direction = -int(short <= -frame)
-        elif short > frame:
+        elif short > GROW_BY_FRAMES * frame:
             self._direction = 1
         elif short < -max(frame, SHRINK_BY_S * MEDIA_RATE):
             self._direction = -1
 
     def _silent(self, start: int, end: int, idle: Callable[[int, int], bool]) -> bool:
-        """Whether media samples ``start`` .. ``end`` are known to be silence: nearly no sound at all, or clips that the
+        """Whether media samples ``start`` .. ``end`` are known to be silence: the level of a pause, or clips that the
         gate took for silence and a level that confirms it."""
         if not self.ring.known(start, end):
             return False
         level = self.ring.loudest(start, end)
-        if level < PAUSE_RMS:
+        if level < self._pause.rms:
             return True
         first, last = (self._format.frame_of_sample(sample, MEDIA_RATE) for sample in (start, end - 1))
         return level < self._policy.silence_rms and idle(first, last)

@@ -26,12 +26,13 @@ from echo_rtc.stream.sync import SyncMeter
 from echo_rtc.stream.taps import Tap
 from echo_rtc.stream.viewers import Viewer
 
-LEAD_S = 0.04
+LEAD_S = 0.03
 """How long before it is due sound is taken from the playout, to be encoded in between. Packets that are ready when due
 keep encode time out of the sync."""
-PORTION_BLOCKS = 2
-"""Blocks of 20 ms that are encoded at once: more cost less, but are taken earlier. The playout's margin must be larger
-than LEAD_S and this together."""
+PORTION_BLOCKS = 3
+"""Most blocks of 20 ms that are encoded at once: more cost less, but are taken earlier. A portion begins with each
+block into which a frame falls, so that no frame is taken earlier than LEAD_S and a block before it is due; the
+playout's margin must be larger than that."""
 MAX_PORTION_BLOCKS = 10
 """Where the machine is too busy to keep up, up to this many blocks that are wanted already are encoded at once."""
 MAX_LAG_S = 0.5
@@ -115,7 +116,7 @@ class Recent:
 
 @dataclass(frozen=True, slots=True)
 class PumpOptions:
-    """``portion_blocks``: blocks of 20 ms that are encoded at once; what is taken can no longer be interrupted.
+    """``portion_blocks``: most blocks of 20 ms that are encoded at once; what is taken can no longer be interrupted.
     ``draw``: makes of each picture the one that leaves."""
 
     portion_blocks: int = PORTION_BLOCKS
@@ -173,7 +174,7 @@ class Pump:
                 self.counters.skipped_blocks += current - number
                 number = current
                 continue
-            end = number + self._options.portion_blocks
+            end = self._portion_end(number)
             while end < number + MAX_PORTION_BLOCKS and self._source.due(end * SOUND_BLOCK_SAMPLES) - LEAD_S <= now:
                 end += 1
             dues, portion = self._take(range(number, end), base, now)
@@ -187,6 +188,11 @@ class Pump:
         """The block to begin with: before position 0, so that the idle loop is seen until the first sound is due."""
         ahead_s = self._source.due(0) - self._clock() - LEAD_S
         return min(0, -math.floor(ahead_s * MEDIA_RATE / SOUND_BLOCK_SAMPLES))
+
+    def _portion_end(self, number: int) -> int:
+        """The block before which a portion ends that begins with block ``number``."""
+        last = number + self._options.portion_blocks
+        return next((end for end in range(number + 1, last) if self._frames_within(end * SOUND_BLOCK_SAMPLES)), last)
 
     def _take(self, numbers: range, base: int, now: float) -> tuple[_Dues, Portion]:
         """Takes blocks from the source, and the frames that fall into them. ``base`` makes their pts count from 0."""

@@ -92,16 +92,15 @@ class StreamOptions:
     """The settings of streams.
 
     ``vad_threshold``: RMS 0..1, 0 renders everything. ``max_latency_s``: upper bound of the delay.
-    ``margin_s``: what the delay
-    leaves for everything but clip and rendering; the pump takes frames up to 80 ms before they are due, and the rest is
-    for jitter. ``voice_timeout_s``: a stream whose microphone sends nothing for this long ends; 0: never. A microphone
-    that sends silence does send. ``source``: all but a microphone is pushed speech, faster than it is spoken.
-    ``burn``: what is drawn into each picture.
+    ``margin_s``: what the delay leaves for everything but clip and rendering; the pump takes frames up to 50 ms before
+    they are due, and the rest is for jitter. ``voice_timeout_s``: a stream whose microphone sends nothing for this long
+    ends; 0: never. A microphone that sends silence does send. ``source``: all but a microphone is pushed speech, faster
+    than it is spoken. ``burn``: what is drawn into each picture.
     """
 
     vad_threshold: float = 0.015
     max_latency_s: float = 3.0
-    margin_s: float = 0.15
+    margin_s: float = 0.09
     voice_timeout_s: float = 0.0
     source: VoiceSource = VoiceSource.MICROPHONE
     burn: BurnedMark | None = None
@@ -117,7 +116,8 @@ class StreamOptions:
         overlap_s = engine.continuity.overlap_frames / engine.format.fps
         return DelayPolicy(
             render_s=engine.expected_render_s + overlap_s,
-            margin_s=self.margin_s,
+            # Clips of pushed speech are completed with a tick.
+            margin_s=self.margin_s + (TICK_S if self.pushed else 0.0),
             max_latency_s=self.max_latency_s,
             silence_rms=self.vad_threshold,
             ahead_s=AHEAD_S if self.pushed else 0.0,

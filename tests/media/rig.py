@@ -61,6 +61,22 @@ def voice(seconds: float, silences: Iterable[tuple[float, float]] = (), floor: i
     return voiced
 
 
+def phrases(seconds: float, floor: int = 0, seed: int = 1) -> S16Array:
+    """Ordinary speech: a loud voice in phrases of 1.2 to 2.8 s, 0.2 to 0.6 s apart, and 0.1 s between words; there is
+    ``floor`` noise between."""
+    rng = np.random.default_rng(seed)
+    silences: list[tuple[float, float]] = []
+    now = 0.0
+    while now < seconds:
+        ends = now + rng.uniform(1.2, 2.8)
+        while (now := now + rng.uniform(0.25, 0.5)) < ends:
+            silences.append((now, now + 0.1))
+            now += 0.1
+        now += rng.uniform(0.2, 0.6)
+        silences.append((ends, now))
+    return voice(seconds, silences, floor, seed)
+
+
 def loud(sound: S16Array) -> S16Array:
     """The samples of the voice, without the silence between."""
     above: S16Array = sound[np.abs(sound.astype(np.int32)) > 2000]

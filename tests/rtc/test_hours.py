@@ -140,7 +140,7 @@ def belongings(stream: Stream) -> dict[str, int]:
     sized: dict[str, Callable[[], int]] = {
         "clips": lambda: len(playout._store),
         "shifts": lambda: len(playout._line._shifts),
-        "needs": lambda: len(playout._line._needs),
+        "needs": lambda: len(playout._line._need._needs),
         "line": lambda: playout._line.ring.capacity,
         "late": lambda: len(timeline._late),
         "pieces": lambda: sum(map(len, stream._listener._feed._clipper._pieces)),

@@ -19,6 +19,7 @@ from echo_rtc.stream.encoder_bank import EncodedFrame, EncodedPortion, Portion
 from echo_rtc.stream.pump import LEAD_S, MAX_LAG_S, MAX_PORTION_BLOCKS, PORTION_BLOCKS, Pump, PumpOptions
 from echo_rtc.stream.queues import MediaQueue
 from echo_rtc.stream.sinks import PacketSink
+from echo_rtc.stream.stream import StreamOptions
 from echo_rtc.stream.taps import FrameQueue, Tap
 from echo_rtc.stream.viewers import DueFrame, Viewer
 from tests.support.virtual import run
@@ -40,6 +41,8 @@ class Source:
     rate: float = 1.0
     kind: FrameKind = FrameKind.RENDERED
     asked: list[int] = field(default_factory=list)
+    ahead_s: list[float] = field(default_factory=list)
+    """How long before it was due each frame was asked for."""
 
     def due(self, position: int) -> float:
         return self.begins + position / MEDIA_RATE / self.rate
@@ -55,6 +58,8 @@ class Source:
 
     def frame(self, number: int) -> tuple[YuvFrames, FrameKind]:
         self.asked.append(number)
+        due = self.due(-(-number * MEDIA_RATE // FORMAT.fps))
+        self.ahead_s.append(due - asyncio.get_running_loop().time())
         return frames(1, 100), self.kind
 
     def idle_frame(self, number: int) -> YuvFrames:
@@ -176,6 +181,15 @@ def test_the_idle_loop_shows_until_the_sources_first_frame() -> None:
     assert len(before) >= (DELAY_S - LEAD_S - 0.05) * 24
     assert set(after) == {bytes([100])}
     assert source.asked == list(range(len(source.asked)))
+
+
+def test_no_frame_is_taken_long_before_it_is_due() -> None:
+    """The playout's margin has room for it, and a portion for each frame is enough."""
+    bank = Bank()
+    seen, _, source, _ = pump_for(20.0, bank)
+    assert LEAD_S - 1e-3 <= min(source.ahead_s) <= max(source.ahead_s) <= LEAD_S + 0.02
+    assert max(source.ahead_s) < StreamOptions().margin_s - 0.03
+    assert bank.portions <= len(seen.picture) + 2
 
 
 @pytest.mark.parametrize("rate", [1 - 500e-6, 1 + 500e-6])
