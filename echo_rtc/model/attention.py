@@ -20,6 +20,7 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from echo_rtc.errors import SettingsError
+from echo_rtc.model.kernels.narrow_attention import narrow_attention
 from echo_rtc.model.options import choices_of
 
 log = logging.getLogger(__name__)
@@ -99,7 +100,8 @@ class AttentionChoice:
         if self.kind == "sdpa":
             self._kernels["sdpa"] = _sdpa
             return
-        self._kernels = {name: _only(backend) for name, backend in _BACKENDS.items()} | {"product": _product}
+        self._kernels = {name: _only(backend) for name, backend in _BACKENDS.items()}
+        self._kernels |= {"narrow": narrow_attention, "product": _product}
         try:
             self._kernels["xformers"] = _xformers()
         except SettingsError:

@@ -49,6 +49,7 @@ def test_a_profile_tells_the_parts_of_steps_and_decoder() -> None:
     ("name", "part"),
     [
         ("cudnn_generated_fort_native_sdpa_sm90_flash_fprop_wgmma_f16_knob_3", "attention over pixels and sound"),
+        ("narrow_attention", "attention over pixels and sound"),
         ("_frame_attention_kernel", "attention over frames"),
         ("nvjet_sm90_hsh_128x256_64x4_2x1_v_bz_coopA_NTN", "products"),
         ("sm90_xmma_fprop_implicit_gemm_f16f16_f16f32_f32_nhwckrsc_nhwc_tilesize128x128x64", "convolutions"),
