@@ -189,10 +189,6 @@ def test_the_model_knows_no_wire() -> None:
     )
 
 
-def test_the_model_starts_without_the_large_libraries() -> None:
-    assert loaded(["echo_rtc.model.generator"], ("transformers", "diffusers", "torchao", "tensorflow", "jax")) == {}
-
-
 def test_the_check_sees_what_it_looks_for() -> None:
     assert loaded(["echo_rtc.rtc.offer"], ("aiortc", "torch")) == {"aiortc": "echo_rtc.rtc.offer"}
     assert "echo_rtc.clips" in set(imports_of(PACKAGE / "rendering.py"))

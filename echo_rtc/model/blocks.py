@@ -40,6 +40,13 @@ def sinusoid(timesteps: Tensor, width: int, flip_sin_to_cos: bool, freq_shift: f
     return F.pad(torch.cat(parts, dim=1), (0, width % 2))
 
 
+def draw_weights(weight: Tensor, std: float) -> None:
+    """Fills new weights with normal numbers. On the meta device there is nothing to fill, and torch would import its
+    compiler for it, which takes a second or more."""
+    if not weight.is_meta:
+        nn.init.normal_(weight, std=std)
+
+
 class Pointwise(nn.Conv2d):
     """A 1x1 convolution, computed as the linear layer over channels that it is: no layout changes, and PyTorch has no
     quick 1x1 convolution for few images on one thread."""

@@ -18,14 +18,16 @@ from echo_rtc.model.config import MotionConfig
 def frame_sinusoid(first: int, count: int, width: int) -> Tensor:
     """(count, width) float32 for the positions from ``first`` on: sines in even, cosines in odd channels.
 
-    Vaswani et al. 2017, "Attention Is All You Need", section 3.5.
+    Vaswani et al. 2017, "Attention Is All You Need", section 3.5. Computed on the CPU, then on the default device: for
+    arithmetic on the meta device torch imports its compiler, which takes a second or more.
     """
-    position = torch.arange(first, first + count, dtype=torch.float32)[:, None]
-    rate = torch.exp(torch.arange(0, width, 2, dtype=torch.float32) * (-math.log(10000.0) / width))
-    table = torch.zeros(count, width)
-    table[:, 0::2] = torch.sin(position * rate)
-    table[:, 1::2] = torch.cos(position * rate)[:, : width // 2]
-    return table
+    with torch.device("cpu"):
+        position = torch.arange(first, first + count, dtype=torch.float32)[:, None]
+        rate = torch.exp(torch.arange(0, width, 2, dtype=torch.float32) * (-math.log(10000.0) / width))
+        table = torch.zeros(count, width)
+        table[:, 0::2] = torch.sin(position * rate)
+        table[:, 1::2] = torch.cos(position * rate)[:, : width // 2]
+    return table.to(torch.get_default_device())
 
 
 class FramePositions(nn.Module):

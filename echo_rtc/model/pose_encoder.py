@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from echo_rtc.model.blocks import draw_weights
 from echo_rtc.model.config import PoseEncoderConfig
 
 
@@ -38,7 +39,7 @@ class PoseEncoder(nn.Module):
         # be left after a few layers, nor any gradient. A gain of two keeps its size.
         for convolution in (self.conv_in, *self.blocks):
             assert isinstance(convolution, nn.Conv2d)
-            nn.init.normal_(convolution.weight, std=2 / math.sqrt(convolution.weight[0].numel()))
+            draw_weights(convolution.weight, 2 / math.sqrt(convolution.weight[0].numel()))
             assert convolution.bias is not None
             nn.init.zeros_(convolution.bias)
         # A pose without influence is where training starts from.

@@ -6,11 +6,12 @@ hidden states; knows no sound and no files.
 
 from __future__ import annotations
 
-import math
-
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from echo_rtc.model.blocks import draw_weights
 
 _INITIAL_STD = 0.02
 """Standard deviation of new weights."""
@@ -72,7 +73,7 @@ class WhisperEncoder(nn.Module):
         self.blocks = nn.ModuleList([Block(width, heads) for _ in range(layers)])
         for module in self.modules():
             if isinstance(module, nn.Linear | nn.Conv1d):
-                nn.init.normal_(module.weight, std=_INITIAL_STD)
+                draw_weights(module.weight, _INITIAL_STD)
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
 
@@ -86,8 +87,9 @@ class WhisperEncoder(nn.Module):
 
 
 def _sinusoids(positions: int, width: int) -> Tensor:
-    """(positions, width): sines, then cosines, at geometric frequencies from 1 down to 1/10000."""
-    half = width // 2
-    frequencies = torch.exp(-math.log(10_000) / (half - 1) * torch.arange(half))
-    angles = torch.arange(positions)[:, None] * frequencies
-    return torch.cat([angles.sin(), angles.cos()], dim=1)
+    """(positions, width) on the default device: sines, then cosines, at geometric frequencies from 1 down to
+    1/10000."""
+    frequencies = 10_000.0 ** -np.linspace(0.0, 1.0, width // 2)
+    angles = np.arange(positions)[:, None] * frequencies
+    table = np.concatenate([np.sin(angles), np.cos(angles)], axis=1).astype(np.float32)
+    return torch.from_numpy(table).to(torch.get_default_device())
