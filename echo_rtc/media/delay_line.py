@@ -28,8 +28,11 @@ SLACK_S = 2.0
 SHRINK_BY_S = 0.1
 """Hysteresis: the delay shrinks only by at least this much, so that it does not follow every variation of rendering."""
 
-GROW_BY_FRAMES = 0.75
-"""The delay grows when it is short by this much of a frame: the margin has room for less."""
+SLEW_BY_S = 0.025
+"""An error of more than this that is too small for frames is made up for by the clock, inaudibly; jitter is less."""
+
+GROW_BY_S = 0.03
+"""The delay grows when it is short by more than this: the margin has room for as much."""
 
 FRAMES_PER_STEP = 2
 """The delay changes by one frame in this many: the idle loop then runs at half, or one and a half times, its speed for
@@ -165,6 +168,8 @@ class DelayLine:
         self._choose_direction()
         if self._direction:
             self._move_delay(self._next_free(now), next_frame, idle)
+        elif abs(self._target - self._set_point) > SLEW_BY_S * MEDIA_RATE:
+            self._set_point = self._target
         clock.steer(self._delay - self._set_point, now)
 
     def push(self, start_sample: int, pcm: S16Array, now: float) -> None:
@@ -315,7 +320,7 @@ class DelayLine:
             self._direction = int(short > 0 and self._delay <= longest)
         elif self._direction < 0:
             self._direction = -int(short <= -frame)
-        elif short > GROW_BY_FRAMES * frame:
+        elif short > GROW_BY_S * MEDIA_RATE:
             self._direction = 1
         elif short < -max(frame, SHRINK_BY_S * MEDIA_RATE):
             self._direction = -1

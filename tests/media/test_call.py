@@ -205,8 +205,8 @@ def test_delay_grows_in_silence_only(floor: int) -> None:
     assert statistics.delay_s == pytest.approx(0.5 + 0.9 + 0.2, abs=2 * FRAME_S)
     assert np.ptp(delays_between(rig, 1.0, 6.0 + 0.7)) < 0.003
     assert np.ptp(delays_between(rig, 9.5, 14.5)) < 0.003
-    # Grown is grown: the clock does not creep back. And the idle loop slows down rather than stopping.
-    assert abs(statistics.rate_ppm) < 20
+    # Grown is grown: the clock makes up for less than a frame only. And the idle loop slows down rather than stopping.
+    assert delays_between(rig, 32.0, 40.0).min() >= 1.6 - 0.001
     steps = np.diff([shown.source for shown in rig.shown if shown.kind is FrameKind.IDLE])
     assert not np.any((steps[1:] == 0) & (steps[:-1] == 0))
     # In the first stretch of speech all frames are late; when the delay has grown none is.
