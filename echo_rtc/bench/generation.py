@@ -172,7 +172,7 @@ def measure(networks: Networks, audio: AudioEncoder, settings: GeneratorSettings
     cuda = generator.device.type == "cuda"
     for index in range(_WARM_UP_CLIPS + clips):
         sound = noise.normal(0.0, 0.1, samples).astype(np.float32)
-        request = replace(request, audio=sound, seed=index, pose_position=index * clip.clip_frames)
+        request = replace(request, audio=sound)  # the poses stay: those of a speaking loop are drawn before its clips
         arrivals = Arrivals(clip, request, lambda frames: None, time.perf_counter)
         before = time.perf_counter()
         arrivals.begin()

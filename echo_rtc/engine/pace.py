@@ -25,8 +25,8 @@ ADMISSION = 0.85
 longer than usual."""
 
 SHARED = 0.95
-"""The share of several workers' time that streams without a worker of their own may fill: their clips wait for each
-other."""
+"""The share of one or several workers' time that streams without a worker of their own may fill: their clips wait for
+each other, and a full worker does not catch up with what is late."""
 
 RAISE = 0.99
 RETURN = 0.95
@@ -171,12 +171,13 @@ class _Planning:
 
     def _room(self, steps: int) -> dict[str, int]:
         """How many streams each worker holds by itself."""
-        return {
-            worker: math.floor(
-                self._share(worker, steps) * self._budget.clip_s / self._seconds(worker, steps) + ROUNDING
-            )
-            for worker in self._workers
-        }
+        return {worker: self._holds(worker, steps, self._share(worker, steps)) for worker in self._workers}
+
+    def _holds(self, worker: str, steps: int, share: float) -> int:
+        """How many streams a ``share`` of a worker's time is enough for; several leave some of it free."""
+        rate = self._budget.clip_s / self._seconds(worker, steps)
+        several = math.floor(min(share, SHARED) * rate + ROUNDING)
+        return several if several > 1 else min(1, math.floor(share * rate + ROUNDING))
 
     def _rate(self, workers: Iterable[str], steps: int, overlapping: bool = False) -> float:
         """How many streams' clips these workers render in the time of one."""
@@ -208,8 +209,7 @@ class _Planning:
         before = self._steps.get(worker, self._budget.steps)
 
         def holds(steps: int) -> bool:
-            share = RAISE if steps > before else 1.0
-            return streams * self._seconds(worker, steps) <= share * self._budget.clip_s + ROUNDING
+            return self._holds(worker, steps, RAISE if steps > before else 1.0) >= streams
 
         return self._best(holds)
 

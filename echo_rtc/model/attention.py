@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from echo_rtc.errors import SettingsError
+from echo_rtc.errors import SettingsError, first_line
 from echo_rtc.model.kernels.narrow_attention import narrow_attention
 from echo_rtc.model.options import choices_of
 
@@ -96,6 +96,7 @@ class AttentionChoice:
     def __post_init__(self) -> None:
         if self.kind not in CHOICES:
             raise SettingsError(f"attention is {self.kind!r}; it must be one of {', '.join(CHOICES)}")
+        self._said = False
         self._kernels: dict[str, Kernel] = {}
         if self.kind == "sdpa":
             self._kernels["sdpa"] = _sdpa
@@ -123,10 +124,13 @@ class AttentionChoice:
         try:
             self._kernels[self.kind](q, k, v)
             return self.kind
-        except _CANNOT:
+        except _CANNOT as error:
             instead = self._fastest(q, k, v)
             what = f"{q.shape[2]} heads of width {q.shape[3]} over {k.shape[1]} places"
-            log.info("%s cannot compute %s; %s does", self.kind, what, instead)
+            # A library that was built for another PyTorch computes nothing: the first line says why.
+            level = logging.INFO if self._said else logging.WARNING
+            log.log(level, "%s cannot compute %s (%s); %s does", self.kind, what, first_line(error), instead)
+            self._said = True
             return instead
 
     def _fastest(self, q: Tensor, k: Tensor, v: Tensor) -> str:

@@ -54,6 +54,13 @@ def test_two_streams_on_one_card_share_fewer_steps_evenly() -> None:
     assert (capacity(BUDGET, clip_s.values()), steps_of(BUDGET, [*clip_s.values()], 2)) == (2, 5)
 
 
+def test_streams_that_share_a_card_leave_some_of_it_free() -> None:
+    """They wait for each other: 98 % of a card's time, as was measured, leaves nothing to catch up with."""
+    assert {place.steps for place in plan(BUDGET, cards(a=0.246), new(2)).values()} == {5}
+    assert {place.steps for place in plan(BUDGET, cards(a=0.237), new(2)).values()} == {6}
+    assert {place.steps for place in plan(BUDGET, cards(a=0.492), new(1)).values()} == {6}, "it waits for no other"
+
+
 def test_only_what_no_worker_holds_is_spread() -> None:
     slow = cards(a=0.8, b=0.8)
     assert plan(BUDGET, slow, new(1)) == {"s0": Place(frozenset("ab"), 4, spread=True)}
