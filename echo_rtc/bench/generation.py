@@ -377,7 +377,8 @@ def main(argv: list[str]) -> int:
         device=arguments.device,
         **flags_of(arguments),
     )
-    networks, audio = random_networks(device, DTYPES[settings.dtype], tiny=settings.vae == "tiny")
+    distilled = settings.vae == "tiny" or arguments.sweep == "all"
+    networks, audio = random_networks(device, DTYPES[settings.dtype], tiny=distilled)
     figures = measure(networks, audio, settings, arguments.clips)
     figures.tflop = count_tflop(settings)
     times = figures.stages | {"whole clip": figures.clip_ms, "until it can be shown": figures.shown_ms}

@@ -75,6 +75,25 @@ def test_operations_are_those_of_the_published_sizes() -> None:
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+@pytest.mark.parametrize(
+    ("flags", "distilled"),
+    [([], False), (["--vae", "tiny"], True), (["--sweep"], True), (["--sweep", "guided"], False)],
+)
+def test_the_distilled_decoder_is_made_where_it_is_needed(
+    flags: list[str], distilled: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[bool] = []
+
+    def networks(device: torch.device, dtype: torch.dtype, tiny: bool = False) -> tuple[object, object]:
+        made.append(tiny)
+        raise KeyboardInterrupt  # all that is measured would follow
+
+    monkeypatch.setattr("echo_rtc.bench.generation.random_networks", networks)
+    with pytest.raises(KeyboardInterrupt):
+        generation.main(["--device", "cpu", "--dtype", "float32", *flags])
+    assert made == [distilled]
+
+
 def test_a_machine_without_a_gpu_is_told_so(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["generation"]) == 2
     assert "PyTorch sees no CUDA device" in capsys.readouterr().err
