@@ -383,6 +383,7 @@ class ModelLoader:
         import torch
 
         from echo_rtc.model.generator import fitting_dtype
+        from echo_rtc.model.kernels.narrow_attention import compile_ahead
 
         on_cpu = self.device == "cpu"
         if on_cpu:
@@ -390,6 +391,7 @@ class ModelLoader:
             torch.set_num_threads(math.ceil(self.cores or usable_cores()))
         else:
             torch.cuda.set_device(self.device)
+            compile_ahead(self.device)
         dtype = fitting_dtype(self.device) if self.options.dtype == "auto" else self.options.dtype
         settings = GeneratorSettings.for_device(self.options, self.format, self.device, dtype)
         generator = source.load(settings, progress)

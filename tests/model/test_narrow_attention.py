@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import re
+import threading
 from types import SimpleNamespace
 from typing import Any
 
@@ -12,6 +13,7 @@ import torch
 from torch import Tensor
 
 from echo_rtc.model.attention import AttentionChoice
+from echo_rtc.model.kernels import narrow_attention as narrow
 from echo_rtc.model.kernels import nvrtc
 from echo_rtc.model.kernels.narrow_attention import WIDTH, launch_of, narrow_attention, product, source
 
@@ -31,6 +33,26 @@ def test_auto_goes_on_without_it(monkeypatch: pytest.MonkeyPatch) -> None:
     choice = AttentionChoice()
     assert "narrow" in choice._kernels
     assert choice._fastest(q, q, q) != "narrow"
+
+
+@pytest.mark.parametrize(("capability", "expected"), [((9, 0), 1), ((8, 9), 0), ((10, 0), 0)])
+def test_it_is_compiled_ahead_where_it_can_be_used(
+    capability: tuple[int, int], expected: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A compiler that fails is no failure of the start: another kernel is chosen then."""
+    asked: list[str] = []
+
+    def fail(text: str, architecture: str) -> bytes:
+        asked.append(architecture)
+        raise RuntimeError("NVRTC refuses the kernel")
+
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    monkeypatch.setattr(narrow, "compile_source", fail)
+    narrow.compile_ahead("cuda:0")
+    for thread in threading.enumerate():
+        if thread.name == "nvrtc":
+            thread.join()
+    assert asked == ["sm_90a"] * expected
 
 
 @pytest.mark.parametrize(("rows", "blocks"), [(1, 2), (192, 2), (384, 2), (385, 4), (4096, 22)])

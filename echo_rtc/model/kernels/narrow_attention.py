@@ -10,8 +10,10 @@ from __future__ import annotations
 
 import ctypes
 import math
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
+from threading import Thread
 
 import torch
 from torch import Tensor
@@ -75,6 +77,17 @@ def source() -> str:
 @cache
 def _machine_code() -> bytes:
     return compile_source(source(), "sm_90a")
+
+
+def compile_ahead(device: str) -> None:
+    """Compiles the kernel in a thread where the device can use it: NVRTC takes 1 to 2 s, in which weights are read."""
+    if torch.cuda.get_device_capability(device) == _CAPABILITY:
+        Thread(target=_compile, name="nvrtc").start()
+
+
+def _compile() -> None:
+    with suppress(RuntimeError, OSError):  # where it cannot be compiled another kernel is chosen
+        _machine_code()
 
 
 @cache
