@@ -16,11 +16,13 @@ import threading
 import time
 import zipfile
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
 
 from echo_rtc.clips import ClipFormat, YuvFrames
+from echo_rtc.errors import first_line
 from echo_rtc.rendering import Avatar, AvatarFiles
 
 logger = logging.getLogger(__name__)
@@ -35,7 +37,7 @@ _PART, _PART_S = ".part", 3600.0
 _PLANES = ("y", "u", "v")
 
 
-class Shelf:
+class IdleLoopFiles:
     """A folder of idle loops of one format, by digest, which is the name of a file. Several processes may use it at
     once."""
 
@@ -48,12 +50,13 @@ class Shelf:
         path = self._path(digest)
         try:
             avatar = self._read(path, digest, name)
-            os.utime(path)
         except FileNotFoundError:
             return None
-        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
-            logger.warning("the idle loop in %s cannot be used (%s); it is rendered again", path, error)
+        except Exception as error:  # the readers of archives and arrays raise of many kinds where a file is damaged
+            logger.warning("the idle loop in %s cannot be used (%s); it is rendered again", path, first_line(error))
             return None
+        with suppress(OSError):  # where the folder can only be read it is of use all the same
+            os.utime(path)
         return avatar
 
     def put(self, digest: str, avatar: Avatar) -> None:
@@ -79,13 +82,13 @@ class Shelf:
         return self._folder / f"{digest}.npz"
 
     def _read(self, path: Path, digest: str, name: str) -> Avatar:
-        """Raises OSError, ValueError, KeyError, EOFError or BadZipFile for a file that is not what it should be."""
+        """Raises an error of any kind for a file that is not what it should be."""
         with zipfile.ZipFile(path) as archive:
             if sum(entry.file_size for entry in archive.infolist()) > self._limit_bytes:
                 raise ValueError("it is too large")
         with np.load(path, allow_pickle=False) as content:
             if content["digest"].tobytes().decode("ascii", "replace") != digest:
-                raise ValueError("it is another one's")
+                raise ValueError("it belongs to another digest")
             frames = YuvFrames(*(content[plane] for plane in _PLANES))
             latents = content.get("latents")
             leaps = content["leaps"]
@@ -96,7 +99,7 @@ class Shelf:
         if leaps.dtype != np.int32 or leaps.ndim != 2 or len(leaps) not in (0, len(frames)):
             raise ValueError(f"its leaps are {leaps.shape} {leaps.dtype}")
         if leaps.size and not -1 <= leaps.min() <= leaps.max() < len(frames):
-            raise ValueError("its leaps lead nowhere")
+            raise ValueError("its leaps go to frames that it does not have")
         return Avatar(name, frames, latents, tuple(tuple(int(n) for n in row if n >= 0) for row in leaps))
 
     def _write(self, digest: str, avatar: Avatar) -> None:
@@ -143,7 +146,7 @@ class KeptLoops:
     ``model``: all that decides how every idle loop of this worker looks, as plain data.
     """
 
-    def __init__(self, shelf: Shelf, model: Mapping[str, object], piece_frames: int) -> None:
+    def __init__(self, shelf: IdleLoopFiles, model: Mapping[str, object], piece_frames: int) -> None:
         self._shelf, self._model, self._piece_frames = shelf, dict(model), piece_frames
         self._avatars: dict[str, str] = {}
         self.first = ""
@@ -218,10 +221,11 @@ def avatar_digest(files: AvatarFiles) -> str:
 
 
 def code_digest(folder: Path) -> str:
-    """A digest of the Python sources below a folder: of how the model computes. Raises OSError if there are none."""
-    sources = {path.relative_to(folder).as_posix(): path for path in folder.rglob("*.py")}
+    """A digest of the sources, Python and CUDA, below a folder: of how the model computes. Raises OSError if there are
+    none."""
+    sources = {path.relative_to(folder).as_posix(): path for kind in ("*.py", "*.cu") for path in folder.rglob(kind)}
     if not sources:
-        raise FileNotFoundError(f"there are no Python sources in {folder}")
+        raise FileNotFoundError(f"there are no sources in {folder}")
     return _content_digest(sources)
 
 

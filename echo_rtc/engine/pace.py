@@ -176,7 +176,7 @@ class _Planning:
     def _holds(self, worker: str, steps: int, share: float) -> int:
         """How many streams a ``share`` of a worker's time is enough for; several leave some of it free."""
         rate = self._budget.clip_s / self._seconds(worker, steps)
-        several = math.floor(min(share, SHARED) * rate + ROUNDING)
+        several = math.floor((share * SHARED if share > SHARED else share) * rate + ROUNDING)
         return several if several > 1 else min(1, math.floor(share * rate + ROUNDING))
 
     def _rate(self, workers: Iterable[str], steps: int, overlapping: bool = False) -> float:

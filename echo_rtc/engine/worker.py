@@ -27,7 +27,7 @@ import numpy as np
 from echo_rtc.clips import DEFAULT_AVATAR, ClipFormat, F16Array, YuvFrames
 from echo_rtc.engine.arithmetic import settle
 from echo_rtc.engine.devices import usable_cores
-from echo_rtc.engine.idle_loops import KeptLoops, Shelf, code_digest, files_as_found
+from echo_rtc.engine.idle_loops import IdleLoopFiles, KeptLoops, code_digest, files_as_found
 from echo_rtc.engine.speed import Speed
 from echo_rtc.errors import EchoRtcError, RenderError, first_line
 from echo_rtc.model.options import INTEGERS, GeneratorSettings, ModelOptions
@@ -391,9 +391,10 @@ class ModelLoader:
             torch.set_num_threads(math.ceil(self.cores or usable_cores()))
         else:
             torch.cuda.set_device(self.device)
-            compile_ahead(self.device)
         dtype = fitting_dtype(self.device) if self.options.dtype == "auto" else self.options.dtype
         settings = GeneratorSettings.for_device(self.options, self.format, self.device, dtype)
+        if not on_cpu and dtype == "float16" and self.options.attention == "auto" and self.options.kernels != "torch":
+            compile_ahead(self.device)
         generator = source.load(settings, progress)
         progress(f"preparing avatar {self.avatar_name}")
         loops = self._kept_loops(generator, source) if kept and self.keep_idle_loops else None
@@ -443,7 +444,7 @@ class ModelLoader:
         except OSError as error:
             logger.warning("idle loops are not kept: %s", error)
             return None
-        shelf = Shelf(self.compile_cache.expanduser() / "idle", self.format)
+        shelf = IdleLoopFiles(self.compile_cache.expanduser() / "idle", self.format)
         return KeptLoops(shelf, model, self.format.clip_frames)
 
 

@@ -1,7 +1,7 @@
 """The delay of a stream's sound: a clock, the sound kept, and where in media time each position lies.
 
 The *position* counts the samples that have left, from 0; it advances without jumps or pauses, so that the time stamps
-of packets are made of it. It differs from media time by a whole number of frames, which changes only in silence: that
+of packets are made of it. It differs from media time by a whole number of frames, which changes only in pauses: that
 is how the delay grows (a frame's length of silence is played again) and shrinks (one is left out) without a sample of
 speech repeated or lost. Knows no pictures; time is an argument.
 """
@@ -315,12 +315,12 @@ class DelayLine:
         """1: grow, -1: shrink, 0: stay; with hysteresis, so that the delay does not swing."""
         short = self._target - self._delay
         frame = self._frame_samples
+        room = self._delay <= self._policy.max_latency_s * MEDIA_RATE - frame
         if self._direction > 0:
-            longest = self._policy.max_latency_s * MEDIA_RATE - frame
-            self._direction = int(short > 0 and self._delay <= longest)
+            self._direction = int(short > 0 and room)
         elif self._direction < 0:
             self._direction = -int(short <= -frame)
-        elif short > GROW_BY_S * MEDIA_RATE:
+        elif short > GROW_BY_S * MEDIA_RATE and room:
             self._direction = 1
         elif short < -max(frame, SHRINK_BY_S * MEDIA_RATE):
             self._direction = -1

@@ -41,7 +41,7 @@ FRAMES = CounterMetric(
     "(rendered, but too late), skipped (not read in time), unencoded (late before they were encoded).",
     "kind",
 )
-DELAY_CHANGES = CounterMetric("delay_changes", "Frames by which the delay grew or shrank, in silence.", "direction")
+DELAY_CHANGES = CounterMetric("delay_changes", "Frames by which the delay grew or shrank, in pauses.", "direction")
 UNDERRUNS = CounterMetric("sound_underruns", "How often no sound was there when it had to leave.")
 UNDERRUN_SECONDS = CounterMetric(
     "sound_underrun_seconds", "Silence that left because no sound was there.", scale=1 / MEDIA_RATE

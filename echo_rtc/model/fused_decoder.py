@@ -1,5 +1,6 @@
-"""The published autoencoder's decoder as a GPU likes it: the same parameters and mathematics, all frames of a
-part at once, with the passes and the upsampling of ``fused.py``. Runs anywhere, so that tests compare the two.
+"""The published autoencoder's decoder in the form that is quick on a GPU: the same parameters and mathematics, all
+frames of a part at once, with the passes and the upsampling of ``fused.py``. Runs anywhere, so that tests compare the
+two.
 """
 
 from __future__ import annotations

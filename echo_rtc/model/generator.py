@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import itertools
 import logging
+import threading
 import time
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -128,8 +129,9 @@ class PoseTrack:
             part = missing[start : start + _CHUNK]
             made = self._encode([self.choreography.speaking[number] for number in part])
             if self._kept is None:
-                kept = made.new_empty(len(self._known), *made.shape[1:])
-                self._kept = kept.contiguous(memory_format=torch.channels_last)
+                shape = (len(self._known), *made.shape[1:])
+                layout = torch.channels_last  # at once: a copy would take the memory twice
+                self._kept = torch.empty(shape, dtype=made.dtype, device=made.device, memory_format=layout)
             self._kept[torch.from_numpy(part)] = made
             self._known[part] = True
 
@@ -255,6 +257,9 @@ class ClipGenerator:
         self._decode_images = decode if self.size == output else decode_images
         recorded = settings.cuda_graphs and self.device.type == "cuda"
         self._captures, self._side_captures = Captures(recorded), Captures(recorded)
+        self._preparing = threading.Lock()
+        """An idle loop prepares its clips on the thread that renders, live clips are prepared on another; what both use
+        is recorded once."""
         self._shelf = StaticBank()
         scale = networks.autoencoder.scale
         for name, pixels in zip(("width", "height"), self.size, strict=True):
@@ -324,7 +329,9 @@ class ClipGenerator:
         if not self.settings.low_ram:
             track.keep_as_used()
             if self.device.type == "cuda":
-                track.complete_some()  # takes the memory for all: an avatar that does not fit fails here, not in a call
+                with self._preparing, self._beside():
+                    # Takes the memory for all of them: an avatar that does not fit fails here, not in a call.
+                    track.complete_some()
         self._avatars[name] = _Prepared(reference, bank, track)
         if self.settings.dtype == INTEGERS and self._integers is None:
             self.use_integers(name)
@@ -373,7 +380,7 @@ class ClipGenerator:
     def work_ahead(self) -> bool:
         """Does a little of what later clips would compute, a small part of a clip's time; False if all is done. Called
         on the thread that prepares clips."""
-        with self._beside():
+        with self._preparing, self._beside():
             return any(avatar.poses.complete_some() for avatar in tuple(self._avatars.values()))
 
     def forget_avatar(self, name: str) -> None:
@@ -391,7 +398,7 @@ class ClipGenerator:
         begun = time.perf_counter()
         self._latent_shape(request)
         poses = self._avatar(request.avatar).poses
-        with self._beside():
+        with self._preparing, self._beside():
             audio = self._audio(request.audio, request.frames)
             clip = self.settings.format
             shares = activity(request.audio, request.frames, clip.fps, clip.sample_rate)

@@ -125,7 +125,7 @@ CALLS = ("cuInit", "cuDriverGetVersion", "cuDeviceGetCount", "cuDeviceGet", "cuD
 WHEEL = cuda_probe.Build("2.9.1+cu128", (12, 8))
 
 
-def test_the_driver_is_believed_of_common_devices() -> None:
+def test_common_devices_are_counted_by_the_driver() -> None:
     assert cuda_probe.ask_driver(FakeDriver((9, 0), (10, 3)), WHEEL) == [(9, 0), (10, 3)]
     assert cuda_probe.ask_driver(FakeDriver((9, 0), version=12000), WHEEL) == [(9, 0)]
 

@@ -15,7 +15,7 @@ import pytest
 
 from echo_rtc.clips import ClipFormat, YuvFrames
 from echo_rtc.engine import idle_loops
-from echo_rtc.engine.idle_loops import Shelf, code_digest, digest_of
+from echo_rtc.engine.idle_loops import IdleLoopFiles, code_digest, digest_of
 from echo_rtc.engine.worker import ModelLoader, ModelSource, _ModelRenderer
 from echo_rtc.model.options import GeneratorSettings, ModelOptions
 from echo_rtc.model.trained import Trained
@@ -44,8 +44,8 @@ def same(a: Avatar, b: Avatar) -> bool:
 
 
 @pytest.fixture
-def shelf(tmp_path: Path) -> Shelf:
-    return Shelf(tmp_path / "cache" / "idle", FORMAT)
+def shelf(tmp_path: Path) -> IdleLoopFiles:
+    return IdleLoopFiles(tmp_path / "cache" / "idle", FORMAT)
 
 
 def kept_files(tmp_path: Path) -> list[Path]:
@@ -55,7 +55,7 @@ def kept_files(tmp_path: Path) -> list[Path]:
 # ------------------------------------------------------------------------------------------------------- the shelf
 
 
-def test_what_is_kept_is_read(shelf: Shelf) -> None:
+def test_what_is_kept_is_read(shelf: IdleLoopFiles) -> None:
     assert shelf.get(DIGEST, "mia") is None
     for avatar in (loop(), replace(loop(), idle_latents=None), replace(loop(), leaps=())):
         shelf.put(DIGEST, avatar)
@@ -70,6 +70,8 @@ def damaged(path: Path, content: dict[str, Any]) -> dict[str, Callable[[], objec
     whole = path.read_bytes()
     flipped = bytearray(whole)
     flipped[len(whole) // 2] ^= 255
+    method = bytearray(whole)
+    method[whole.index(b"PK\x01\x02") + 10] = 99
 
     def with_(**changes: Any) -> Callable[[], object]:
         return lambda: np.savez(path, **{**content, **changes})
@@ -77,6 +79,9 @@ def damaged(path: Path, content: dict[str, Any]) -> dict[str, Callable[[], objec
     return {
         "truncated": lambda: path.write_bytes(whole[: len(whole) // 2]),
         "a flipped byte": lambda: path.write_bytes(flipped),
+        "of another compression": lambda: path.write_bytes(method),
+        "of a shape that is no expression": lambda: path.write_bytes(whole.replace(b"(30, 48, 32)", b"(30, 48, 32 ")),
+        "of a huge shape": lambda: path.write_bytes(whole.replace(b"(30, 48, 32), ", b"(30, 48, 9**9)")),
         "empty": lambda: path.write_bytes(b""),
         "foreign": lambda: path.write_bytes(b"\x80\x04 no archive"),
         "pickled": with_(y=np.array([print], object)),
@@ -95,7 +100,9 @@ def damaged(path: Path, content: dict[str, Any]) -> dict[str, Callable[[], objec
     }
 
 
-def test_a_file_that_cannot_be_used_is_one_line(shelf: Shelf, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_file_that_cannot_be_used_is_one_line(
+    shelf: IdleLoopFiles, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     shelf.put(DIGEST, loop())
     (path,) = kept_files(tmp_path)
     with np.load(path) as archive:
@@ -112,30 +119,30 @@ def test_a_file_that_cannot_be_used_is_one_line(shelf: Shelf, tmp_path: Path, ca
 
 
 def test_a_huge_file_is_not_unpacked(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    Shelf(tmp_path, FORMAT).put(DIGEST, loop())
-    assert Shelf(tmp_path, FORMAT, limit_bytes=50_000).get(DIGEST, "mia") is None
+    IdleLoopFiles(tmp_path, FORMAT).put(DIGEST, loop())
+    assert IdleLoopFiles(tmp_path, FORMAT, limit_bytes=50_000).get(DIGEST, "mia") is None
     assert "it is too large" in caplog.text
 
 
 def test_what_was_used_longest_ago_goes_first(tmp_path: Path) -> None:
     folder = tmp_path / "cache" / "idle"
-    one = Shelf(folder, FORMAT)
+    one = IdleLoopFiles(folder, FORMAT)
     digests = [digest_of({"number": number}) for number in range(4)]
     for age, digest in zip((400, 300, 200), digests, strict=False):
         one.put(digest, loop())
         os.utime(folder / f"{digest}.npz", (1e9 - age, 1e9 - age))
     assert one.get(digests[0], "mia") is not None, "now it is the one used last"
     size = kept_files(tmp_path)[0].stat().st_size
-    Shelf(folder, FORMAT, limit_bytes=3 * size + 100).put(digests[3], loop())
+    IdleLoopFiles(folder, FORMAT, limit_bytes=3 * size + 100).put(digests[3], loop())
     assert [one.get(digest, "mia") is not None for digest in digests] == [True, False, True, True]
 
 
 def test_a_loop_beyond_the_limit_is_not_kept(tmp_path: Path) -> None:
-    Shelf(tmp_path / "cache" / "idle", FORMAT, limit_bytes=1000).put(DIGEST, loop())
+    IdleLoopFiles(tmp_path / "cache" / "idle", FORMAT, limit_bytes=1000).put(DIGEST, loop())
     assert kept_files(tmp_path) == []
 
 
-def test_what_a_killed_process_left_is_removed(shelf: Shelf, tmp_path: Path) -> None:
+def test_what_a_killed_process_left_is_removed(shelf: IdleLoopFiles, tmp_path: Path) -> None:
     shelf.put(DIGEST, loop())
     for name, age in (("old.part", 7200.0), ("new.part", 0.0)):
         path = tmp_path / "cache" / "idle" / name
@@ -146,7 +153,7 @@ def test_what_a_killed_process_left_is_removed(shelf: Shelf, tmp_path: Path) -> 
 
 
 def test_several_may_write_at_once(tmp_path: Path) -> None:
-    shelves = [Shelf(tmp_path / "cache" / "idle", FORMAT) for _ in range(4)]
+    shelves = [IdleLoopFiles(tmp_path / "cache" / "idle", FORMAT) for _ in range(4)]
     threads = [threading.Thread(target=shelf.put, args=(DIGEST, loop())) for shelf in shelves]
     for thread in threads:
         thread.start()
@@ -159,7 +166,7 @@ def test_several_may_write_at_once(tmp_path: Path) -> None:
 
 
 def test_a_write_that_fails_leaves_nothing(
-    shelf: Shelf, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    shelf: IdleLoopFiles, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     def full(file: Any, **content: Any) -> None:
         file.write(b"half")
@@ -175,7 +182,7 @@ def test_a_write_that_fails_leaves_nothing(
 
 def test_a_folder_that_cannot_be_made_is_one_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     (tmp_path / "file").write_text("")
-    shelf = Shelf(tmp_path / "file" / "idle", FORMAT)
+    shelf = IdleLoopFiles(tmp_path / "file" / "idle", FORMAT)
     for digest in (DIGEST, OTHER):
         shelf.put(digest, loop())
         assert shelf.get(digest, "mia") is None
@@ -360,14 +367,14 @@ def test_integers_are_fitted_to_the_first_avatar(dtype: str, rendered: bool, sta
 
 
 def test_sources_are_known_by_name_and_content(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match="no Python sources"):
+    with pytest.raises(FileNotFoundError, match="no sources"):
         code_digest(tmp_path)
     seen = set()
-    for name, content in (("a.py", "1"), ("a.py", "2"), ("kernels/a.py", "2"), ("b.txt", "2")):
+    for name, content in (("a.py", "1"), ("a.py", "2"), ("kernels/a.py", "2"), ("kernels/a.cu", "2"), ("b.txt", "2")):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text(content)
         seen.add(code_digest(tmp_path))
-    assert len(seen) == 3
+    assert len(seen) == 4
 
 
 def test_a_deleted_avatar_is_deleted_on_disk(start: Callable[[], Start], tmp_path: Path) -> None:
@@ -381,12 +388,12 @@ def test_a_deleted_avatar_is_deleted_on_disk(start: Callable[[], Start], tmp_pat
     coarser.shown()
     other.shown()
     assert len(kept_files(tmp_path)) == 3
-    loops = idle_loops.KeptLoops(Shelf(tmp_path / "cache" / "idle", FORMAT), {}, 12)
+    loops = idle_loops.KeptLoops(IdleLoopFiles(tmp_path / "cache" / "idle", FORMAT), {}, 12)
     loops.note(one.files)
     loops.note(one.files)
     assert len(kept_files(tmp_path)) == 3
     loops.forget("mia")
-    loops.forget("nobody")
+    loops.forget("unknown")
     assert len(kept_files(tmp_path)) == 1
     assert other.shown()[1] is False
     loops.note(other.files)
@@ -395,7 +402,7 @@ def test_a_deleted_avatar_is_deleted_on_disk(start: Callable[[], Start], tmp_pat
 
 
 def test_a_loop_that_was_given_up_is_not_kept(start: Callable[[], Start], tmp_path: Path) -> None:
-    shelf = Shelf(tmp_path / "cache" / "idle", FORMAT)
+    shelf = IdleLoopFiles(tmp_path / "cache" / "idle", FORMAT)
     one = start()
     loops = idle_loops.KeptLoops(shelf, {}, 12)
     loops.note(one.files)
@@ -409,7 +416,7 @@ def test_a_loop_that_was_given_up_is_not_kept(start: Callable[[], Start], tmp_pa
 def test_an_avatar_whose_files_are_gone_is_rendered(
     start: Callable[[], Start], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    loops = idle_loops.KeptLoops(Shelf(tmp_path / "cache" / "idle", FORMAT), {}, 12)
+    loops = idle_loops.KeptLoops(IdleLoopFiles(tmp_path / "cache" / "idle", FORMAT), {}, 12)
     loops.note(AvatarFiles("mia", tmp_path / "gone.png", tmp_path))
     assert "the idle loop of avatar mia is not kept" in caplog.text
     avatar = Avatar.joined(list(loops.through("mia", {}, fake_generator().idle_loop("mia"))))

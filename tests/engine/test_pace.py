@@ -61,6 +61,15 @@ def test_streams_that_share_a_card_leave_some_of_it_free() -> None:
     assert {place.steps for place in plan(BUDGET, cards(a=0.492), new(1)).values()} == {6}, "it waits for no other"
 
 
+def test_steps_of_streams_that_share_a_card_do_not_swing() -> None:
+    places: dict[str, Place] = {}
+    seen = []
+    for clip_s in (0.2374, 0.2376, 0.2374, 0.2376, 0.2374):
+        places = plan(BUDGET, cards(a=clip_s), dict.fromkeys(new(2), "a"), places)
+        seen.append(places["s0"].steps)
+    assert seen == [6, 5, 5, 5, 5]
+
+
 def test_only_what_no_worker_holds_is_spread() -> None:
     slow = cards(a=0.8, b=0.8)
     assert plan(BUDGET, slow, new(1)) == {"s0": Place(frozenset("ab"), 4, spread=True)}

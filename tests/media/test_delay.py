@@ -15,7 +15,7 @@ RENDER_S, MARGIN_S = 0.3, 0.1
 NEED_S = 0.5 + RENDER_S + MARGIN_S
 NEAR_S = 0.1
 PAUSED = 0.05
-"""The delay shrinks by at least this share of the time in which somebody speaks (0.2 to 0.6 s of 2.4 s are pauses)."""
+"""The delay shrinks by at least this share of the time of speech (0.2 to 0.6 s of 2.4 s are pauses)."""
 
 
 class OneWorker:
@@ -75,7 +75,7 @@ def test_a_stall_does_not_slow_the_call_down(stall_s: float, first: int) -> None
 
 @pytest.mark.parametrize("floor", [0, 60, 200], ids=["digital silence", "a quiet room", "a loud room"])
 def test_pauses_between_phrases_bring_the_delay_back(floor: int) -> None:
-    """What the engine expected was wrong by a second; nobody stops to talk for longer than 0.6 s."""
+    """What the engine expected was wrong by a second; no pause is longer than 0.6 s."""
     rig = Rig(DelayPolicy(RENDER_S + 1.0, MARGIN_S), lambda _: RENDER_S)
     rig.speak(phrases(40.0, floor))
     rig.run(40.0)
@@ -83,6 +83,15 @@ def test_pauses_between_phrases_bring_the_delay_back(floor: int) -> None:
     assert back_s(rig) <= 1.0 + MEMORY_S + 1.0 / PAUSED
     assert rig.playout.statistics().held == 0
     rig.assert_in_step()
+
+
+def test_the_delay_does_not_grow_beyond_its_maximum() -> None:
+    """Not by part of a frame either, where the maximum is no whole number of them away."""
+    rig = Rig(DelayPolicy(RENDER_S, margin_s=0.967 - 0.8 - 2 / 24, max_latency_s=1.0), lambda _: RENDER_S + 0.5)
+    rig.speak(phrases(20.0, 60))
+    rig.run(20.0)
+    delays = [delay for _, delay in rig.delays]
+    assert 0.95 < max(delays) <= 1.0 + 1e-6
 
 
 def test_without_a_pause_the_delay_stays_and_nothing_is_lost() -> None:

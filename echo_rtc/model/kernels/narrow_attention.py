@@ -13,7 +13,7 @@ import math
 from contextlib import suppress
 from functools import cache
 from pathlib import Path
-from threading import Thread
+from threading import Lock, Thread
 
 import torch
 from torch import Tensor
@@ -75,8 +75,17 @@ def source() -> str:
 
 
 @cache
-def _machine_code() -> bytes:
+def _compiled() -> bytes:
     return compile_source(source(), "sm_90a")
+
+
+_COMPILING = Lock()
+
+
+def _machine_code() -> bytes:
+    """The kernel for Hopper, compiled once, also where two threads ask for it."""
+    with _COMPILING:
+        return _compiled()
 
 
 def compile_ahead(device: str) -> None:
@@ -86,7 +95,7 @@ def compile_ahead(device: str) -> None:
 
 
 def _compile() -> None:
-    with suppress(RuntimeError, OSError):  # where it cannot be compiled another kernel is chosen
+    with suppress(RuntimeError, AttributeError, OSError):  # where it cannot be compiled another kernel is chosen
         _machine_code()
 
 
@@ -122,7 +131,10 @@ def narrow_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     if k.shape != v.shape or (k.shape[0], *k.shape[2:]) != (images, heads, width):
         raise ValueError("keys and values must be of the queries' images and heads")
     with torch.cuda.device(q.device):
-        function = _function(q.device)
+        try:
+            function = _function(q.device)
+        except (AttributeError, OSError) as error:  # a library without a function, or a file that is not there
+            raise RuntimeError(f"the kernel cannot be loaded ({error})") from error
         q, k, v = (_aligned(t) for t in (q, k, v))
         out = q.new_empty((images, rows, heads, width))
         function(

@@ -31,11 +31,11 @@ def _check(code: int, what: str) -> None:
         raise RuntimeError(f"{what} failed with error {code}")
 
 
-def _library(*names: str) -> ctypes.CDLL:
+def _library(*names: str, mode: int = ctypes.DEFAULT_MODE) -> ctypes.CDLL:
     """The first of these libraries that loads."""
     for name in names:
         try:
-            return ctypes.CDLL(name)
+            return ctypes.CDLL(name, mode)
         except OSError:
             continue
     raise RuntimeError(f"none of the libraries {', '.join(names)} can be loaded")
@@ -56,8 +56,8 @@ def _compiler() -> ctypes.CDLL:
     for place in (spec.submodule_search_locations or ()) if spec else ():
         for path in sorted(Path(place).glob(f"*/lib/libnvrtc.so.{major}*")):
             for part in sorted(path.parent.glob(f"libnvrtc-builtins.so.{major}*")):
-                ctypes.CDLL(str(part), ctypes.RTLD_GLOBAL)
-            return ctypes.CDLL(str(path))
+                _library(str(part), mode=ctypes.RTLD_GLOBAL)
+            return _library(str(path))
     return _library(f"libnvrtc.so.{major}", "libnvrtc.so")
 
 
