@@ -293,18 +293,16 @@ async def _call(
 
 
 async def _came_back(recording: Recording, arrivals: list[float], watched_s: float) -> bool:
-    """Whether from now on picture and sound come within RETURN_S, and half of each in the ``watched_s`` after that.
-    ``arrivals``: when frames arrived."""
+    """Whether from now on half of all pictures and half of all sound come in ``watched_s`` seconds that begin within
+    RETURN_S. ``arrivals``: when frames arrived."""
     loop = asyncio.get_running_loop()
-    frames, packets, until = len(arrivals), len(recording.sound), loop.time() + RETURN_S
-    while len(arrivals) == frames or len(recording.sound) == packets:
-        if loop.time() > until:
-            return False
-        await asyncio.sleep(0.01)  # frames have no event
-    frames, packets = len(arrivals), len(recording.sound)
-    await asyncio.sleep(watched_s)
-    half_s = watched_s / 2
-    return len(arrivals) - frames >= FPS * half_s and len(recording.sound) - packets >= PACKETS_S * half_s
+    until, half_s = loop.time() + RETURN_S, watched_s / 2
+    while loop.time() < until:
+        frames, packets = len(arrivals), len(recording.sound)
+        await asyncio.sleep(watched_s)
+        if len(arrivals) - frames >= FPS * half_s and len(recording.sound) - packets >= PACKETS_S * half_s:
+            return True
+    return False
 
 
 async def _long_block(

@@ -111,9 +111,9 @@ async def house(engine: Engine | None = None, options: ManagerOptions | None = N
         await engine.close()
 
 
-async def until(what: Callable[[], bool]) -> None:
-    """Waits for something that other tasks bring about."""
-    async with asyncio.timeout(PATIENCE_S):
+async def until(what: Callable[[], bool], patience_s: float = PATIENCE_S) -> None:
+    """Waits for something that other tasks bring about, for ``patience_s`` seconds at most."""
+    async with asyncio.timeout(patience_s):
         while not what():  # noqa: ASYNC110  what is waited for are counters, which have no event
             await asyncio.sleep(0.02)
 

@@ -424,8 +424,7 @@ async def test_the_grace_period_is_short_and_needs_viewers(serve: Serve) -> None
     watcher = await service.view("studio")
     await watcher.until(lambda w: len(w.frames) > 3)
     await publisher.close()
-    await until(lambda: watcher.caller.connection.connectionState == "closed")
-    assert service.manager.streams == {}
+    await until(lambda: watcher.caller.connection.connectionState == "closed" and not service.manager.streams)
     assert watcher.caller.events[-1] == {"type": "end", "reason": "the publisher was lost"}
 
 
