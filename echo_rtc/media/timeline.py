@@ -151,6 +151,8 @@ class ArrivalClock:
             return
         when, lead = np.array(self._points).T
         first, second = np.triu_indices(len(when), k=1)
+        apart = when[second] > when[first]  # blocks that arrive together say nothing of a drift
+        first, second = first[apart], second[apart]
         slope = float(np.median((lead[second] - lead[first]) / (when[second] - when[first])))
         self.drift = min(MAX_DRIFT, max(-MAX_DRIFT, slope))
 

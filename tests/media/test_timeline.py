@@ -380,6 +380,16 @@ EVENTS = st.lists(
         ("block", -22194, 1, 0.25),
     ]
 )
+@example(
+    [
+        ("block", 0, 1, 0.02),
+        *[("block", 0, 1, 10.0)] * 2,
+        ("block", 0, 0, 10.0),
+        ("block", 0, 1, 0.02),
+        ("block", 0, 1, 0.0),
+        *[("block", 0, 1, 10.0)] * 3,
+    ]
+)
 @given(EVENTS)
 def test_pieces_are_contiguous_whatever_comes(events: list[Event]) -> None:
     timeline, recorder = Timeline(), Recorder()
