@@ -24,7 +24,8 @@ LOUD = 0.02
 """RMS above which the returned sound is speech."""
 QUIET = 0.0005
 PAUSE_S = 4
-WATCHED_MS = 12_000
+WATCHED_MS = 26_000
+"""Longer than the poses are drawn during the call, as they are where it follows the start at once."""
 
 # The mouth of the default avatar, as shares of the picture: left, top, width, height.
 MOUTH = (0.40, 0.42, 0.20, 0.12)
