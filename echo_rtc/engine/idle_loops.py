@@ -141,13 +141,13 @@ class IdleLoopFiles:
 
 
 class KeptLoops:
-    """The idle loops of one worker, read from a shelf where they are there, else rendered and put there.
+    """The idle loops of one worker, read from disk where they are there, else rendered and written.
 
     ``model``: all that decides how every idle loop of this worker looks, as plain data.
     """
 
-    def __init__(self, shelf: IdleLoopFiles, model: Mapping[str, object], piece_frames: int) -> None:
-        self._shelf, self._model, self._piece_frames = shelf, dict(model), piece_frames
+    def __init__(self, files: IdleLoopFiles, model: Mapping[str, object], piece_frames: int) -> None:
+        self._files, self._model, self._piece_frames = files, dict(model), piece_frames
         self._avatars: dict[str, str] = {}
         self.first = ""
         """The digest of the avatar that was prepared first."""
@@ -172,15 +172,15 @@ class KeptLoops:
         if digest is not None:
             if self.writing is not None:
                 self.writing.join()
-            self._shelf.drop(f"{digest}-")
+            self._files.drop(f"{digest}-")
 
     def through(self, name: str, settings: Mapping[str, object], rendered: Iterator[Avatar]) -> Iterator[Avatar]:
-        """The idle loop of an avatar in pieces, from the shelf or as it is ``rendered`` with ``settings``."""
+        """The idle loop of an avatar in pieces, from disk or as it is ``rendered`` with ``settings``."""
         if name not in self._avatars:
             yield from rendered
             return
         digest = f"{self._avatars[name]}-{digest_of({**self._model, 'settings': settings})}"
-        kept = self._shelf.get(digest, name)
+        kept = self._files.get(digest, name)
         if kept is not None:
             logger.info("the idle loop of avatar %s was read from disk", name)
             yield from _pieces(kept, self._piece_frames)
@@ -191,7 +191,7 @@ class KeptLoops:
             yield piece
         # Tens of megabytes: on the worker's own thread a clip would wait for them.
         self.writing = threading.Thread(
-            target=lambda: self._shelf.put(digest, Avatar.joined(pieces)), name="echo-idle-loop"
+            target=lambda: self._files.put(digest, Avatar.joined(pieces)), name="echo-idle-loop"
         )
         self.writing.start()
 
