@@ -17,9 +17,10 @@ import shutil
 import zipfile
 import zlib
 from collections.abc import Callable, Collection, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Protocol
+from typing import ParamSpec, Protocol
 
 from PIL import Image
 
@@ -47,6 +48,8 @@ from echo_rtc.rendering import Avatar, AvatarFiles, Progress
 from echo_rtc.settings import AVATAR_NAME, AVATAR_NAME_WORDS, Settings
 
 logger = logging.getLogger(__name__)
+
+P = ParamSpec("P")
 
 MAX_PICTURE_BYTES = 24 * 1024 * 1024
 """Phones write 48 megapixels in 8 to 20 MiB."""
@@ -194,14 +197,14 @@ class AvatarLibrary:
             # The folder is written under another name, so that one that was cut off is never taken for an avatar.
             draft = self._shelf.folder / f".{name}-{secrets.token_hex(4)}"
             try:
-                await asyncio.to_thread(_write, draft, picture, source, self._engine.format)
+                await _in_thread(_write, draft, picture, source, self._engine.format)
             except BaseException:
                 # Not in a thread: it is quick, and has to be done even where this is being cancelled. What lies at the
                 # place is not touched: it may be an avatar that was left out at the start.
                 shutil.rmtree(draft, ignore_errors=True)
                 raise
             try:
-                await asyncio.to_thread(_move, draft, place)
+                await _in_thread(_move, draft, place)
                 files = _files_at(place)
                 await self._engine.prepare_avatar(files)
             except BaseException:
@@ -229,7 +232,7 @@ class AvatarLibrary:
             await self._engine.remove_avatar(name)
             del self._files[name]
             self._previews.pop(name, None)
-            await asyncio.to_thread(_delete, self._shelf.folder / name)
+            await _in_thread(_delete, self._shelf.folder / name)
             self.deleted += 1
             logger.info("avatar %s was deleted", name)
 
@@ -271,6 +274,21 @@ def _files_at(place: Path) -> AvatarFiles:
     """The avatar in a folder that was written here."""
     idle = place / _IDLE_POSES
     return AvatarFiles(place.name, place / _PICTURE, place / _POSES, idle if idle.is_dir() else None)
+
+
+async def _in_thread(function: Callable[P, None], *arguments: P.args, **keywords: P.kwargs) -> None:
+    """As :func:`asyncio.to_thread`, but where this is cancelled it waits until the function has ended: what it writes
+    can then be removed, and nothing comes after."""
+    running = asyncio.create_task(asyncio.to_thread(function, *arguments, **keywords))
+    try:
+        await asyncio.shield(running)
+    except asyncio.CancelledError:
+        while not running.done():
+            with suppress(asyncio.CancelledError):
+                await asyncio.wait({running})
+        if not running.cancelled():
+            running.exception()
+        raise
 
 
 def _write(place: Path, picture: bytes, poses: bytes | AvatarFiles, clip_format: ClipFormat) -> None:

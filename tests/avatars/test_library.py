@@ -8,6 +8,7 @@ import io
 import os
 import shutil
 import struct
+import threading
 import tracemalloc
 import zipfile
 import zlib
@@ -19,6 +20,7 @@ import numpy as np
 import pytest
 from PIL import Image, PngImagePlugin
 
+from echo_rtc.avatars import library as library_module
 from echo_rtc.avatars.library import (
     MAX_KEPT_SIDE,
     MAX_MEMBERS,
@@ -435,6 +437,33 @@ async def test_an_avatar_that_the_workers_cannot_make_leaves_nothing(tmp_path: P
             await asyncio.sleep(0.01)
         adding.cancel()
         await asyncio.wait({adding})
+        assert left(tmp_path) == []
+
+
+@pytest.mark.parametrize("step", ["_write", "_move"])
+async def test_nothing_is_written_after_it_was_given_up(
+    step: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun, ended, go_on = asyncio.Event(), asyncio.Event(), threading.Event()
+    loop, real = asyncio.get_running_loop(), getattr(library_module, step)
+
+    def slow(*arguments: object) -> None:
+        loop.call_soon_threadsafe(begun.set)
+        assert go_on.wait(10)
+        real(*arguments)
+        loop.call_soon_threadsafe(ended.set)
+
+    monkeypatch.setattr(library_module, step, slow)
+    async with library(tmp_path) as shelf:
+        adding = asyncio.create_task(shelf.add("anna", image()))
+        await begun.wait()
+        for _ in range(2):  # who waits may be cancelled twice
+            adding.cancel()
+            await asyncio.sleep(0)
+        loop.call_soon(go_on.set)
+        await asyncio.wait({adding})
+        await ended.wait()
+        assert adding.cancelled()
         assert left(tmp_path) == []
 
 
