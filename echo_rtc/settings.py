@@ -281,14 +281,16 @@ class Settings(ModelOptions):
     )
     compile_cache: Path = field(
         default=Path("~/.cache/echo_rtc"),
-        metadata=about("model", "Directory that keeps compiled kernels and idle loops from one start to the next."),
+        metadata=about(
+            "model", "Directory that keeps compiled kernels, idle loops and encoded poses for the next start."
+        ),
     )
     keep_idle_loops: bool = field(
         default=True,
         metadata=about(
             "model",
-            "Keep the idle loops of avatars in the directory of --compile-cache, at most 2 GiB of them, and read them "
-            "at the next start instead of rendering them.",
+            "Keep the idle loops and the encoded poses of avatars in the directory of --compile-cache, at most 2 GiB "
+            "together, and read them at the next start instead of computing them.",
         ),
     )
     width: int = field(

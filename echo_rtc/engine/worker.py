@@ -27,7 +27,8 @@ import numpy as np
 from echo_rtc.clips import DEFAULT_AVATAR, ClipFormat, F16Array, YuvFrames
 from echo_rtc.engine.arithmetic import settle
 from echo_rtc.engine.devices import usable_cores
-from echo_rtc.engine.idle_loops import IdleLoopFiles, KeptLoops, code_digest, files_as_found
+from echo_rtc.engine.kept_avatars import KeptAvatars
+from echo_rtc.engine.kept_files import KeptFiles, code_digest, files_as_found
 from echo_rtc.engine.speed import Speed
 from echo_rtc.errors import EchoRtcError, RenderError, first_line
 from echo_rtc.model.options import INTEGERS, GeneratorSettings, ModelOptions
@@ -397,8 +398,8 @@ class ModelLoader:
             compile_ahead(self.device)
         generator = source.load(settings, progress)
         progress(f"preparing avatar {self.avatar_name}")
-        loops = self._kept_loops(generator, source) if kept and self.keep_idle_loops else None
-        renderer = _ModelRenderer(generator, self.use_init_latent, loops)
+        avatars = self._kept_avatars(generator, source) if kept and self.keep_idle_loops else None
+        renderer = _ModelRenderer(generator, self.use_init_latent, avatars)
         files = AvatarFiles(self.avatar_name, self.reference_image, self.pose_dir, self.idle_pose_dir)
         for _ in renderer.prepare_avatar(files):
             pass
@@ -422,8 +423,8 @@ class ModelLoader:
 
         return ModelSource(load, description.files, description.config)
 
-    def _kept_loops(self, generator: ClipGenerator, source: ModelSource) -> KeptLoops | None:
-        """Where idle loops are kept; None where it cannot be told what decides how they look."""
+    def _kept_avatars(self, generator: ClipGenerator, source: ModelSource) -> KeptAvatars | None:
+        """Where idle loops and poses are kept; None where it cannot be told what decides how they look."""
         import torch
 
         import echo_rtc.model
@@ -442,10 +443,9 @@ class ModelLoader:
                 "chained": self.use_init_latent,
             }
         except OSError as error:
-            logger.warning("idle loops are not kept: %s", error)
+            logger.warning("idle loops and poses are not kept: %s", error)
             return None
-        shelf = IdleLoopFiles(self.compile_cache.expanduser() / "idle", self.format)
-        return KeptLoops(shelf, model, self.format.clip_frames)
+        return KeptAvatars(KeptFiles(self.compile_cache.expanduser() / "idle"), model, self.format)
 
 
 def keep_compiled(folder: Path) -> bool:
@@ -485,10 +485,12 @@ class _ModelRenderer:
 
     notice = ""
 
-    def __init__(self, generator: ClipGenerator, chained: bool, loops: KeptLoops | None) -> None:
+    def __init__(self, generator: ClipGenerator, chained: bool, kept: KeptAvatars | None) -> None:
         self._generator = generator
         self._chained = chained
-        self._loops = loops
+        self._kept = kept
+        self._poses_on_disk: set[str] = set()
+        """Avatars whose poses were read from disk, or written."""
 
     @property
     def avatars(self) -> tuple[str, ...]:
@@ -504,22 +506,42 @@ class _ModelRenderer:
 
     def idle(self, avatar: str) -> Iterator[Avatar]:
         rendered = self._generator.idle_loop(avatar, chained=self._chained)
-        if self._loops is None:
+        if self._kept is None:
             return rendered
         settings = {**asdict(self._generator.settings), "device": ""}
         if settings["dtype"] == INTEGERS:
-            settings["fitted to"] = self._loops.first
-        return self._loops.through(avatar, settings, rendered)
+            settings["fitted to"] = self._kept.first
+        return self._kept.idle_loop(avatar, settings, rendered)
 
     def prepare_avatar(self, files: AvatarFiles) -> Iterator[None]:
         yield from self._generator.avatar_pieces(files.name, files.reference_image, files.pose_dir, files.idle_pose_dir)
-        if self._loops is not None:
-            self._loops.note(files)
+        self._poses_on_disk.discard(files.name)
+        if self._kept is None:
+            return
+        self._kept.note(files)
+        poses = self._kept.poses(files.name, self._pose_settings)
+        if poses is not None and self._generator.take_poses(files.name, poses):
+            self._poses_on_disk.add(files.name)
 
     def forget_avatar(self, name: str) -> None:
         self._generator.forget_avatar(name)
-        if self._loops is not None:
-            self._loops.forget(name)
+        self._poses_on_disk.discard(name)
+        if self._kept is not None:
+            self._kept.forget(name)
 
     def work_ahead(self) -> bool:
-        return self._generator.work_ahead()
+        more = self._generator.work_ahead()
+        if self._kept is not None:
+            for name in [name for name in self.avatars if name not in self._poses_on_disk]:
+                poses = self._generator.poses(name)
+                if poses is not None:
+                    self._poses_on_disk.add(name)
+                    self._kept.keep_poses(name, self._pose_settings, poses)
+        return more
+
+    @property
+    def _pose_settings(self) -> dict[str, object]:
+        """What decides how poses are encoded, besides the avatar and the model."""
+        settings = self._generator.settings
+        number_format = "float32" if settings.dtype == INTEGERS else settings.dtype
+        return {"format": asdict(settings.format), "dtype": number_format}

@@ -135,6 +135,29 @@ class PoseTrack:
             self._kept[torch.from_numpy(part)] = made
             self._known[part] = True
 
+    def kept(self) -> U8Array | None:
+        """All features of the speaking loop, (P, h, w, C0 * bytes of a number) uint8; None unless all are kept."""
+        if self._kept is None or self._known is None or not self._known.all():
+            return None
+        found: U8Array = self._kept.permute(0, 2, 3, 1).contiguous().cpu().view(torch.uint8).numpy()
+        return found
+
+    def take(self, kept: U8Array, like: Tensor) -> bool:
+        """Takes what :meth:`kept` gave for the same poses, where it has the shape that features (N, C0, h, w) ``like``
+        these have; whether it had."""
+        if self._known is None:
+            return False
+        count, (_, width, rows, columns) = len(self._known), like.shape
+        if kept.dtype != np.uint8 or kept.shape != (count, rows, columns, width * like.element_size()):
+            return False
+        features = torch.from_numpy(np.ascontiguousarray(kept)).view(like.dtype).permute(0, 3, 1, 2).to(like.device)
+        if self._kept is None:
+            self._kept = features
+        else:  # memory that recorded work may read
+            self._kept.copy_(features)
+        self._known[:] = True
+        return True
+
     def features(self, position: int, resting: int, start: int, shares: F32Array) -> Tensor:
         """The features (1, C0, F, h, w) of the frames from number ``position`` on, of a stream whose speaking loop
         begins at ``start`` and whose idle loop is at ``resting``; ``shares`` (F,) say how much each belongs to
@@ -382,6 +405,20 @@ class ClipGenerator:
         on the thread that prepares clips."""
         with self._preparing, self._beside():
             return any(avatar.poses.complete_some() for avatar in tuple(self._avatars.values()))
+
+    @torch.inference_mode()
+    def poses(self, name: str) -> U8Array | None:
+        """The features of all poses of an avatar, as bytes; None as long as any is missing."""
+        avatar = self._avatars.get(name)
+        with self._preparing, self._beside():
+            return None if avatar is None else avatar.poses.kept()
+
+    @torch.inference_mode()
+    def take_poses(self, name: str, poses: U8Array) -> bool:
+        """Takes what :meth:`poses` gave for the same avatar, which spares encoding them; False if that does not fit."""
+        track = self._avatar(name).poses
+        with self._preparing, self._beside():
+            return track.take(poses, self._pose_features([track.choreography.speaking[0]]))
 
     def forget_avatar(self, name: str) -> None:
         """Lets go of an avatar, if it was prepared."""

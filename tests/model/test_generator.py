@@ -178,6 +178,34 @@ def test_pose_features_are_encoded_ahead(generator: ClipGenerator) -> None:
     assert torch.equal(track.features(0, 0, 1, speech), kept.features(0, 0, 1, speech))
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_pose_features_can_be_taken_from_before(dtype: str) -> None:
+    one, other = prepared(dtype=dtype), prepared(dtype=dtype)
+    assert one.poses("anna") is None, "not all of them are there"
+    while one.work_ahead():
+        pass
+    kept = one.poses("anna")
+    assert kept is not None
+    assert not other.take_poses("anna", kept[:2])
+    assert not other.take_poses("anna", kept[..., :-1])
+    assert other.take_poses("anna", kept)
+    assert not other.work_ahead()
+    speech = np.ones(5, np.float32)
+    ours, theirs = (each._avatar("anna").poses.features(1, 1, 1, speech) for each in (one, other))
+    assert torch.equal(ours, theirs)
+    assert one.poses("nobody") is None
+
+
+def test_poses_that_are_not_kept_in_memory_cannot_be_taken() -> None:
+    frugal, whole = prepared(low_ram=True), prepared()
+    while whole.work_ahead():
+        pass
+    kept = whole.poses("anna")
+    assert kept is not None
+    assert not frugal.take_poses("anna", kept)
+    assert frugal.poses("anna") is None
+
+
 def test_pose_features_are_those_of_each_number(generator: ClipGenerator) -> None:
     track = generator._avatar("anna").poses
     each = [track.features(number, number, 0, np.ones(1, np.float32)) for number in range(3)]

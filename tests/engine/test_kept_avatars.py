@@ -1,9 +1,7 @@
-"""Idle loops on disk: what a second start reads, what makes it render again, and files that cannot be used."""
+"""What a worker keeps of its avatars: what a second start reads, and what makes it compute again."""
 
 from __future__ import annotations
 
-import os
-import threading
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -13,16 +11,17 @@ from typing import Any
 import numpy as np
 import pytest
 
-from echo_rtc.clips import ClipFormat, YuvFrames
-from echo_rtc.engine import idle_loops
-from echo_rtc.engine.idle_loops import IdleLoopFiles, code_digest, digest_of
+from echo_rtc.clips import ClipFormat, U8Array, YuvFrames
+from echo_rtc.engine import kept_avatars
+from echo_rtc.engine.kept_avatars import KeptAvatars, loop_arrays, loop_of
+from echo_rtc.engine.kept_files import KeptFiles
 from echo_rtc.engine.worker import ModelLoader, ModelSource, _ModelRenderer
 from echo_rtc.model.options import GeneratorSettings, ModelOptions
 from echo_rtc.model.trained import Trained
 from echo_rtc.rendering import Avatar, AvatarFiles
 
 FORMAT = ClipFormat(width=32, height=48, fps=24, clip_frames=12)
-DIGEST, OTHER = digest_of({"steps": 1}), digest_of({"steps": 2})
+POSES = np.arange(48, dtype=np.uint8).reshape(4, 2, 2, 3)
 
 
 def loop(frames: int = 30, size: tuple[int, int] = (32, 48)) -> Avatar:
@@ -43,153 +42,30 @@ def same(a: Avatar, b: Avatar) -> bool:
     return planes and latents and (a.name, a.leaps) == (b.name, b.leaps)
 
 
-@pytest.fixture
-def shelf(tmp_path: Path) -> IdleLoopFiles:
-    return IdleLoopFiles(tmp_path / "cache" / "idle", FORMAT)
-
-
 def kept_files(tmp_path: Path) -> list[Path]:
     return sorted((tmp_path / "cache" / "idle").iterdir())
 
 
-# ------------------------------------------------------------------------------------------------------- the shelf
-
-
-def test_what_is_kept_is_read(shelf: IdleLoopFiles) -> None:
-    assert shelf.get(DIGEST, "mia") is None
+def test_a_loop_comes_back_from_its_arrays() -> None:
     for avatar in (loop(), replace(loop(), idle_latents=None), replace(loop(), leaps=())):
-        shelf.put(DIGEST, avatar)
-        found = shelf.get(DIGEST, "omar")
-        assert found is not None
-        assert same(found, replace(avatar, name="omar"))
-        assert shelf.get(OTHER, "mia") is None
+        assert same(loop_of(loop_arrays(avatar), "omar", FORMAT), replace(avatar, name="omar"))
 
 
-def damaged(path: Path, content: dict[str, Any]) -> dict[str, Callable[[], object]]:
-    """What can be wrong with a file, by name."""
-    whole = path.read_bytes()
-    flipped = bytearray(whole)
-    flipped[len(whole) // 2] ^= 255
-    method = bytearray(whole)
-    method[whole.index(b"PK\x01\x02") + 10] = 99
-
-    def with_(**changes: Any) -> Callable[[], object]:
-        return lambda: np.savez(path, **{**content, **changes})
-
-    return {
-        "truncated": lambda: path.write_bytes(whole[: len(whole) // 2]),
-        "a flipped byte": lambda: path.write_bytes(flipped),
-        "of another compression": lambda: path.write_bytes(method),
-        "of a shape that is no expression": lambda: path.write_bytes(whole.replace(b"(30, 48, 32)", b"(30, 48, 32 ")),
-        "of a huge shape": lambda: path.write_bytes(whole.replace(b"(30, 48, 32), ", b"(30, 48, 9**9)")),
-        "empty": lambda: path.write_bytes(b""),
-        "foreign": lambda: path.write_bytes(b"\x80\x04 no archive"),
-        "pickled": with_(y=np.array([print], object)),
-        "of another digest": with_(digest=np.frombuffer(OTHER.encode(), np.uint8)),
-        "without frames": with_(**{plane: content[plane][:0] for plane in "yuv"}),
-        "of another size": with_(
-            **{plane: content[plane][:, :8, :8] if plane == "y" else content[plane][:, :4, :4] for plane in "yuv"}
-        ),
-        "of wrong planes": with_(u=content["u"][:, :2]),
-        "of wrong types": with_(y=content["y"].astype(np.int32)),
-        "of wrong latents": with_(latents=content["latents"].astype(np.float32)),
-        "of fewer latents": with_(latents=content["latents"][:3]),
-        "with leaps beyond its end": with_(leaps=content["leaps"] + 100),
-        "of fewer leaps": with_(leaps=content["leaps"][:3]),
-        "without leaps": lambda: np.savez(path, **{name: value for name, value in content.items() if name != "leaps"}),
-    }
-
-
-def test_a_file_that_cannot_be_used_is_one_line(
-    shelf: IdleLoopFiles, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    shelf.put(DIGEST, loop())
-    (path,) = kept_files(tmp_path)
-    with np.load(path) as archive:
-        content = {name: archive[name] for name in archive.files}
-    for what, damage in damaged(path, content).items():
-        caplog.clear()
-        damage()
-        assert shelf.get(DIGEST, "mia") is None, what
-        (record,) = caplog.records
-        assert f"{path} cannot be used" in record.getMessage()
-        assert "\n" not in record.getMessage()
-        shelf.put(DIGEST, loop())
-        assert shelf.get(DIGEST, "mia") is not None
-
-
-def test_a_huge_file_is_not_unpacked(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    IdleLoopFiles(tmp_path, FORMAT).put(DIGEST, loop())
-    assert IdleLoopFiles(tmp_path, FORMAT, limit_bytes=50_000).get(DIGEST, "mia") is None
-    assert "it is too large" in caplog.text
-
-
-def test_what_was_used_longest_ago_goes_first(tmp_path: Path) -> None:
-    folder = tmp_path / "cache" / "idle"
-    one = IdleLoopFiles(folder, FORMAT)
-    digests = [digest_of({"number": number}) for number in range(4)]
-    for age, digest in zip((400, 300, 200), digests, strict=False):
-        one.put(digest, loop())
-        os.utime(folder / f"{digest}.npz", (1e9 - age, 1e9 - age))
-    assert one.get(digests[0], "mia") is not None, "now it is the one used last"
-    size = kept_files(tmp_path)[0].stat().st_size
-    IdleLoopFiles(folder, FORMAT, limit_bytes=3 * size + 100).put(digests[3], loop())
-    assert [one.get(digest, "mia") is not None for digest in digests] == [True, False, True, True]
-
-
-def test_a_loop_beyond_the_limit_is_not_kept(tmp_path: Path) -> None:
-    IdleLoopFiles(tmp_path / "cache" / "idle", FORMAT, limit_bytes=1000).put(DIGEST, loop())
-    assert kept_files(tmp_path) == []
-
-
-def test_what_a_killed_process_left_is_removed(shelf: IdleLoopFiles, tmp_path: Path) -> None:
-    shelf.put(DIGEST, loop())
-    for name, age in (("old.part", 7200.0), ("new.part", 0.0)):
-        path = tmp_path / "cache" / "idle" / name
-        path.write_bytes(b"half")
-        os.utime(path, (path.stat().st_mtime - age,) * 2)
-    shelf.put(OTHER, loop())
-    assert [path.name for path in kept_files(tmp_path)] == sorted([f"{DIGEST}.npz", f"{OTHER}.npz", "new.part"])
-
-
-def test_several_may_write_at_once(tmp_path: Path) -> None:
-    shelves = [IdleLoopFiles(tmp_path / "cache" / "idle", FORMAT) for _ in range(4)]
-    threads = [threading.Thread(target=shelf.put, args=(DIGEST, loop())) for shelf in shelves]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    found = shelves[0].get(DIGEST, "mia")
-    assert found is not None
-    assert same(found, loop())
-    assert len(kept_files(tmp_path)) == 1
-
-
-def test_a_write_that_fails_leaves_nothing(
-    shelf: IdleLoopFiles, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    def full(file: Any, **content: Any) -> None:
-        file.write(b"half")
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(np, "savez", full)
-    shelf.put(DIGEST, loop())
-    shelf.put(OTHER, loop())
-    assert kept_files(tmp_path) == []
-    (record,) = caplog.records
-    assert "cannot be kept" in record.getMessage()
-
-
-def test_a_folder_that_cannot_be_made_is_one_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    (tmp_path / "file").write_text("")
-    shelf = IdleLoopFiles(tmp_path / "file" / "idle", FORMAT)
-    for digest in (DIGEST, OTHER):
-        shelf.put(digest, loop())
-        assert shelf.get(digest, "mia") is None
-    assert sum("cannot be kept" in record.getMessage() for record in caplog.records) == 1
-
-
-# ---------------------------------------------------------------------------------------------------- in a worker
+def test_arrays_that_are_no_loop_are_refused() -> None:
+    whole = dict(loop_arrays(loop()))
+    for wrong in (
+        {name: plane[:0] for name, plane in whole.items()},
+        dict(loop_arrays(loop(size=(48, 32)))),
+        {**whole, "u": whole["y"]},
+        {**whole, "latents": whole["latents"][:7]},
+        {**whole, "latents": whole["latents"].astype(np.float32)},
+        {**whole, "leaps": whole["leaps"][:7]},
+        {**whole, "leaps": whole["leaps"] + 30},
+        {**whole, "leaps": whole["leaps"].astype(np.float32)},
+        {"y": whole["y"]},
+    ):
+        with pytest.raises((ValueError, KeyError)):
+            loop_of(wrong, "mia", FORMAT)
 
 
 class FakeGenerator:
@@ -198,12 +74,35 @@ class FakeGenerator:
     def __init__(self, settings: GeneratorSettings, trained: Trained) -> None:
         self.settings, self.trained = settings, trained
         self.device = SimpleNamespace(type="cpu")
+        self.prepared: list[str] = []
         self.rendered: list[str] = []
+        self.given: dict[str, U8Array] = {}
+        """Poses that were read from disk."""
+        self.fits = True
+        self.encoded: U8Array | None = POSES
+        self.asked: list[str] = []
 
     def avatar_pieces(self, name: str, *files: object) -> Iterator[None]:
+        self.prepared.append(name)
         yield
 
     def forget_avatar(self, name: str) -> None: ...
+
+    @property
+    def avatars(self) -> tuple[str, ...]:
+        return tuple(self.prepared)
+
+    def work_ahead(self) -> bool:
+        return False
+
+    def poses(self, name: str) -> U8Array | None:
+        self.asked.append(name)
+        return self.encoded
+
+    def take_poses(self, name: str, poses: U8Array) -> bool:
+        if self.fits:
+            self.given[name] = poses
+        return self.fits
 
     def idle_loop(self, name: str, chained: bool = True) -> Iterator[Avatar]:
         self.rendered.append(name)
@@ -227,6 +126,11 @@ class Start:
         self.chained, self.config = True, {"denoising_unet": {"widths": [8]}}
         self.files = AvatarFiles("mia", folder / "face.png", folder / "poses", folder / "idle_poses")
         self.first: AvatarFiles | None = None
+        self.encoded: U8Array | None = POSES
+        self.fits = True
+        self.poses_read: U8Array | None = None
+        """Of its avatar, by :meth:`shown`, as are these: whose poses the generator was asked for."""
+        self.poses_asked: list[str] = []
         for path in ("face.png", "poses/0.npy", "idle_poses/0.npy", "weights/unet.safetensors", "weights/vae/a.bin"):
             (folder / path).parent.mkdir(parents=True, exist_ok=True)
             if not (folder / path).exists():
@@ -236,6 +140,7 @@ class Start:
         """The idle loop of its avatar, and whether it was rendered."""
         settings = GeneratorSettings.for_device(self.options, self.format, self.device, self.dtype)
         generator: Any = FakeGenerator(settings, self.trained)
+        generator.encoded, generator.fits = self.encoded, self.fits
         loader = ModelLoader(
             model={},
             model_base=self.folder,
@@ -249,15 +154,17 @@ class Start:
         )
         weights = [self.folder / "weights" / "unet.safetensors", self.folder / "weights" / "vae", self.folder / "none"]
         source = ModelSource(lambda settings, progress: generator, weights, self.config)
-        loops = loader._kept_loops(generator, source)
+        loops = loader._kept_avatars(generator, source)
         assert loops is not None
         renderer = _ModelRenderer(generator, self.chained, loops)
         for files in [self.first, self.files]:
             assert files is None or list(renderer.prepare_avatar(files)) == [None]
         pieces = list(renderer.idle(self.files.name))
         assert all(len(piece.idle) <= self.format.clip_frames for piece in pieces)
-        if loops.writing is not None:
-            loops.writing.join()
+        for _ in range(2):
+            assert not renderer.work_ahead()
+        loops.wait()
+        self.poses_read, self.poses_asked = generator.given.get(self.files.name), generator.asked
         return Avatar.joined(pieces), generator.rendered == [self.files.name]
 
 
@@ -366,15 +273,56 @@ def test_integers_are_fitted_to_the_first_avatar(dtype: str, rendered: bool, sta
     assert other.shown()[1] == rendered
 
 
-def test_sources_are_known_by_name_and_content(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match="no sources"):
-        code_digest(tmp_path)
-    seen = set()
-    for name, content in (("a.py", "1"), ("a.py", "2"), ("kernels/a.py", "2"), ("kernels/a.cu", "2"), ("b.txt", "2")):
-        (tmp_path / name).parent.mkdir(exist_ok=True)
-        (tmp_path / name).write_text(content)
-        seen.add(code_digest(tmp_path))
-    assert len(seen) == 4
+def test_a_second_start_does_not_encode_poses(start: Callable[[], Start]) -> None:
+    one = start()
+    one.shown()
+    assert (one.poses_read, one.poses_asked) == (None, ["mia"]), "once, as soon as all are there"
+    for change in (option("steps", 2), option("cfg", 2.0), changed(dtype="int8")):
+        again = start()
+        change(again)
+        again.shown()
+        assert again.poses_read is not None
+        assert np.array_equal(again.poses_read, POSES)
+        assert again.poses_asked == []
+
+
+@pytest.mark.parametrize("what", ["the picture", "a pose", "weights of the same size", "number format", "frame rate"])
+def test_what_decides_how_poses_look_has_them_encoded(what: str, start: Callable[[], Start]) -> None:
+    start().shown()
+    other = start()
+    DECISIVE[what](other)
+    other.shown()
+    assert (other.poses_read, other.poses_asked) == (None, ["mia"])
+
+
+def test_poses_that_are_not_all_there_are_not_kept(start: Callable[[], Start]) -> None:
+    one = start()
+    one.encoded = None
+    one.shown()
+    assert one.poses_asked == ["mia", "mia"], "they may be there the next time"
+    again = start()
+    again.shown()
+    assert again.poses_read is None
+
+
+def test_poses_that_do_not_fit_are_encoded_and_kept(start: Callable[[], Start]) -> None:
+    start().shown()
+    one = start()
+    one.fits, one.encoded = False, POSES + 1
+    one.shown()
+    assert (one.poses_read, one.poses_asked) == (None, ["mia"])
+    again = start()
+    again.shown()
+    assert again.poses_read is not None
+    assert np.array_equal(again.poses_read, POSES + 1)
+
+
+def test_very_large_poses_are_not_kept(start: Callable[[], Start], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kept_avatars, "POSES_LIMIT_BYTES", POSES.nbytes - 1)
+    for _ in range(2):
+        one = start()
+        one.shown()
+        assert one.poses_read is None
 
 
 def test_a_deleted_avatar_is_deleted_on_disk(start: Callable[[], Start], tmp_path: Path) -> None:
@@ -387,14 +335,15 @@ def test_a_deleted_avatar_is_deleted_on_disk(start: Callable[[], Start], tmp_pat
     option("steps", 2)(coarser)
     coarser.shown()
     other.shown()
-    assert len(kept_files(tmp_path)) == 3
-    loops = idle_loops.KeptLoops(IdleLoopFiles(tmp_path / "cache" / "idle", FORMAT), {}, 12)
+    assert len(kept_files(tmp_path)) == 5, "three loops, and the poses of two"
+    loops = KeptAvatars(KeptFiles(tmp_path / "cache" / "idle"), {}, FORMAT)
     loops.note(one.files)
     loops.note(one.files)
-    assert len(kept_files(tmp_path)) == 3
+    assert len(kept_files(tmp_path)) == 5, "three loops, and the poses of two"
     loops.forget("mia")
     loops.forget("unknown")
-    assert len(kept_files(tmp_path)) == 1
+    assert len(kept_files(tmp_path)) == 2
+    other.first = None
     assert other.shown()[1] is False
     loops.note(other.files)
     loops.note(replace(other.files, reference_image=one.files.reference_image))
@@ -402,23 +351,22 @@ def test_a_deleted_avatar_is_deleted_on_disk(start: Callable[[], Start], tmp_pat
 
 
 def test_a_loop_that_was_given_up_is_not_kept(start: Callable[[], Start], tmp_path: Path) -> None:
-    shelf = IdleLoopFiles(tmp_path / "cache" / "idle", FORMAT)
     one = start()
-    loops = idle_loops.KeptLoops(shelf, {}, 12)
+    loops = KeptAvatars(KeptFiles(tmp_path / "cache" / "idle"), {}, FORMAT)
     loops.note(one.files)
-    pieces = loops.through("mia", {}, fake_generator().idle_loop("mia"))
+    pieces = loops.idle_loop("mia", {}, fake_generator().idle_loop("mia"))
     next(pieces)
     pieces.close()  # type: ignore[attr-defined]
-    assert loops.writing is None
+    loops.wait()
     assert not (tmp_path / "cache").exists()
 
 
 def test_an_avatar_whose_files_are_gone_is_rendered(
     start: Callable[[], Start], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    loops = idle_loops.KeptLoops(IdleLoopFiles(tmp_path / "cache" / "idle", FORMAT), {}, 12)
+    loops = KeptAvatars(KeptFiles(tmp_path / "cache" / "idle"), {}, FORMAT)
     loops.note(AvatarFiles("mia", tmp_path / "gone.png", tmp_path))
-    assert "the idle loop of avatar mia is not kept" in caplog.text
-    avatar = Avatar.joined(list(loops.through("mia", {}, fake_generator().idle_loop("mia"))))
+    assert "idle loop and poses of avatar mia are not kept" in caplog.text
+    avatar = Avatar.joined(list(loops.idle_loop("mia", {}, fake_generator().idle_loop("mia"))))
     assert same(avatar, loop())
-    assert loops.writing is None
+    loops.wait()
