@@ -271,12 +271,15 @@ class FleetEngine:
 
     def _ticket(self, number: int, request: RenderRequest, after: int | None) -> Ticket:
         """A clip's place in the order."""
-        frames = request.frames / self._format.clip_frames
+        count, fps = self._format.clip_frames, self._format.fps
+        frames = request.frames / count
         return Ticket(
             number,
             request.stream,
-            deadline_s=request.deadline_s,
-            due_s=request.deadline_s - (self._format.clip_frames - 1) / self._format.fps,
+            # A clip of which most frames would be late costs as much as the next one, which is on time if this one is
+            # left out.
+            deadline_s=request.deadline_s - (count // 2) / fps,
+            due_s=request.deadline_s - (count - 1) / fps,
             cost=self._budget.cost(request.steps or self._options.steps, frames),
             steps=request.steps or 0,
             after=after,

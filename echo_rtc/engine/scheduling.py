@@ -57,11 +57,10 @@ class Ticket:
     """A clip's place in the order.
 
     ``number`` is its own alone. ``cost``: what it takes against an ordinary clip (more frames, fewer steps); ``steps``:
-    its denoising steps, 0 for all.
-    ``deadline_s``: when it must be done to be of use, infinity if it may take its time; ``due_s``: when it must be done
-    to be on time. ``after``: the number of the
-    clip that it continues. ``worker``: the only one that can do it. ``unable``: those that cannot. ``droppable``:
-    whether it may be given up when it is late.
+    its denoising steps, 0 for all. ``deadline_s``: when it must be done to be worth its time, infinity if it may take
+    any; ``due_s``: when it must be done for no frame to be late. ``after``: the number of the clip that it continues.
+    ``worker``: the only one that can do it. ``unable``: those that cannot. ``droppable``: whether it may be given up
+    when it is late.
     """
 
     number: int

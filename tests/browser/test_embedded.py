@@ -24,8 +24,12 @@ LOUD = 0.02
 """RMS above which the returned sound is speech."""
 QUIET = 0.0005
 PAUSE_S = 4
-WATCHED_MS = 26_000
-"""Longer than the poses are drawn during the call, as they are where it follows the start at once."""
+WATCHED_MS, MOST_WATCHES = 13_000, 5
+"""Each watch sees a pause and a phrase. A machine that is too slow for real time shows few rendered frames at first:
+it is watched again."""
+MOVED, SHARE = 5.0, 0.1
+"""A mouth that differs by more than so many levels from all at rest has moved; at least this share of those seen in
+speech has, and less of those in silence."""
 
 # The mouth of the default avatar, as shares of the picture: left, top, width, height.
 MOUTH = (0.40, 0.42, 0.20, 0.12)
@@ -61,9 +65,9 @@ def voice(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def _unlike(mouths: F32Array, others: F32Array) -> float:
-    """By how many levels a mouth differs from the most similar of the others; the median over mouths (N, pixels)."""
-    return float(np.median([np.abs(others - mouth).mean(axis=1).min() for mouth in mouths]))
+def _moved(mouths: F32Array, rest: F32Array) -> float:
+    """Share of the mouths (N, pixels) that are like none at rest (R, pixels)."""
+    return float(np.mean([np.abs(rest - mouth).mean(axis=1).min() > MOVED for mouth in mouths]))
 
 
 async def test_the_mouth_moves_with_the_voice_and_rests_without(
@@ -77,24 +81,29 @@ async def test_the_mouth_moves_with_the_voice_and_rests_without(
     await visit.start()
     await visit.listen()
     await visit.hears(above=LOUD)
-    rows = await visit.page.evaluate(_WATCH, [*MOUTH, WATCHED_MS])
+    rows: list[tuple[float, str]] = []
+    for _ in range(MOST_WATCHES):
+        rows += await visit.page.evaluate(_WATCH, [*MOUTH, WATCHED_MS])
+        loudness = np.array([loud for loud, _ in rows])
+        mouths: F32Array = np.stack([np.frombuffer(base64.b64decode(crop), np.uint8) for _, crop in rows]).astype(
+            np.float32
+        )
+        speaking, resting = mouths[loudness > LOUD], mouths[loudness < QUIET]
+        assert len(speaking) > 20, "the voice did not come back"
+        assert len(resting) > 20, "the pauses did not come back"
+        # The head sways, in speech as in silence: each mouth is compared with the one at rest that is most like it.
+        moved, rested = _moved(speaking, resting[::2]), _moved(resting[1::2], resting[::2])
+        if moved >= SHARE:
+            break
     picture: str | None = pytestconfig.getoption("--picture")
     if picture:
         await visit.hears(above=LOUD)
         await visit.state("Speaking")
         await visit.page.screenshot(path=picture)
-
-    loudness = np.array([loud for loud, _ in rows])
-    crops = [np.frombuffer(base64.b64decode(crop), np.uint8) for _, crop in rows]
-    mouths: F32Array = np.stack(crops).astype(np.float32)
-    speaking, resting = mouths[loudness > LOUD], mouths[loudness < QUIET]
-    assert len(speaking) > 20, "the voice did not come back"
-    assert len(resting) > 20, "the pauses did not come back"
-    # The head sways, in speech as in silence: each mouth is compared with the one at rest that is most like it. A mouth
-    # that moved in silence would be like those that speak.
-    moved, rested = _unlike(speaking, resting[::2]), _unlike(resting[1::2], resting[::2])
-    assert moved > 2 * rested, f"the mouth differed by {moved:.2f} levels in speech and by {rested:.2f} in silence"
-    assert moved > 0.8, f"{moved:.2f} levels"
+    assert moved >= SHARE, f"{moved:.2f} of the mouths seen in speech were open, {rested:.2f} of those in silence"
+    assert rested < min(SHARE, moved / 2), (
+        f"{rested:.2f} of the mouths seen in silence were open, {moved:.2f} in speech"
+    )
     await visit.end()
     [stream] = visit.streams
     await running.freed(stream)

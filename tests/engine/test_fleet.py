@@ -144,6 +144,21 @@ def test_a_clip_that_is_dropped_does_not_break_the_chain() -> None:
     run(work())
 
 
+@pytest.mark.parametrize(("late_frames", "begun"), [(5, [0, 12, 24]), (7, [0, 24])])
+def test_a_clip_that_is_mostly_late_makes_way(late_frames: int, begun: list[int]) -> None:
+    """Clip 1 would be done when so many of its frames are late; clip 2 waits."""
+
+    async def work() -> None:
+        async with House(1, lambda position: 0.4) as house:
+            now = asyncio.get_running_loop().time()
+            deadlines = [now + 10.0, now + 0.8 + (11.01 - late_frames) / FORMAT.fps, now + 10.0]
+            requests = [clip(number, deadline_s=deadline) for number, deadline in enumerate(deadlines)]
+            await asyncio.gather(*(house.engine.render(request) for request in requests), return_exceptions=True)
+            assert [position for position, _ in house.opened[0].begun] == begun
+
+    run(work())
+
+
 @pytest.mark.parametrize(("seconds", "error"), [((2.0,) * 4, LateError), ((0.1, -1.0, 0.1, 0.1), WorkerGoneError)])
 def test_a_lost_clip_is_freed(seconds: tuple[float, ...], error: type[RenderError]) -> None:
     """Without garbage collection: the clips that an overloaded server loses would wait for it."""
