@@ -30,9 +30,9 @@ class RenderRequest:
     ``seed`` chooses the initial noise. ``init_latent`` (C, h, w) float16 is the previous clip's final latent, or None
     to start fresh. ``steps`` overrides the configured number of denoising steps.
 
-    The rest is for scheduling: ``stream`` is the id of the clip's stream ("" where it has none); ``deadline_s``: after
-    this time of the event loop's clock the result is of no use; ``chained``: if the stream's previous clip is still
-    being rendered, this one begins with that clip's final latent instead of ``init_latent``.
+    The rest is for scheduling: ``stream`` is the id of the clip's stream ("" where it has none); ``deadline_s``: when
+    its last frame is due, by the event loop's clock, after which the result is of no use; ``chained``: if the stream's
+    previous clip is still being rendered, this one begins with that clip's final latent instead of ``init_latent``.
     """
 
     avatar: str

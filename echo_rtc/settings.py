@@ -289,8 +289,8 @@ class Settings(ModelOptions):
         default=True,
         metadata=about(
             "model",
-            "Keep the idle loops and the encoded poses of avatars in the directory of --compile-cache, at most 2 GiB "
-            "together, and read them at the next start instead of computing them.",
+            "Keep the idle loops (at most 2 GiB) and the encoded poses (at most 1 GiB) of avatars in the directory of "
+            "--compile-cache, and read them at the next start instead of computing them.",
         ),
     )
     width: int = field(

@@ -19,6 +19,7 @@ import zlib
 from collections.abc import Callable, Collection, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import ParamSpec, Protocol
 
@@ -277,9 +278,10 @@ def _files_at(place: Path) -> AvatarFiles:
 
 
 async def _in_thread(function: Callable[P, None], *arguments: P.args, **keywords: P.kwargs) -> None:
-    """As :func:`asyncio.to_thread`, but where this is cancelled it waits until the function has ended: what it writes
-    can then be removed, and nothing comes after."""
-    running = asyncio.create_task(asyncio.to_thread(function, *arguments, **keywords))
+    """Calls a function in a thread. Where this is cancelled it waits until the function has ended: what it writes can
+    then be removed, and nothing comes after."""
+    # No task: the end of the event loop would cancel it, and the thread would go on all the same.
+    running = asyncio.get_running_loop().run_in_executor(None, partial(function, *arguments, **keywords))
     try:
         await asyncio.shield(running)
     except asyncio.CancelledError:

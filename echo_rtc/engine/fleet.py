@@ -276,8 +276,8 @@ class FleetEngine:
         return Ticket(
             number,
             request.stream,
-            # A clip of which most frames would be late costs as much as the next one, which is on time if this one is
-            # left out.
+            # A clip that ends after half of its frames are due costs as much as the next one, all of which is on time
+            # if this one is left out.
             deadline_s=request.deadline_s - (count // 2) / fps,
             due_s=request.deadline_s - (count - 1) / fps,
             cost=self._budget.cost(request.steps or self._options.steps, frames),

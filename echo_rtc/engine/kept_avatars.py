@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,8 +20,10 @@ from echo_rtc.rendering import Avatar, AvatarFiles
 
 logger = logging.getLogger(__name__)
 
-POSES_LIMIT_BYTES = 256 << 20
-"""Features of more than this are not kept: reading them is no quicker than computing them."""
+POSES_LIMIT_BYTES = 1 << 30
+"""Features of all avatars together."""
+MOST_POSES_BYTES = 256 << 20
+"""Features of one avatar: more are not kept, as a full-size model has gigabytes of them."""
 
 _PLANES = ("y", "u", "v")
 
@@ -57,38 +60,43 @@ class KeptAvatars:
     on one thread; poses may come from another.
     """
 
-    def __init__(self, files: KeptFiles, model: Mapping[str, object], clip_format: ClipFormat) -> None:
-        self._files, self._model, self._format = files, dict(model), clip_format
+    def __init__(self, folder: Path, model: Mapping[str, object], clip_format: ClipFormat) -> None:
+        self._loops = KeptFiles(folder / "idle", "idle loops")
+        # They come from a later computation and are less of it than loops, which they must not push out.
+        self._poses = KeptFiles(folder / "poses", "poses", POSES_LIMIT_BYTES)
+        self._model, self._format = dict(model), clip_format
         self._avatars: dict[str, str] = {}
         self.first = ""
         """The digest of the avatar that was prepared first."""
-        self._writing: list[threading.Thread] = []
+        self._writing: dict[str, list[threading.Thread]] = {}
         self._turn = threading.Lock()
 
-    def note(self, files: AvatarFiles) -> None:
-        """Notes what an avatar is prepared from, which decides how it looks."""
-        try:
-            digest = avatar_digest(files)
-            if self._avatars.get(files.name) != digest:
-                self.forget(files.name)
-            self._avatars[files.name] = digest
+    def note(self, name: str, digest: str | None) -> None:
+        """Notes what an avatar was prepared from, as its digest; None: nothing of it is kept."""
+        if self._avatars.get(name) != digest:
+            self.forget(name)
+        if digest is not None:
+            self._avatars[name] = digest
             self.first = self.first or digest
-        except OSError as error:
-            self.forget(files.name)
-            logger.warning("idle loop and poses of avatar %s are not kept (%s)", files.name, error)
 
     def forget(self, name: str) -> None:
         """Lets go of an avatar, on disk as well: pictures of a person are not to outlast their deletion."""
         with self._turn:
             digest = self._avatars.pop(name, None)
         if digest is not None:
-            self.wait()
-            self._files.drop(f"{digest}-")
+            self._wait(name)
+            for files in (self._loops, self._poses):
+                files.drop(f"{digest}-")
 
     def wait(self) -> None:
         """Waits until all that is being written is written."""
+        for name in [*self._writing]:
+            self._wait(name)
+
+    def _wait(self, name: str) -> None:
+        """The same for one avatar."""
         with self._turn:
-            writing, self._writing = self._writing, []
+            writing = self._writing.pop(name, [])
         for thread in writing:
             thread.join()
 
@@ -98,7 +106,7 @@ class KeptAvatars:
         if digest is None:
             yield from rendered
             return
-        kept = self._files.get(digest, lambda arrays: loop_of(arrays, name, self._format))
+        kept = self._loops.get(digest, lambda arrays: loop_of(arrays, name, self._format))
         if kept is not None:
             logger.info("the idle loop of avatar %s was read from disk", name)
             yield from _pieces(kept, self._format.clip_frames)
@@ -107,33 +115,33 @@ class KeptAvatars:
         for piece in rendered:
             pieces.append(piece)
             yield piece
-        self._write(name, digest, lambda: loop_arrays(Avatar.joined(pieces)))
+        self._write(name, digest, lambda: self._loops.put(digest, loop_arrays(Avatar.joined(pieces))))
 
     def poses(self, name: str, settings: Mapping[str, object]) -> U8Array | None:
         """The features of an avatar's poses as they were given to :meth:`keep_poses` with these settings."""
         digest = self._digest(name, {"poses": settings})
-        return None if digest is None else self._files.get(digest, lambda arrays: np.asarray(arrays["poses"]))
+        return None if digest is None else self._poses.get(digest, lambda arrays: np.asarray(arrays["poses"]))
 
     def keep_poses(self, name: str, settings: Mapping[str, object], poses: U8Array) -> None:
         """Keeps the features of all poses of an avatar, as bytes."""
         digest = self._digest(name, {"poses": settings})
-        if digest is not None and poses.nbytes <= POSES_LIMIT_BYTES:
-            self._write(name, digest, lambda: {"poses": poses})
+        if digest is not None:
+            self._write(name, digest, lambda: self._poses.put(digest, {"poses": poses}))
 
     def _digest(self, name: str, facts: Mapping[str, object]) -> str | None:
         """The digest of something of an avatar; None for one that is not known."""
         known = self._avatars.get(name)
         return None if known is None else f"{known}-{digest_of({**self._model, **facts})}"
 
-    def _write(self, name: str, digest: str, content: Callable[[], Arrays]) -> None:
+    def _write(self, name: str, digest: str, write: Callable[[], None]) -> None:
         """Writes a file, unless the avatar was forgotten meanwhile. On a thread of its own: it has tens of megabytes,
         and on the worker's own threads a clip would wait for them."""
         with self._turn:
-            if name not in self._avatars:
+            if not digest.startswith(self._avatars.get(name, "-")):
                 return
-            thread = threading.Thread(target=lambda: self._files.put(digest, content()), name="echo-keep")
+            thread = threading.Thread(target=write, name="echo-keep")
             thread.start()
-            self._writing = [*(other for other in self._writing if other.is_alive()), thread]
+            self._writing[name] = [*(other for other in self._writing.get(name, ()) if other.is_alive()), thread]
 
 
 def _pieces(avatar: Avatar, frames: int) -> Iterator[Avatar]:
@@ -144,11 +152,15 @@ def _pieces(avatar: Avatar, frames: int) -> Iterator[Avatar]:
         yield Avatar(avatar.name, avatar.idle[start:end], latents, avatar.leaps if end >= len(avatar.idle) else ())
 
 
-def avatar_digest(files: AvatarFiles) -> str:
+def avatar_digest(files: AvatarFiles) -> str | None:
     """A digest of what an avatar is prepared from, by content; half as long as others, as it begins names of files.
-    Raises OSError."""
+    None, with a line in the log, where that cannot be read."""
     parts = {"picture": files.reference_image}
-    for kind, folder in (("poses", files.pose_dir), ("idle", files.idle_pose_dir)):
-        if folder is not None:
-            parts |= {f"{kind}/{path.name}": path for path in folder.iterdir() if path.suffix in (".npy", ".npz")}
-    return content_digest(parts)[:32]
+    try:
+        for kind, folder in (("poses", files.pose_dir), ("idle", files.idle_pose_dir)):
+            if folder is not None:
+                parts |= {f"{kind}/{path.name}": path for path in folder.iterdir() if path.suffix in (".npy", ".npz")}
+        return content_digest(parts)[:32]
+    except OSError as error:
+        logger.warning("idle loop and poses of avatar %s are not kept (%s)", files.name, error)
+        return None

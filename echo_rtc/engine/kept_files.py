@@ -1,7 +1,7 @@
 """Arrays on disk, so that a later start reads what an earlier one has computed.
 
 A file is named by a digest of everything that decides what is in it, and is written whole or not at all. One that is
-damaged or of another kind is left aside and written again. Knows nothing of what the arrays are.
+damaged or of another kind is left aside and written again. Does not know what the arrays are.
 """
 
 from __future__ import annotations
@@ -40,8 +40,9 @@ T = TypeVar("T")
 class KeptFiles:
     """A folder of files with arrays, by digest, which is the name of a file. Several processes may use it at once."""
 
-    def __init__(self, folder: Path, limit_bytes: int = LIMIT_BYTES) -> None:
-        self._folder, self._limit_bytes = folder, limit_bytes
+    def __init__(self, folder: Path, what: str, limit_bytes: int = LIMIT_BYTES) -> None:
+        """``what`` the files keep, for the log, in the plural."""
+        self._folder, self._what, self._limit_bytes = folder, what, limit_bytes
         self._told = False
 
     def get(self, digest: str, read: Callable[[Arrays], T]) -> T | None:
@@ -53,7 +54,7 @@ class KeptFiles:
         except FileNotFoundError:
             return None
         except Exception as error:  # the readers of archives and arrays raise of many kinds where a file is damaged
-            logger.warning("%s cannot be used (%s); what it keeps is computed again", path, first_line(error))
+            logger.warning("%s cannot be used (%s); its %s are computed again", path, first_line(error), self._what)
             return None
         with suppress(OSError):  # where the folder can only be read it is of use all the same
             os.utime(path)
@@ -68,19 +69,17 @@ class KeptFiles:
         except OSError as error:
             if not self._told:
                 logger.warning(
-                    "idle loops and poses cannot be kept in %s (%s); they are computed again at each start",
-                    self._folder,
-                    error,
+                    "%s cannot be kept in %s (%s); each start computes them", self._what, self._folder, error
                 )
             self._told = True
 
     def drop(self, prefix: str) -> None:
         """Removes every file whose digest begins like this."""
         try:
-            for path in self._folder.glob(f"{prefix}*.npz"):
+            for path in self._folder.glob(f"{prefix}*"):
                 path.unlink(missing_ok=True)
         except OSError as error:
-            logger.warning("idle loops and poses in %s cannot be removed (%s)", self._folder, error)
+            logger.warning("%s in %s cannot be removed (%s)", self._what, self._folder, error)
 
     def _path(self, digest: str) -> Path:
         return self._folder / f"{digest}.npz"
@@ -103,7 +102,8 @@ class KeptFiles:
         try:
             with os.fdopen(handle, "wb") as file:
                 np.savez(file, allow_pickle=False, **content)
-            os.replace(part, self._path(digest))
+            with suppress(FileNotFoundError):  # dropped meanwhile
+                os.replace(part, self._path(digest))
         except BaseException:
             Path(part).unlink(missing_ok=True)
             raise

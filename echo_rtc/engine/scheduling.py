@@ -57,10 +57,10 @@ class Ticket:
     """A clip's place in the order.
 
     ``number`` is its own alone. ``cost``: what it takes against an ordinary clip (more frames, fewer steps); ``steps``:
-    its denoising steps, 0 for all. ``deadline_s``: when it must be done to be worth its time, infinity if it may take
-    any; ``due_s``: when it must be done for no frame to be late. ``after``: the number of the clip that it continues.
-    ``worker``: the only one that can do it. ``unable``: those that cannot. ``droppable``: whether it may be given up
-    when it is late.
+    its denoising steps, 0 for all. ``deadline_s``: when it must be done not to be given up for a newer one, infinity if
+    it may take any time; ``due_s``: when it must be done for no frame to be late. ``after``: the number of the clip
+    that it continues. ``worker``: the only one that can do it. ``unable``: those that cannot. ``droppable``: whether it
+    may be given up when it is late.
     """
 
     number: int
@@ -105,7 +105,7 @@ class Start:
 
 @dataclass(frozen=True, slots=True)
 class Drop:
-    """The clip cannot be on time any more. ``worker`` has it prepared, if it is not None."""
+    """The clip cannot be done by its deadline any more. ``worker`` has it prepared, if it is not None."""
 
     ticket: Ticket
     worker: str | None
@@ -193,7 +193,7 @@ class Scheduler:
         self._waiting: dict[int, Ticket] = {}
         self._unfinished: set[int] = set()
         self.dropped = 0
-        """Clips that were never started because they could not be on time."""
+        """Clips that were never started because they could not be done by their deadlines."""
 
     @property
     def waiting(self) -> int:

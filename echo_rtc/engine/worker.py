@@ -27,8 +27,8 @@ import numpy as np
 from echo_rtc.clips import DEFAULT_AVATAR, ClipFormat, F16Array, YuvFrames
 from echo_rtc.engine.arithmetic import settle
 from echo_rtc.engine.devices import usable_cores
-from echo_rtc.engine.kept_avatars import KeptAvatars
-from echo_rtc.engine.kept_files import KeptFiles, code_digest, files_as_found
+from echo_rtc.engine.kept_avatars import MOST_POSES_BYTES, KeptAvatars, avatar_digest
+from echo_rtc.engine.kept_files import code_digest, files_as_found
 from echo_rtc.engine.speed import Speed
 from echo_rtc.errors import EchoRtcError, RenderError, first_line
 from echo_rtc.model.options import INTEGERS, GeneratorSettings, ModelOptions
@@ -425,6 +425,8 @@ class ModelLoader:
 
     def _kept_avatars(self, generator: ClipGenerator, source: ModelSource) -> KeptAvatars | None:
         """Where idle loops and poses are kept; None where it cannot be told what decides how they look."""
+        import cv2
+        import PIL
         import torch
 
         import echo_rtc.model
@@ -435,7 +437,7 @@ class ModelLoader:
         try:
             model = {
                 "code": code_digest(Path(echo_rtc.model.__path__[0])),
-                "torch": torch.__version__,
+                "releases": [torch.__version__, np.__version__, PIL.__version__, cv2.__version__],
                 "device": [generator.device.type, platform.machine(), kind],
                 "weights": files_as_found(source.files),
                 "config": source.config,
@@ -445,7 +447,7 @@ class ModelLoader:
         except OSError as error:
             logger.warning("idle loops and poses are not kept: %s", error)
             return None
-        return KeptAvatars(KeptFiles(self.compile_cache.expanduser() / "idle"), model, self.format)
+        return KeptAvatars(self.compile_cache.expanduser(), model, self.format)
 
 
 def keep_compiled(folder: Path) -> bool:
@@ -459,7 +461,7 @@ def keep_compiled(folder: Path) -> bool:
             os.environ.setdefault(variable, str(place))
     except (OSError, RuntimeError) as error:
         logger.warning(
-            "compile_cache is %s, which cannot be used (%s); kernels are compiled and idle loops rendered again",
+            "compile_cache is %s, which cannot be used (%s); kernels, idle loops and poses are made again",
             folder,
             error,
         )
@@ -514,14 +516,17 @@ class _ModelRenderer:
         return self._kept.idle_loop(avatar, settings, rendered)
 
     def prepare_avatar(self, files: AvatarFiles) -> Iterator[None]:
+        # Before they are read: files that are replaced meanwhile must not be taken for what was prepared.
+        digest = None if self._kept is None else avatar_digest(files)
         yield from self._generator.avatar_pieces(files.name, files.reference_image, files.pose_dir, files.idle_pose_dir)
         self._poses_on_disk.discard(files.name)
         if self._kept is None:
             return
-        self._kept.note(files)
-        poses = self._kept.poses(files.name, self._pose_settings)
-        if poses is not None and self._generator.take_poses(files.name, poses):
-            self._poses_on_disk.add(files.name)
+        self._kept.note(files.name, digest)
+        if not self._generator.settings.low_ram:
+            poses = self._kept.poses(files.name, self._pose_settings)
+            if poses is not None and self._generator.take_poses(files.name, poses):
+                self._poses_on_disk.add(files.name)
 
     def forget_avatar(self, name: str) -> None:
         self._generator.forget_avatar(name)
@@ -533,7 +538,7 @@ class _ModelRenderer:
         more = self._generator.work_ahead()
         if self._kept is not None:
             for name in [name for name in self.avatars if name not in self._poses_on_disk]:
-                poses = self._generator.poses(name)
+                poses = self._generator.poses(name, MOST_POSES_BYTES)
                 if poses is not None:
                     self._poses_on_disk.add(name)
                     self._kept.keep_poses(name, self._pose_settings, poses)

@@ -135,25 +135,26 @@ class PoseTrack:
             self._kept[torch.from_numpy(part)] = made
             self._known[part] = True
 
-    def kept(self) -> U8Array | None:
-        """All features of the speaking loop, (P, h, w, C0 * bytes of a number) uint8; None unless all are kept."""
-        if self._kept is None or self._known is None or not self._known.all():
+    def kept(self, most_bytes: int) -> U8Array | None:
+        """All features of the speaking loop, (P, h, w, C0 * bytes of a number) uint8; None unless all are kept, and
+        where they have more than ``most_bytes``."""
+        if self._kept is None or self._known is None or self._kept.nbytes > most_bytes or not self._known.all():
             return None
         found: U8Array = self._kept.permute(0, 2, 3, 1).contiguous().cpu().view(torch.uint8).numpy()
         return found
 
     def take(self, kept: U8Array, like: Tensor) -> bool:
-        """Takes what :meth:`kept` gave for the same poses, where it has the shape that features (N, C0, h, w) ``like``
-        these have; whether it had."""
+        """Takes what :meth:`kept` gave for the same poses; False if these are not features of the shape (N, C0, h, w)
+        and the number format of ``like``."""
         if self._known is None:
             return False
         count, (_, width, rows, columns) = len(self._known), like.shape
         if kept.dtype != np.uint8 or kept.shape != (count, rows, columns, width * like.element_size()):
             return False
-        features = torch.from_numpy(np.ascontiguousarray(kept)).view(like.dtype).permute(0, 3, 1, 2).to(like.device)
+        features = torch.from_numpy(np.ascontiguousarray(kept)).view(like.dtype).permute(0, 3, 1, 2)
         if self._kept is None:
-            self._kept = features
-        else:  # memory that recorded work may read
+            self._kept = features.to(like.device)
+        else:  # its memory is there already, and is taken once only
             self._kept.copy_(features)
         self._known[:] = True
         return True
@@ -407,11 +408,12 @@ class ClipGenerator:
             return any(avatar.poses.complete_some() for avatar in tuple(self._avatars.values()))
 
     @torch.inference_mode()
-    def poses(self, name: str) -> U8Array | None:
-        """The features of all poses of an avatar, as bytes; None as long as any is missing."""
+    def poses(self, name: str, most_bytes: int) -> U8Array | None:
+        """The features of all poses of an avatar, as bytes; None as long as any is missing, and for more than
+        ``most_bytes``: a full-size model has gigabytes of them."""
         avatar = self._avatars.get(name)
         with self._preparing, self._beside():
-            return None if avatar is None else avatar.poses.kept()
+            return None if avatar is None else avatar.poses.kept(most_bytes)
 
     @torch.inference_mode()
     def take_poses(self, name: str, poses: U8Array) -> bool:

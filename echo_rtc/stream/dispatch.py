@@ -9,6 +9,7 @@ peers and no packets; an engine is anything with ``plan`` and ``render``.
 from __future__ import annotations
 
 import asyncio
+import statistics
 from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -24,6 +25,9 @@ from echo_rtc.stream.log import Complaints, StreamLog
 
 MAX_PENDING_CLIPS = 8
 """Clips of a stream that may be in flight; the oldest is cancelled when another one comes."""
+LATEST_CLIPS = 5
+"""Number of a stream's latest clips whose median time says whether its clips take longer than they last: a stall of one
+or two of them does not."""
 TIME_BOUNDS_S = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75, 1.0, 2.0, 5.0, 30.0)
 MAX_STAGES = 16
 """Bound on the stages of rendering that are counted separately; the engines here have fewer."""
@@ -150,7 +154,7 @@ class Dispatcher:
         self._latent: F16Array | None = None
         self._latent_of = -1
         self._last_done_s = 0.0
-        self._latest_took_s: deque[float] = deque([0.0, 0.0], maxlen=2)
+        self._latest_took_s: deque[float] = deque([0.0] * LATEST_CLIPS, maxlen=LATEST_CLIPS)
         self.counters = DispatchCounters()
         self.times = RenderTimes()
 
@@ -254,12 +258,11 @@ class Dispatcher:
     def _counted_wait_s(self) -> float:
         """How much of its wait for the previous clip counts as a chained clip's own time (s).
 
-        None, as a rule: it says nothing of the clip. But where one clip after another takes longer than it lasts, each
-        waits longer than the one before, until one is left out. With a delay that has room for that, those between are
-        on time.
+        None, as a rule: it says nothing of the clip. But where most clips take longer than they last, each waits longer
+        than the one before, until one is left out. With a delay that has room for that, those between are on time.
         """
         clip_s = float(self._order.format.clip_duration)
-        return clip_s if min(self._latest_took_s) > clip_s else 0.0
+        return clip_s if statistics.median(self._latest_took_s) > clip_s else 0.0
 
     def _request(self, pending: _Pending) -> RenderRequest:
         clip, order, joined = pending.clip, self._order, pending.plan.continuity

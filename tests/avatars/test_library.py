@@ -457,7 +457,7 @@ async def test_nothing_is_written_after_it_was_given_up(
     async with library(tmp_path) as shelf:
         adding = asyncio.create_task(shelf.add("anna", image()))
         await begun.wait()
-        for _ in range(2):  # who waits may be cancelled twice
+        for _ in range(2):  # also while it waits for the thread
             adding.cancel()
             await asyncio.sleep(0)
         loop.call_soon(go_on.set)

@@ -145,8 +145,8 @@ def test_a_clip_that_is_dropped_does_not_break_the_chain() -> None:
 
 
 @pytest.mark.parametrize(("late_frames", "begun"), [(5, [0, 12, 24]), (7, [0, 24])])
-def test_a_clip_that_is_mostly_late_makes_way(late_frames: int, begun: list[int]) -> None:
-    """Clip 1 would be done when so many of its frames are late; clip 2 waits."""
+def test_a_clip_that_ends_after_half_is_due_is_left_out(late_frames: int, begun: list[int]) -> None:
+    """Clip 1 would end when so many of its frames are late; clip 2 waits."""
 
     async def work() -> None:
         async with House(1, lambda position: 0.4) as house:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -12,9 +13,8 @@ import numpy as np
 import pytest
 
 from echo_rtc.clips import ClipFormat, U8Array, YuvFrames
-from echo_rtc.engine import kept_avatars
-from echo_rtc.engine.kept_avatars import KeptAvatars, loop_arrays, loop_of
-from echo_rtc.engine.kept_files import KeptFiles
+from echo_rtc.engine.kept_avatars import KeptAvatars, avatar_digest, loop_arrays, loop_of
+from echo_rtc.engine.kept_files import Arrays
 from echo_rtc.engine.worker import ModelLoader, ModelSource, _ModelRenderer
 from echo_rtc.model.options import GeneratorSettings, ModelOptions
 from echo_rtc.model.trained import Trained
@@ -43,7 +43,7 @@ def same(a: Avatar, b: Avatar) -> bool:
 
 
 def kept_files(tmp_path: Path) -> list[Path]:
-    return sorted((tmp_path / "cache" / "idle").iterdir())
+    return sorted((tmp_path / "cache").glob("*/*"))
 
 
 def test_a_loop_comes_back_from_its_arrays() -> None:
@@ -81,10 +81,12 @@ class FakeGenerator:
         self.fits = True
         self.encoded: U8Array | None = POSES
         self.asked: list[str] = []
+        self.meanwhile: Callable[[], object] = lambda: None
 
     def avatar_pieces(self, name: str, *files: object) -> Iterator[None]:
         self.prepared.append(name)
         yield
+        self.meanwhile()
 
     def forget_avatar(self, name: str) -> None: ...
 
@@ -95,7 +97,7 @@ class FakeGenerator:
     def work_ahead(self) -> bool:
         return False
 
-    def poses(self, name: str) -> U8Array | None:
+    def poses(self, name: str, most_bytes: int) -> U8Array | None:
         self.asked.append(name)
         return self.encoded
 
@@ -128,6 +130,8 @@ class Start:
         self.first: AvatarFiles | None = None
         self.encoded: U8Array | None = POSES
         self.fits = True
+        self.meanwhile: Callable[[], object] = lambda: None
+        """Called while its avatar is being prepared."""
         self.poses_read: U8Array | None = None
         """Of its avatar, by :meth:`shown`, as are these: whose poses the generator was asked for."""
         self.poses_asked: list[str] = []
@@ -140,7 +144,7 @@ class Start:
         """The idle loop of its avatar, and whether it was rendered."""
         settings = GeneratorSettings.for_device(self.options, self.format, self.device, self.dtype)
         generator: Any = FakeGenerator(settings, self.trained)
-        generator.encoded, generator.fits = self.encoded, self.fits
+        generator.encoded, generator.fits, generator.meanwhile = self.encoded, self.fits, self.meanwhile
         loader = ModelLoader(
             model={},
             model_base=self.folder,
@@ -154,16 +158,16 @@ class Start:
         )
         weights = [self.folder / "weights" / "unet.safetensors", self.folder / "weights" / "vae", self.folder / "none"]
         source = ModelSource(lambda settings, progress: generator, weights, self.config)
-        loops = loader._kept_avatars(generator, source)
-        assert loops is not None
-        renderer = _ModelRenderer(generator, self.chained, loops)
+        kept = loader._kept_avatars(generator, source)
+        assert kept is not None
+        renderer = _ModelRenderer(generator, self.chained, kept)
         for files in [self.first, self.files]:
             assert files is None or list(renderer.prepare_avatar(files)) == [None]
         pieces = list(renderer.idle(self.files.name))
         assert all(len(piece.idle) <= self.format.clip_frames for piece in pieces)
         for _ in range(2):
             assert not renderer.work_ahead()
-        loops.wait()
+        kept.wait()
         self.poses_read, self.poses_asked = generator.given.get(self.files.name), generator.asked
         return Avatar.joined(pieces), generator.rendered == [self.files.name]
 
@@ -317,12 +321,50 @@ def test_poses_that_do_not_fit_are_encoded_and_kept(start: Callable[[], Start]) 
     assert np.array_equal(again.poses_read, POSES + 1)
 
 
-def test_very_large_poses_are_not_kept(start: Callable[[], Start], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(kept_avatars, "POSES_LIMIT_BYTES", POSES.nbytes - 1)
-    for _ in range(2):
-        one = start()
-        one.shown()
-        assert one.poses_read is None
+def test_an_avatar_is_forgotten_after_what_is_being_written(start: Callable[[], Start], tmp_path: Path) -> None:
+    one, go_on = start(), threading.Event()
+    kept = KeptAvatars(tmp_path / "cache", {}, FORMAT)
+    kept.note("mia", avatar_digest(one.files))
+    put = kept._poses.put
+
+    def slow(digest: str, content: Arrays) -> None:
+        assert go_on.wait(10)
+        put(digest, content)
+
+    kept._poses.put = slow  # type: ignore[method-assign]
+    kept.keep_poses("mia", {}, POSES)
+    forgetting = threading.Thread(target=kept.forget, args=("mia",))
+    forgetting.start()
+    go_on.set()
+    forgetting.join()
+    assert kept_files(tmp_path) == []
+
+
+@pytest.mark.parametrize("other", [False, True])
+def test_nothing_is_written_of_an_avatar_once_forgotten(
+    other: bool, start: Callable[[], Start], tmp_path: Path
+) -> None:
+    one = start()
+    kept = KeptAvatars(tmp_path / "cache", {}, FORMAT)
+    kept.note("mia", avatar_digest(one.files))
+    pieces = kept.idle_loop("mia", {}, fake_generator().idle_loop("mia"))
+    next(pieces)
+    kept.forget("mia")
+    if other:  # of the same name
+        (tmp_path / "face.png").write_bytes(b"other")
+        kept.note("mia", avatar_digest(one.files))
+    assert len(list(pieces)) > 1
+    kept.wait()
+    assert not (tmp_path / "cache").exists()
+
+
+def test_files_replaced_while_they_are_read_keep_nothing(start: Callable[[], Start], tmp_path: Path) -> None:
+    one = start()
+    one.meanwhile = lambda: (tmp_path / "face.png").write_bytes(b"other")
+    one.shown()
+    later = start()
+    assert later.shown()[1], "what is there now was never rendered"
+    assert later.poses_read is None
 
 
 def test_a_deleted_avatar_is_deleted_on_disk(start: Callable[[], Start], tmp_path: Path) -> None:
@@ -336,37 +378,37 @@ def test_a_deleted_avatar_is_deleted_on_disk(start: Callable[[], Start], tmp_pat
     coarser.shown()
     other.shown()
     assert len(kept_files(tmp_path)) == 5, "three loops, and the poses of two"
-    loops = KeptAvatars(KeptFiles(tmp_path / "cache" / "idle"), {}, FORMAT)
-    loops.note(one.files)
-    loops.note(one.files)
+    kept = KeptAvatars(tmp_path / "cache", {}, FORMAT)
+    kept.note(one.files.name, avatar_digest(one.files))
+    kept.note(one.files.name, avatar_digest(one.files))
     assert len(kept_files(tmp_path)) == 5, "three loops, and the poses of two"
-    loops.forget("mia")
-    loops.forget("unknown")
+    kept.forget("mia")
+    kept.forget("unknown")
     assert len(kept_files(tmp_path)) == 2
     other.first = None
     assert other.shown()[1] is False
-    loops.note(other.files)
-    loops.note(replace(other.files, reference_image=one.files.reference_image))
+    kept.note(other.files.name, avatar_digest(other.files))
+    kept.note(other.files.name, avatar_digest(replace(other.files, reference_image=one.files.reference_image)))
     assert kept_files(tmp_path) == [], "another picture has taken its place"
 
 
 def test_a_loop_that_was_given_up_is_not_kept(start: Callable[[], Start], tmp_path: Path) -> None:
     one = start()
-    loops = KeptAvatars(KeptFiles(tmp_path / "cache" / "idle"), {}, FORMAT)
-    loops.note(one.files)
-    pieces = loops.idle_loop("mia", {}, fake_generator().idle_loop("mia"))
+    kept = KeptAvatars(tmp_path / "cache", {}, FORMAT)
+    kept.note(one.files.name, avatar_digest(one.files))
+    pieces = kept.idle_loop("mia", {}, fake_generator().idle_loop("mia"))
     next(pieces)
     pieces.close()  # type: ignore[attr-defined]
-    loops.wait()
+    kept.wait()
     assert not (tmp_path / "cache").exists()
 
 
 def test_an_avatar_whose_files_are_gone_is_rendered(
     start: Callable[[], Start], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    loops = KeptAvatars(KeptFiles(tmp_path / "cache" / "idle"), {}, FORMAT)
-    loops.note(AvatarFiles("mia", tmp_path / "gone.png", tmp_path))
+    kept = KeptAvatars(tmp_path / "cache", {}, FORMAT)
+    kept.note("mia", avatar_digest(AvatarFiles("mia", tmp_path / "gone.png", tmp_path)))
     assert "idle loop and poses of avatar mia are not kept" in caplog.text
-    avatar = Avatar.joined(list(loops.idle_loop("mia", {}, fake_generator().idle_loop("mia"))))
+    avatar = Avatar.joined(list(kept.idle_loop("mia", {}, fake_generator().idle_loop("mia"))))
     assert same(avatar, loop())
-    loops.wait()
+    kept.wait()

@@ -31,7 +31,7 @@ def get(files: KeptFiles, digest: str) -> Arrays | None:
 
 @pytest.fixture
 def shelf(tmp_path: Path) -> KeptFiles:
-    return KeptFiles(tmp_path / "cache" / "idle")
+    return KeptFiles(tmp_path / "cache" / "idle", "loops")
 
 
 def kept_files(tmp_path: Path) -> list[Path]:
@@ -92,26 +92,26 @@ def test_a_file_that_cannot_be_used_is_one_line(
 
 
 def test_a_huge_file_is_not_unpacked(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    KeptFiles(tmp_path).put(DIGEST, arrays())
-    assert get(KeptFiles(tmp_path, limit_bytes=20_000), DIGEST) is None
+    KeptFiles(tmp_path, "loops").put(DIGEST, arrays())
+    assert get(KeptFiles(tmp_path, "loops", limit_bytes=20_000), DIGEST) is None
     assert "it is too large" in caplog.text
 
 
 def test_what_was_used_longest_ago_goes_first(tmp_path: Path) -> None:
     folder = tmp_path / "cache" / "idle"
-    one = KeptFiles(folder)
+    one = KeptFiles(folder, "loops")
     digests = [digest_of({"number": number}) for number in range(4)]
     for age, digest in zip((400, 300, 200), digests, strict=False):
         one.put(digest, arrays())
         os.utime(folder / f"{digest}.npz", (1e9 - age, 1e9 - age))
     assert get(one, digests[0]) is not None, "now it is the one used last"
     size = kept_files(tmp_path)[0].stat().st_size
-    KeptFiles(folder, limit_bytes=3 * size + 100).put(digests[3], arrays())
+    KeptFiles(folder, "loops", limit_bytes=3 * size + 100).put(digests[3], arrays())
     assert [get(one, digest) is not None for digest in digests] == [True, False, True, True]
 
 
 def test_what_is_beyond_the_limit_is_not_kept(tmp_path: Path) -> None:
-    KeptFiles(tmp_path / "cache" / "idle", limit_bytes=1000).put(DIGEST, arrays())
+    KeptFiles(tmp_path / "cache" / "idle", "loops", limit_bytes=1000).put(DIGEST, arrays())
     assert kept_files(tmp_path) == []
 
 
@@ -126,7 +126,7 @@ def test_what_a_killed_process_left_is_removed(shelf: KeptFiles, tmp_path: Path)
 
 
 def test_several_may_write_at_once(tmp_path: Path) -> None:
-    shelves = [KeptFiles(tmp_path / "cache" / "idle") for _ in range(4)]
+    shelves = [KeptFiles(tmp_path / "cache" / "idle", "loops") for _ in range(4)]
     threads = [threading.Thread(target=shelf.put, args=(DIGEST, arrays())) for shelf in shelves]
     for thread in threads:
         thread.start()
@@ -155,11 +155,34 @@ def test_a_write_that_fails_leaves_nothing(
 
 def test_a_folder_that_cannot_be_made_is_one_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     (tmp_path / "file").write_text("")
-    shelf = KeptFiles(tmp_path / "file" / "idle")
+    shelf = KeptFiles(tmp_path / "file" / "idle", "loops")
     for digest in (DIGEST, OTHER):
         shelf.put(digest, arrays())
         assert get(shelf, digest) is None
     assert sum("cannot be kept" in record.getMessage() for record in caplog.records) == 1
+
+
+def test_what_is_dropped_is_gone_half_written_or_whole(shelf: KeptFiles, tmp_path: Path) -> None:
+    shelf.put(DIGEST, arrays())
+    shelf.put(OTHER, arrays())
+    (tmp_path / "cache" / "idle" / f"{DIGEST}-killed.part").write_bytes(b"half")
+    shelf.drop(DIGEST[:8])
+    assert [path.name for path in kept_files(tmp_path)] == [f"{OTHER}.npz"]
+
+
+def test_what_is_dropped_while_it_is_written_is_gone(
+    shelf: KeptFiles, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    savez = np.savez
+
+    def dropped(file: Any, **content: Any) -> None:
+        savez(file, **content)
+        shelf.drop(DIGEST)
+
+    monkeypatch.setattr(np, "savez", dropped)
+    shelf.put(DIGEST, arrays())
+    assert kept_files(tmp_path) == []
+    assert not caplog.records
 
 
 def test_what_its_reader_refuses_is_one_line(shelf: KeptFiles, caplog: pytest.LogCaptureFixture) -> None:

@@ -81,7 +81,7 @@ class Simulation:
         ticket = Ticket(
             number,
             stream,
-            deadline_s=due_s + CLIP_S,
+            deadline_s=due_s + CLIP_S / 2,
             due_s=due_s,
             cost=BUDGET.cost(place.steps, frames),
             steps=place.steps,

@@ -21,7 +21,8 @@ from echo_rtc.rendering import Avatar, RenderRequest
 from tests.model.small import MINI, MINI_FORMAT, POSES
 
 STEPS = 2
-
+PLENTY = 1 << 30
+"""More bytes than any features here."""
 
 IMAGE = POSES / "drawn_512" / "0.png"
 """Any picture does as a reference."""
@@ -181,29 +182,34 @@ def test_pose_features_are_encoded_ahead(generator: ClipGenerator) -> None:
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_pose_features_can_be_taken_from_before(dtype: str) -> None:
     one, other = prepared(dtype=dtype), prepared(dtype=dtype)
-    assert one.poses("anna") is None, "not all of them are there"
+    assert one.poses("anna", PLENTY) is None, "not all of them are there"
     while one.work_ahead():
         pass
-    kept = one.poses("anna")
+    kept = one.poses("anna", PLENTY)
     assert kept is not None
+    assert one.poses("anna", kept.nbytes - 1) is None, "gigabytes are not copied to be thrown away"
     assert not other.take_poses("anna", kept[:2])
     assert not other.take_poses("anna", kept[..., :-1])
-    assert other.take_poses("anna", kept)
+    other.prepare(request(pose_position=1))
+    for _ in range(2):  # into memory that is there already, and again
+        assert other.take_poses("anna", kept)
     assert not other.work_ahead()
+    fresh = prepared(dtype=dtype)
+    assert fresh.take_poses("anna", kept)
     speech = np.ones(5, np.float32)
-    ours, theirs = (each._avatar("anna").poses.features(1, 1, 1, speech) for each in (one, other))
-    assert torch.equal(ours, theirs)
-    assert one.poses("nobody") is None
+    ours, *theirs = (each._avatar("anna").poses.features(1, 1, 1, speech) for each in (one, other, fresh))
+    assert all(torch.equal(ours, features) for features in theirs)
+    assert one.poses("unknown", PLENTY) is None
 
 
 def test_poses_that_are_not_kept_in_memory_cannot_be_taken() -> None:
     frugal, whole = prepared(low_ram=True), prepared()
     while whole.work_ahead():
         pass
-    kept = whole.poses("anna")
+    kept = whole.poses("anna", PLENTY)
     assert kept is not None
     assert not frugal.take_poses("anna", kept)
-    assert frugal.poses("anna") is None
+    assert frugal.poses("anna", PLENTY) is None
 
 
 def test_pose_features_are_those_of_each_number(generator: ClipGenerator) -> None:

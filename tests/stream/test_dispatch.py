@@ -161,14 +161,14 @@ class OneByOne(Engine):
 
 def test_the_wait_for_a_slow_clip_counts_up_to_a_clip() -> None:
     """Each clip takes 0.2 s longer than it lasts; what it waits for the one before counts for the delay."""
-    sink, _, _ = play(OneByOne(lambda _: 0.7), spoken(5), delay_s=3.0)
-    assert [round(took_s, 6) for _, took_s in sink.done] == [0.7, 0.7, 1.1, 1.2, 1.2]
+    sink, _, _ = play(OneByOne(lambda _: 0.7), spoken(7), delay_s=4.0)
+    assert [round(took_s, 6) for _, took_s in sink.done] == [0.7, 0.7, 0.7, 1.2, 1.2, 1.2, 1.2]
 
 
 def test_the_wait_for_clips_in_real_time_does_not_count() -> None:
-    """One clip hangs; those behind it wait, but take no longer than ever."""
-    sink, _, _ = play(OneByOne(lambda number: 1.5 if number == 1 else 0.4), spoken(5), delay_s=3.0)
-    assert [round(took_s, 6) for _, took_s in sink.done] == [0.4, 1.5, 0.4, 0.4, 0.4]
+    """Two clips hang; those behind them wait, but take no longer than ever."""
+    sink, _, _ = play(OneByOne(lambda number: 0.9 if number in (1, 2) else 0.4), spoken(6), delay_s=3.0)
+    assert [round(took_s, 6) for _, took_s in sink.done] == [0.4, 0.9, 0.9, 0.4, 0.4, 0.4]
 
 
 def test_latents_are_chained() -> None:
