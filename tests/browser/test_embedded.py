@@ -27,6 +27,7 @@ PAUSE_S = 4
 WATCHED_MS, MOST_WATCHES = 13_000, 5
 """Each watch sees a pause and a phrase. A machine that is too slow for real time shows few rendered frames at first:
 it is watched again."""
+LEAST_FRAMES = 60
 MOVED, SHARE = 5.0, 0.1
 """A mouth that differs by more than so many levels from all at rest has moved; at least this share of those seen in
 speech has, and less of those in silence."""
@@ -85,12 +86,11 @@ async def test_the_mouth_moves_with_the_voice_and_rests_without(
     for _ in range(MOST_WATCHES):
         rows += await visit.page.evaluate(_WATCH, [*MOUTH, WATCHED_MS])
         loudness = np.array([loud for loud, _ in rows])
-        mouths: F32Array = np.stack([np.frombuffer(base64.b64decode(crop), np.uint8) for _, crop in rows]).astype(
-            np.float32
-        )
+        crops = [np.frombuffer(base64.b64decode(crop), np.uint8) for _, crop in rows]
+        mouths: F32Array = np.stack(crops).astype(np.float32)
         speaking, resting = mouths[loudness > LOUD], mouths[loudness < QUIET]
-        assert len(speaking) > 20, "the voice did not come back"
-        assert len(resting) > 40, "the pauses did not come back"
+        if min(len(speaking), len(resting)) < LEAST_FRAMES:
+            continue
         # The head sways, in speech as in silence: each mouth is compared with the one at rest that is most like it.
         moved, rested = _moved(speaking, resting[::2]), _moved(resting[1::2], resting[::2])
         if moved >= SHARE:
@@ -100,10 +100,11 @@ async def test_the_mouth_moves_with_the_voice_and_rests_without(
         await visit.hears(above=LOUD)
         await visit.state("Speaking")
         await visit.page.screenshot(path=picture)
-    assert moved >= SHARE, f"{moved:.2f} of the mouths seen in speech were open, {rested:.2f} of those in silence"
-    assert rested < min(SHARE, moved / 2), (
-        f"{rested:.2f} of the mouths seen in silence were open, {moved:.2f} in speech"
-    )
+    assert len(speaking) >= LEAST_FRAMES, "the voice did not come back"
+    assert len(resting) >= LEAST_FRAMES, "the pauses did not come back"
+    seen = f"{moved:.2f} of the mouths seen in speech were open, {rested:.2f} of those in silence"
+    assert moved >= SHARE, seen
+    assert rested < min(SHARE, moved / 2), seen
     await visit.end()
     [stream] = visit.streams
     await running.freed(stream)
